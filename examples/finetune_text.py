@@ -1,0 +1,147 @@
+"""Fine-tune a model on any text, and hear the difference.
+
+    python examples/finetune_text.py                                # a minute, on a bundled sample
+    python examples/finetune_text.py --data novel.txt --epochs 3
+    python examples/finetune_text.py --model gpt2 --data books/ --fraction 0.01
+
+Prints the model's continuation of the same prompt before and after, and the perplexity of text that
+it was not trained on. Writes metrics.jsonl, summary.json, loss.png and the tuned model to --out.
+"""
+
+import argparse
+import math
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from flags import SAMPLE_TEXT, common_flags, draw_losses, run, write_summary
+
+from gpt2mini import GPT2, Tokenizer, complete
+from gpt2mini.data.text import (
+    TokenBatches,
+    hold_out,
+    sequential_batches,
+    text_files,
+    tokenize_files,
+)
+from gpt2mini.files import writable_folder
+from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
+from gpt2mini.training.precision import pick_device
+
+
+def main() -> None:
+    args = parse_arguments()
+    out = writable_folder(args.out)
+    torch.manual_seed(args.seed)
+    device = pick_device(args.device)
+
+    tokenizer = Tokenizer.from_pretrained(args.model)
+    model = GPT2.from_pretrained(args.model, device=device)
+    corpus = tokenize_files(text_files(args.data), tokenizer, out / "tokens")
+    documents = corpus.documents(args.fraction, args.seed)
+    training, validation = hold_out(documents, args.validation_share, args.seed)
+    window = min(args.sequence_length, model.config.context_length)
+    batches = TokenBatches(corpus.tokens, training, args.batch_size, window, args.seed)
+    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / args.accumulate)
+    print(
+        f"{sum(map(len, training)):,} tokens to learn from, {sum(map(len, validation)):,} held out; "
+        f"{steps} steps of {args.accumulate * args.batch_size} x {batches.context_length} tokens "
+        f"on {device}"
+    )
+
+    def validate() -> float:
+        windows = sequential_batches(corpus.tokens, validation, args.batch_size, window)
+        return evaluate_loss(model, windows, precision=args.dtype)
+
+    def sample() -> str:
+        return complete(
+            model,
+            tokenizer,
+            prompt,
+            args.sample_tokens,
+            temperature=0.8,
+            top_k=50,
+            generator=torch.Generator(device).manual_seed(args.seed),
+        )
+
+    prompt = args.prompt or tokenizer.decode(corpus.tokens[validation[0]][:8])
+    before = sample()
+    print(f"\n--- before, from {prompt!r}\n{before}\n")
+
+    settings = Settings(
+        steps=steps,
+        schedule=partial(cosine, steps=steps, warmup_steps=max(1, steps // 10)),
+        accumulate=args.accumulate,
+        precision=args.dtype,
+        log_every=max(1, min(10, steps // 20)),
+        evaluate_every=max(1, steps // 5),
+    )
+    began = time.perf_counter()
+    optimizer = adamw(model, lr=args.lr, weight_decay=args.weight_decay)
+    rows = train(model, batches, [optimizer], settings, evaluate=validate, out=out)
+    seconds = time.perf_counter() - began
+
+    tokenizer.save_pretrained(out / "best")
+    model = GPT2.from_pretrained(out / "best", device=device)  # the lowest validation loss
+    after = sample()
+    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    first, best = math.exp(losses[0]), math.exp(min(losses))
+    print(f"\n--- after\n{after}\n")
+    print(
+        f"validation loss {losses[0]:.3f} -> {min(losses):.3f} (perplexity {first:.1f} -> {best:.1f})"
+    )
+    if losses[-1] > min(losses) + 0.01:
+        print(f"(it had risen again to {losses[-1]:.3f} at the end: fewer epochs would do)")
+    write_summary(
+        out,
+        {
+            "model": str(args.model),
+            "data": str(args.data),
+            "steps": steps,
+            "seconds": round(seconds, 1),
+            "validation_loss_before": losses[0],
+            "validation_loss_after": min(losses),
+            "perplexity_before": first,
+            "perplexity_after": best,
+            "prompt": prompt,
+            "sample_before": before,
+            "sample_after": after,
+        },
+    )
+    draw_losses(out, f"Fine-tuning {args.model} on {Path(args.data).name}")
+    print(f"tuned model: {out / 'best'}   (python examples/generate.py --model {out / 'best'})")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = common_flags(__doc__, out="runs/finetune_text")
+    parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
+    parser.add_argument("--data", default=SAMPLE_TEXT, help="a text file or a folder of .txt files")
+    parser.add_argument(
+        "--fraction", type=float, default=1.0, help="seeded share of the text to use"
+    )
+    parser.add_argument(
+        "--validation-share", type=float, default=0.1, help="share that is held out"
+    )
+    parser.add_argument(
+        "--epochs", type=float, default=5.0, help="times through the text (default 5)"
+    )
+    parser.add_argument("--steps", type=int, help="optimizer steps; overrides --epochs")
+    parser.add_argument(
+        "--batch-size", type=int, default=4, help="windows per micro-batch (default 4)"
+    )
+    parser.add_argument(
+        "--accumulate", type=int, default=1, help="micro-batches per step (default 1)"
+    )
+    parser.add_argument(
+        "--sequence-length", type=int, default=256, help="tokens per window (default 256)"
+    )
+    parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate (default 5e-4)")
+    parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--prompt", help="text to continue (default: the first words held out)")
+    parser.add_argument("--sample-tokens", type=int, default=80, help="length of the two samples")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,243 @@
+"""Make a GPT-2 from nothing but text: learn a vocabulary, then pretrain a model on it.
+
+    python examples/pretrain.py                                        # one minute, on a small sample
+    python examples/pretrain.py --data BOOKS --out runs/nano --steps 5000
+
+`weights/gpt2-nano` was made by this script; its README has the commands. A deep model costs more per
+step and learns little more at first, so gpt2-nano began shallow: `--init-from FOLDER` starts from an
+earlier model and, where `--layers` asks for more blocks than it has, grows it without changing its
+outputs.
+"""
+
+import argparse
+import copy
+import math
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from gpt2mini import GPT2, GPT2Config, Tokenizer, complete
+from gpt2mini.data.text import (
+    TokenBatches,
+    TokenFile,
+    hold_out,
+    sequential_batches,
+    text_files,
+    tokenize_files,
+)
+from gpt2mini.files import write_json
+from gpt2mini.tokenizer import train_tokenizer
+from gpt2mini.training import Settings, evaluate_loss, muon_and_adamw, train, warmup_stable_decay
+from gpt2mini.training.precision import pick_device
+from gpt2mini.training.state import saved_step
+
+SAMPLE = Path(__file__).parent / "data" / "sample.txt"
+
+
+def main() -> None:
+    args = parse_arguments()
+    out = Path(args.out)
+    torch.manual_seed(args.seed)
+    device = pick_device(args.device)
+
+    files = text_files(args.data)
+    tokenizer = get_tokenizer(args, files)
+    corpus = tokenize_files(files, tokenizer, out / "tokens")
+    training, validation = hold_out(
+        corpus.documents(args.fraction, args.seed), args.validation_share, args.seed
+    )
+    model = get_model(args, tokenizer).to(device)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(
+        f"{parameters:,} parameters, {sum(map(len, training)):,} tokens to learn from, on {device}"
+    )
+
+    batches = TokenBatches(
+        corpus.tokens,
+        training,
+        args.batch_size,
+        args.sequence_length or model.config.context_length,
+        args.seed,
+        start=saved_step(out / "state.pt") * args.accumulate if args.resume else 0,
+    )
+    settings = Settings(
+        steps=args.steps,
+        schedule=partial(
+            warmup_stable_decay,
+            steps=args.steps,
+            warmup_steps=args.warmup_steps,
+            decay_share=args.decay_share,
+        ),
+        accumulate=args.accumulate,
+        precision=args.dtype,
+        evaluate_every=args.evaluate_every,
+        save_every=args.save_every,
+    )
+    held_out = shorten(validation, args.validation_tokens)
+    rows = train(
+        model,
+        batches,
+        muon_and_adamw(model, lr=args.lr, adamw_lr=args.adamw_lr, weight_decay=args.weight_decay),
+        settings,
+        evaluate=lambda: validation_loss(model, corpus, held_out, args.batch_size),
+        out=out,
+        resume=args.resume,
+    )
+
+    model.save_pretrained(out / "final")
+    tokenizer.save_pretrained(out / "final")
+    tokenizer.save_pretrained(out / "best")
+    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    bits = losses[-1] / math.log(2) / bytes_per_token(tokenizer, corpus, held_out)
+    write_json(
+        out / "summary.json",
+        {
+            "parameters": parameters,
+            "steps": args.steps,
+            "validation_loss": losses[-1],
+            "bits_per_byte": bits,
+        },
+    )
+    print(
+        f"validation loss {losses[0]:.3f} -> {losses[-1]:.3f} nats a token, {bits:.3f} bits a byte"
+    )
+    generator = torch.Generator(device).manual_seed(args.seed)
+    print(complete(model, tokenizer, "The ", max_new_tokens=100, top_k=50, generator=generator))
+
+
+def get_tokenizer(args: argparse.Namespace, files: list[Path]) -> Tokenizer:
+    """The vocabulary of an earlier model or run, or a new one learned from the text."""
+    folder = Path(args.init_from or Path(args.out) / "tokenizer")
+    if (folder / "merges.txt").is_file():
+        return Tokenizer.from_pretrained(folder)
+    tokenizer = train_tokenizer(
+        (f.read_text(encoding="utf-8") for f in files), args.vocab_size, show_progress=True
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def get_model(args: argparse.Namespace, tokenizer: Tokenizer) -> GPT2:
+    if args.init_from:
+        return grow_depth(GPT2.from_pretrained(args.init_from), args.layers)
+    return GPT2(
+        GPT2Config(
+            vocab_size=tokenizer.vocab_size,
+            context_length=args.context_length,
+            emb_dim=args.emb_dim,
+            n_heads=args.heads,
+            n_layers=args.layers,
+        )
+    )
+
+
+def grow_depth(model: GPT2, n_layers: int) -> GPT2:
+    """A deeper model that computes exactly the same, ready to learn more.
+
+    Each block is followed by copies of itself whose two projections into the residual stream are zero:
+    they add nothing yet, and their first gradient step changes that.
+    """
+    old = list(model.trf_blocks)
+    if n_layers == len(old):
+        return model
+    if n_layers % len(old):
+        raise ValueError(
+            f"a model of {len(old)} blocks can grow to a multiple of that, not to {n_layers}"
+        )
+    grown = GPT2(GPT2Config(**{**vars(model.config), "n_layers": n_layers}))
+    for name in ("tok_emb", "pos_emb", "final_norm"):
+        getattr(grown, name).load_state_dict(getattr(model, name).state_dict())
+    copies = n_layers // len(old)
+    for i, block in enumerate(grown.trf_blocks):
+        block.load_state_dict(copy.deepcopy(old[i // copies].state_dict()))
+        if i % copies:
+            for projection in (block.attn.attn_out, block.mlp.mlp_out):
+                torch.nn.init.zeros_(projection.weight)
+                torch.nn.init.zeros_(projection.bias)
+    return grown
+
+
+def shorten(documents: list[range], tokens: int) -> list[range]:
+    """The first part of each document, `tokens` in all at the most."""
+    share = max(2, tokens // len(documents))
+    return [document[:share] for document in documents]
+
+
+def validation_loss(
+    model: GPT2, corpus: TokenFile, documents: list[range], batch_size: int
+) -> float:
+    return evaluate_loss(
+        model, sequential_batches(corpus.tokens, documents, batch_size, model.config.context_length)
+    )
+
+
+def bytes_per_token(tokenizer: Tokenizer, corpus: TokenFile, documents: list[range]) -> float:
+    """Mean length of the predicted tokens; it turns a loss per token into one per byte."""
+    targets = [
+        int(i) for document in documents for i in corpus.tokens[document.start + 1 : document.stop]
+    ]
+    return sum(len(tokenizer.token_bytes(i)) for i in targets if i != tokenizer.eos_id) / len(
+        targets
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", default=SAMPLE, help="a text file, or a folder of .txt files (one a document)"
+    )
+    parser.add_argument(
+        "--out", default="runs/pretrain", help="folder for vocabulary, logs, checkpoints, model"
+    )
+    parser.add_argument(
+        "--init-from", help="start from this model folder instead of random weights"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the state saved in --out")
+    parser.add_argument(
+        "--fraction", type=float, default=1.0, help="seeded share of the text to use"
+    )
+    parser.add_argument(
+        "--validation-share", type=float, default=0.015, help="share of the documents held out"
+    )
+    parser.add_argument(
+        "--validation-tokens", type=int, default=65536, help="at most so many of them are scored"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "fp32", "bf16"], help="of matrix products"
+    )
+    # the model
+    parser.add_argument("--vocab-size", type=int, default=8192)
+    parser.add_argument("--context-length", type=int, default=512)
+    parser.add_argument("--emb-dim", type=int, default=256)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=12)
+    # the training
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=16, help="windows per micro-batch")
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches per step")
+    parser.add_argument(
+        "--sequence-length", type=int, help="tokens per window; default: the context length"
+    )
+    parser.add_argument(
+        "--lr", type=float, default=0.02, help="Muon, for the matrices of the blocks"
+    )
+    parser.add_argument(
+        "--adamw-lr", type=float, default=0.003, help="for embeddings, norms and biases"
+    )
+    parser.add_argument("--weight-decay", type=float, default=0.01)
+    parser.add_argument("--warmup-steps", type=int, default=20)
+    parser.add_argument(
+        "--decay-share", type=float, default=0.3, help="share of the steps in which the rate falls"
+    )
+    parser.add_argument("--evaluate-every", type=int, default=200)
+    parser.add_argument("--save-every", type=int, default=200)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

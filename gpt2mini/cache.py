@@ -1,0 +1,66 @@
+"""The key/value cache: what attention has already computed for the tokens it has seen.
+
+The keys and values of a token depend only on the tokens before it, so generation computes them once
+and keeps them; each new token then costs one row of work instead of a whole forward pass. The
+buffers are allocated once at their full size: nothing is copied as the text grows.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from gpt2mini.config import GPT2Config
+
+
+class LayerCache:
+    """The keys and values of one attention layer."""
+
+    def __init__(
+        self, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.keys = torch.empty(
+            shape, device=device, dtype=dtype
+        )  # (batch, heads, max_tokens, head_dim)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def append(
+        self,
+        keys: Float[Tensor, "batch heads tokens head_dim"],
+        values: Float[Tensor, "batch heads tokens head_dim"],
+    ) -> tuple[
+        Float[Tensor, "batch heads total head_dim"], Float[Tensor, "batch heads total head_dim"]
+    ]:
+        """Store the new tokens' keys and values; return those of all tokens so far."""
+        start, self.length = self.length, self.length + keys.shape[2]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+class KeyValueCache:
+    """One `LayerCache` for each block, and which of the cached tokens are real (not padding).
+
+    Use it as `model(new_token_ids, cache=cache)`: each call adds its tokens to those before.
+    """
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        batch_size: int,
+        max_tokens: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        shape = (batch_size, config.n_heads, max_tokens, config.head_dim)
+        self.layers = [
+            LayerCache(shape, torch.device(device), dtype) for _ in range(config.n_layers)
+        ]
+        self.batch_size = batch_size
+        self.max_tokens = max_tokens
+        self.is_real: Bool[Tensor, "batch total"] | None = None  # None: no padding so far
+
+    @property
+    def length(self) -> int:
+        """How many tokens are cached (padding counted)."""
+        return self.layers[0].length

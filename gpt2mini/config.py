@@ -1,0 +1,61 @@
+"""The numbers that make a GPT-2: one frozen dataclass, and the four published sizes as data."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The shape of a GPT-2. The defaults are OpenAI's smallest published model (124M
+    parameters)."""
+
+    vocab_size: int = 50257  # 256 bytes + 50,000 merges + <|endoftext|>
+    context_length: int = 1024  # the most tokens that a text can have: one learned vector for each
+    emb_dim: int = 768  # numbers per token, the width of the residual stream
+    n_heads: int = 12  # attention heads, each emb_dim / n_heads wide
+    n_layers: int = 12  # transformer blocks
+    drop_rate: float = (
+        0.0  # OpenAI trained with 0.1; 0 keeps training and inference the same function
+    )
+    qkv_bias: bool = True  # OpenAI's query, key and value projections have a bias
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
+            number = getattr(self, name)
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {number!r}")
+        if self.emb_dim % self.n_heads:
+            raise ValueError(
+                f"emb_dim {self.emb_dim} cannot be shared out evenly to {self.n_heads} heads: "
+                "choose n_heads so that it divides emb_dim"
+            )
+        if not 0.0 <= self.drop_rate < 1.0:
+            raise ValueError(f"drop_rate must lie in [0, 1), not {self.drop_rate!r}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.emb_dim // self.n_heads
+
+    @classmethod
+    def from_name(cls, name: str) -> "GPT2Config":
+        """The config of a published size, by its Hugging Face or its OpenAI name."""
+        if name not in PUBLISHED_SIZES:
+            raise ValueError(
+                f"no published GPT-2 is called {name!r}; choose from {', '.join(PUBLISHED_SIZES)}"
+            )
+        return cls(**PUBLISHED_SIZES[name])
+
+
+# Radford et al. 2019, table 2, as corrected by OpenAI: 124M (printed there as 117M), 355M (345M),
+# 774M (762M) and 1558M (1542M) parameters.
+PUBLISHED_SIZES = {
+    "gpt2": dict(emb_dim=768, n_heads=12, n_layers=12),
+    "gpt2-medium": dict(emb_dim=1024, n_heads=16, n_layers=24),
+    "gpt2-large": dict(emb_dim=1280, n_heads=20, n_layers=36),
+    "gpt2-xl": dict(emb_dim=1600, n_heads=25, n_layers=48),
+}
+PUBLISHED_SIZES |= {
+    "124M": PUBLISHED_SIZES["gpt2"],
+    "355M": PUBLISHED_SIZES["gpt2-medium"],
+    "774M": PUBLISHED_SIZES["gpt2-large"],
+    "1558M": PUBLISHED_SIZES["gpt2-xl"],
+}

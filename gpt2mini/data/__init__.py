@@ -1,0 +1,1 @@
+"""Files -> batches: one file for each kind of data."""

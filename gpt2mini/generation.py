@@ -1,0 +1,334 @@
+"""Continue a text: read the prompt once, then one token at a time, each fed back in.
+
+`generate` works on token ids, in batches; `complete` and `stream` on text. All of them use the
+key/value cache, leave the model's mode and gradients as they were, and know nothing of training.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gpt2mini.cache import KeyValueCache
+from gpt2mini.model import GPT2
+from gpt2mini.modes import evaluating
+from gpt2mini.sampling import (
+    FORBIDDEN,
+    draw,
+    forbid_repeated_ngrams,
+    keep_top_k,
+    keep_top_p,
+    penalise_repetition,
+)
+from gpt2mini.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The rules apply in the order in which they stand here."""
+
+    repetition_penalty: float = 1.0  # above 1: tokens already in the text become less likely
+    no_repeat_ngram_size: int = 0  # n above 0: no n tokens in a row appear twice
+    temperature: float = (
+        1.0  # below 1: bolder; above 1: more varied; 0: always the likeliest (greedy)
+    )
+    top_k: int | None = None  # choose among the k likeliest
+    top_p: float | None = None  # choose among the fewest whose probabilities add up to p
+
+    def __post_init__(self) -> None:
+        for holds, rule in (
+            (self.repetition_penalty > 0, "repetition_penalty must be above 0 (1 changes nothing)"),
+            (self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size must be 0 (off) or more"),
+            (0 <= self.temperature < float("inf"), "temperature must be 0 (greedy) or more"),
+            (self.top_k is None or self.top_k >= 1, "top_k must be at least 1"),
+            (self.top_p is None or 0 < self.top_p <= 1, "top_p must lie in (0, 1]"),
+        ):
+            if not holds:
+                raise ValueError(f"{rule}; got {self}")
+
+    def choose(
+        self,
+        logits: Float[Tensor, "rows vocab"],
+        token_ids: Int[Tensor, "rows tokens"],
+        is_real: Bool[Tensor, "rows tokens"],
+        generator: torch.Generator | None,
+    ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """(next token of each row, its log-probability after all rules), given the text so far."""
+        if self.repetition_penalty != 1.0:
+            logits = penalise_repetition(logits, token_ids, is_real, self.repetition_penalty)
+        if self.no_repeat_ngram_size:
+            logits = forbid_repeated_ngrams(logits, token_ids, is_real, self.no_repeat_ngram_size)
+            if (logits == FORBIDDEN).all(dim=1).any():
+                raise ValueError("every token would repeat an n-gram: raise no_repeat_ngram_size")
+        if self.temperature > 0:
+            logits = logits / self.temperature
+        if self.top_k is not None:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p is not None:
+            logits = keep_top_p(logits, self.top_p)
+        return draw(logits, self.temperature, generator)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What `generate` returns. All tensors have one shape, (rows, prompt + new): column for
+    column."""
+
+    token_ids: Int[Tensor, "rows tokens"]  # a finished row is filled up with its last token
+    attention_mask: Bool[Tensor, "rows tokens"]  # real tokens: the prompt's and the response's
+    response_mask: Bool[Tensor, "rows tokens"]  # generated tokens, the stop token included
+    logprobs: Float[Tensor, "rows tokens"]  # of the response tokens under the model itself; else 0
+    sampling_logprobs: Float[Tensor, "rows tokens"]  # the same after temperature, top-k and so on
+
+
+def generate(
+    model: GPT2,
+    token_ids: Int[Tensor, "batch tokens"],
+    max_new_tokens: int,
+    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram_size: int = 0,
+    stop_ids: Sequence[int] = (),
+    num_samples: int = 1,
+    generator: torch.Generator | None = None,
+    overflow: str = "error",
+) -> Generated:
+    """Continue each row by up to `max_new_tokens` tokens; a row ends early at any of `stop_ids`.
+
+    attention_mask: 0 for padding, on either side of a prompt. num_samples: continuations of each
+    prompt, in neighbouring rows. overflow: what to do when the text outgrows the context; "error",
+    or "slide": forget the older half and read the newer half again (GPT-2's positions are absolute,
+    so a window cannot move without that). Raises ValueError for settings that make no sense.
+    """
+    sampling = Sampling(repetition_penalty, no_repeat_ngram_size, temperature, top_k, top_p)
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    token_ids = token_ids.repeat_interleave(num_samples, dim=0)  # (rows, prompt)
+    if attention_mask is not None:
+        attention_mask = attention_mask.repeat_interleave(num_samples, dim=0)
+    steps = list(
+        generation_steps(
+            model,
+            token_ids,
+            max_new_tokens,
+            attention_mask,
+            sampling,
+            stop_ids,
+            generator,
+            overflow,
+        )
+    )
+    prompt = torch.zeros(token_ids.shape, device=token_ids.device)  # (rows, prompt)
+    new_active = torch.stack([step.active for step in steps], dim=1)  # (rows, new)
+    prompt_real = torch.ones_like(prompt) if attention_mask is None else attention_mask
+    return Generated(
+        token_ids=torch.cat([token_ids, *(step.token_ids[:, None] for step in steps)], dim=1),
+        attention_mask=torch.cat([prompt_real.bool(), new_active], dim=1),
+        response_mask=torch.cat([prompt.bool(), new_active], dim=1),
+        logprobs=torch.cat([prompt, *(step.logprobs[:, None] for step in steps)], dim=1),
+        sampling_logprobs=torch.cat(
+            [prompt, *(step.sampling_logprobs[:, None] for step in steps)], dim=1
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One new token for every row. Rows that had ended before are not active: what they hold is
+    filling."""
+
+    token_ids: Int[Tensor, " rows"]
+    active: Bool[Tensor, " rows"]
+    logprobs: Float[Tensor, " rows"]
+    sampling_logprobs: Float[Tensor, " rows"]
+
+
+def generation_steps(
+    model: GPT2,
+    token_ids: Int[Tensor, "rows prompt"],
+    max_new_tokens: int,
+    attention_mask: Tensor | None,
+    sampling: Sampling,
+    stop_ids: Sequence[int],
+    generator: torch.Generator | None,
+    overflow: str,
+) -> Iterator[Step]:
+    """The loop behind `generate` and `stream`: read, choose, feed back; stop when every row has
+    ended."""
+    check_request(model, token_ids, attention_mask, max_new_tokens, overflow)
+    rows, prompt = token_ids.shape
+    text = torch.cat(
+        [token_ids, token_ids.new_zeros(rows, max_new_tokens)], dim=1
+    )  # (rows, prompt + new)
+    is_real = torch.ones_like(text, dtype=torch.bool)
+    if attention_mask is not None:
+        is_real[:, :prompt] = attention_mask.bool()
+    active = torch.ones(rows, dtype=torch.bool, device=text.device)
+    stops = torch.tensor(list(stop_ids), dtype=text.dtype, device=text.device)
+
+    reader = Reader(model, capacity=text.shape[1], slide=overflow == "slide")
+    for end in range(prompt, prompt + max_new_tokens):
+        logits = reader.next_logits(text[:, :end], is_real[:, :end])  # (rows, vocab)
+        chosen, sampling_logprobs = sampling.choose(
+            logits, text[:, :end], is_real[:, :end], generator
+        )
+        chosen = torch.where(active, chosen, text[:, end - 1])
+        text[:, end] = chosen
+        logprobs = logits.log_softmax(dim=1).gather(1, chosen[:, None])[:, 0]
+        yield Step(chosen, active, logprobs * active, sampling_logprobs * active)
+        active = active & ~torch.isin(chosen, stops)
+        if not active.any():
+            return
+
+
+class Reader:
+    """Feeds a growing text to the model, only what is new each time, and gives the next token's
+    logits."""
+
+    def __init__(self, model: GPT2, capacity: int, slide: bool) -> None:
+        self.model, self.slide = model, slide
+        self.capacity = min(capacity, model.config.context_length) if slide else capacity
+        self.cache: KeyValueCache | None = None
+
+    def next_logits(self, text: Tensor, is_real: Tensor) -> Float[Tensor, "rows vocab"]:
+        with evaluating(self.model):
+            if self.cache is None:
+                hidden = self.read_afresh(text, is_real, self.capacity)
+            elif self.cache.length == self.cache.max_tokens:  # only when sliding
+                hidden = self.read_afresh(text, is_real, max(1, self.capacity // 2))
+            else:
+                hidden = self.model.hidden_states(text[:, -1:], cache=self.cache)[
+                    :, -1
+                ]  # (rows, emb)
+            return self.model.out_head(hidden).float()  # (rows, vocab)
+
+    def read_afresh(self, text: Tensor, is_real: Tensor, columns: int) -> Float[Tensor, "rows emb"]:
+        """Fill a new cache with the last columns of the text; the hidden state of each row's last
+        token."""
+        text, is_real = text[:, -columns:], is_real[:, -columns:]
+        weight = self.model.tok_emb.weight
+        self.cache = KeyValueCache(
+            self.model.config, len(text), self.capacity, weight.device, cache_dtype(weight)
+        )
+        mask = None if is_real.all() else is_real
+        hidden = self.model.hidden_states(text, mask, cache=self.cache)  # (rows, columns, emb)
+        column = torch.arange(text.shape[1], device=text.device)  # (columns)
+        last = torch.where(is_real, column, -1).amax(dim=1).clamp(min=0)  # (rows)
+        return hidden[torch.arange(len(text), device=text.device), last]  # (rows, emb)
+
+
+def cache_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype in which attention computes: autocast's if it is on, else the weights'."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def check_request(
+    model: GPT2,
+    token_ids: Tensor,
+    attention_mask: Tensor | None,
+    max_new_tokens: int,
+    overflow: str,
+) -> None:
+    if overflow not in ("error", "slide"):
+        raise ValueError(f"overflow must be 'error' or 'slide', not {overflow!r}")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    if token_ids.ndim != 2 or token_ids.numel() == 0:
+        raise ValueError(
+            f"the prompt must have the shape (batch, tokens) and at least one token, "
+            f"not {tuple(token_ids.shape)}"
+        )
+    vocab = getattr(model.out_head, "out_features", model.config.vocab_size)
+    if vocab != model.config.vocab_size:
+        raise ValueError(
+            f"the output head gives {vocab} numbers, but the vocabulary has "
+            f"{model.config.vocab_size} tokens: only a language model head can generate"
+        )
+    if attention_mask is not None and attention_mask.shape != token_ids.shape:
+        raise ValueError(
+            f"attention_mask has the shape {tuple(attention_mask.shape)}; "
+            f"expected {tuple(token_ids.shape)}"
+        )
+    if attention_mask is not None and not attention_mask.bool().any(dim=1).all():
+        raise ValueError("a row of the prompt is nothing but padding: there is nothing to continue")
+    longest = token_ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=1).max())
+    context = model.config.context_length
+    if overflow == "error" and longest + max_new_tokens > context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the context "
+            f"of {context}: ask for at most {max(0, context - longest)}, shorten the prompt, "
+            "or pass overflow='slide'"
+        )
+
+
+def complete(
+    model: GPT2, tokenizer: Tokenizer, prompt: str, max_new_tokens: int = 100, **sampling
+) -> str:
+    """The prompt and its continuation. Arguments are those of `stream`."""
+    return prompt + "".join(stream(model, tokenizer, prompt, max_new_tokens, **sampling))
+
+
+def stream(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int = 100,
+    stop_strings: Sequence[str] = (),
+    generator: torch.Generator | None = None,
+    overflow: str = "error",
+    **sampling,
+) -> Iterator[str]:
+    """The continuation of a prompt, piece by piece as it is generated, in whole characters.
+
+    Ends at <|endoftext|>, or before the first of `stop_strings`; neither is part of the text.
+    sampling: temperature, top_k, top_p, repetition_penalty, no_repeat_ngram_size.
+    """
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise ValueError("the prompt is empty: give at least one word to continue")
+    device = model.tok_emb.weight.device
+    steps = generation_steps(
+        model,
+        torch.tensor([ids], device=device),
+        max_new_tokens,
+        None,
+        Sampling(**sampling),
+        [tokenizer.eos_id],
+        generator,
+        overflow,
+    )
+    new_ids = (int(step.token_ids[0]) for step in steps)
+    pieces = tokenizer.decode_stream(i for i in new_ids if i != tokenizer.eos_id)
+    yield from until_stop(pieces, stop_strings)
+
+
+def until_stop(pieces: Iterator[str], stop_strings: Sequence[str]) -> Iterator[str]:
+    """Pass text on up to the first stop string; hold back an ending that may be the start of
+    one."""
+    stop_strings = [stop for stop in stop_strings if stop]
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [held.find(stop) for stop in stop_strings if stop in held]
+        if found:
+            yield held[: min(found)]
+            return
+        keep = max((overlap(held, stop) for stop in stop_strings), default=0)
+        if ready := held[: len(held) - keep]:
+            yield ready
+        held = held[len(held) - keep :]
+    if held:
+        yield held
+
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest ending of `text` that begins `stop`."""
+    return next(
+        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0
+    )

@@ -1,0 +1,142 @@
+"""Losses: pure functions of tensors. Each returns (sum, count), so that the caller divides once.
+
+Why not the mean: with several micro-batches or several machines, the mean of means is not the mean.
+Sum the sums, sum the counts, divide at the end, and k micro-batches equal one big batch exactly.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IGNORED = -100  # a label that asks for nothing: padding, or a prompt that is only read
+
+
+def next_token_loss(
+    logits: Float[Tensor, "batch tokens vocab"], labels: Int[Tensor, "batch tokens"]
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """Cross entropy of each token given those before it: (sum in nats, number of targets).
+
+    `labels` are the token ids themselves, not shifted, with IGNORED where nothing is to be learned:
+
+        labels      The   cat   sat   .
+        learned           cat   sat   .      each from the logits one position to its left
+
+    The textbook form. `chunked_next_token_loss` gives the same number without the logits.
+    """
+    targets = next_tokens(labels)
+    loss_sum = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        targets.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
+    return loss_sum, (targets != IGNORED).sum()
+
+
+def chunked_next_token_loss(
+    hidden: Float[Tensor, "batch tokens emb"],
+    out_head: nn.Module,
+    labels: Int[Tensor, "batch tokens"],
+    chunk_size: int | None = None,
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """`next_token_loss(out_head(hidden), labels)` without ever holding all the logits.
+
+    At 4 x 1024 tokens the logits of GPT-2 take 823 MB, and their gradient as much again. Here the
+    head and the cross entropy work on a few positions at a time, and ignored positions are skipped.
+
+    out_head: `model.out_head`, or any module with a `weight` (vocab, emb) and a `bias` or None.
+    chunk_size: positions at a time; the default keeps the logits of a chunk in the processor's
+    cache.
+    """
+    targets = next_tokens(labels)  # (batch, tokens - 1)
+    kept = targets != IGNORED  # (batch, tokens - 1)
+    weight, bias = out_head.weight, getattr(out_head, "bias", None)
+    chunk_size = chunk_size or max(64, 2**22 // weight.shape[0])
+    arguments = (hidden[:, :-1][kept], weight, bias, targets[kept], chunk_size)
+    if torch.is_grad_enabled():
+        loss_sum = ChunkedCrossEntropy.apply(*arguments)
+    else:
+        loss_sum = chunked_cross_entropy(*arguments)
+    return loss_sum, kept.sum()
+
+
+def next_tokens(labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens-1"]:
+    """What each position but the last is to predict. The one place where labels are shifted."""
+    targets = labels[:, 1:]
+    if not (targets != IGNORED).any():
+        raise ValueError(
+            f"no label to learn from: all of {tuple(labels.shape)} are {IGNORED} (ignored), or "
+            "each row has only one token; leave such batches out"
+        )
+    return targets
+
+
+def check_labels_not_shifted(
+    token_ids: Int[Tensor, "batch tokens"], labels: Int[Tensor, "batch tokens"]
+) -> None:
+    """Raise ValueError if somebody has shifted the labels already, which would train the token
+    after next."""
+    kept = labels[:, :-1] != IGNORED
+    looks_shifted = (labels[:, :-1] == token_ids[:, 1:])[kept].all()
+    looks_right = (labels == token_ids)[labels != IGNORED].all()
+    if kept.any() and looks_shifted and not looks_right:
+        raise ValueError(
+            "the labels look already shifted by one (labels[:, :-1] equals token_ids[:, 1:]): "
+            "pass the token ids themselves; the loss does the shift"
+        )
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross entropy of a linear head, chunk by chunk, its gradient computed on the way.
+
+    The gradient of cross entropy is softmax(logits) - one_hot(target): known as soon as the logits
+    are, so the logits of a chunk can be forgotten before those of the next are computed.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, chunk_size):
+        grad_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
+        grad_weight = torch.zeros_like(weight) if weight.requires_grad else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and bias.requires_grad else None
+        loss_sum = chunked_cross_entropy(
+            hidden, weight, bias, targets, chunk_size, (grad_hidden, grad_weight, grad_bias)
+        )
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        return loss_sum
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        gradients = [None if g is None else g * grad_output for g in ctx.saved_tensors]
+        return *gradients, None, None
+
+
+def chunked_cross_entropy(hidden, weight, bias, targets, chunk_size, gradients=(None, None, None)):
+    """The loop of `ChunkedCrossEntropy`; fills the gradient buffers that it is given."""
+    grad_hidden, grad_weight, grad_bias = gradients
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    loss_sum = torch.zeros((), device=hidden.device)
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        weight, hidden = weight.to(dtype), hidden.to(dtype)  # cast once, not once a chunk
+        bias = None if bias is None else bias.to(dtype)
+        for start in range(0, len(targets), chunk_size):
+            rows = slice(start, start + chunk_size)
+            chunk, target = hidden[rows], targets[rows, None]  # (chunk, emb), (chunk, 1)
+            logits = F.linear(chunk, weight, bias).float()  # (chunk, vocab)
+            log_normaliser = logits.logsumexp(dim=1, keepdim=True)  # (chunk, 1)
+            loss_sum += (log_normaliser - logits.gather(1, target)).sum()
+            if grad_hidden is None and grad_weight is None and grad_bias is None:
+                continue
+            grad_logits = logits.sub_(log_normaliser).exp_()  # (chunk, vocab): softmax(logits) ...
+            grad_logits.scatter_add_(
+                1, target, torch.full_like(log_normaliser, -1.0)
+            )  # ... - one_hot
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(dim=0)
+            grad_logits = grad_logits.to(dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = grad_logits @ weight
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ chunk
+    return loss_sum

@@ -1,0 +1,131 @@
+"""The padding contract: which tokens are real, where they stand, and who may look at whom.
+
+Texts of different lengths share a batch by padding the short ones. Three things keep padding from
+changing anything. Masks come from lengths and never from token ids, so a padding id that is also
+<|endoftext|> does no harm. Positions count real tokens only, because GPT-2 learned one vector for
+each absolute position. And every token may at least attend to itself, so that no softmax is over
+nothing.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from gpt2mini.config import GPT2Config
+
+if TYPE_CHECKING:
+    from gpt2mini.cache import KeyValueCache
+
+
+def real_tokens(
+    token_ids: Tensor, attention_mask: Tensor | None, cache: "KeyValueCache | None"
+) -> Tensor | None:
+    """(batch, total): which of the cached and the new tokens are real. None if nothing is padding.
+
+    The cache keeps the answer, so that later calls need not repeat the mask of earlier tokens.
+    """
+    earlier = None if cache is None else cache.is_real  # (batch, past)
+    if attention_mask is None and earlier is None:
+        return None
+    batch, tokens = token_ids.shape
+    past = 0 if cache is None else cache.length
+    everything_new = torch.ones(batch, tokens, dtype=torch.bool, device=token_ids.device)
+    new = (
+        everything_new if attention_mask is None else attention_mask[:, -tokens:].bool()
+    )  # (batch, tokens)
+    if earlier is None:
+        earlier = new.new_ones(batch, past)
+    is_real = torch.cat([earlier, new], dim=1)  # (batch, total)
+    if cache is not None:
+        cache.is_real = is_real
+    return is_real
+
+
+def count_positions(
+    token_ids: Tensor, is_real: Tensor | None, past: int
+) -> Int[Tensor, "_ tokens"]:
+    """Position of each new token: how many real tokens of its row stand before it."""
+    tokens = token_ids.shape[1]
+    if is_real is None:
+        return torch.arange(past, past + tokens, device=token_ids.device)[None]  # (1, tokens)
+    return (is_real.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens:]  # (batch, tokens)
+
+
+def attention_pattern(
+    token_ids: Tensor, is_real: Tensor | None, past: int
+) -> Bool[Tensor, "_ 1 tokens total"] | None:
+    """True where a new token (row) may attend to a token (column): real, and not after it.
+
+    None stands for the plain causal pattern, which attention kernels know without a mask.
+    """
+    tokens = token_ids.shape[1]
+    if is_real is None and (past == 0 or tokens == 1):
+        return None
+    columns = torch.arange(past + tokens, device=token_ids.device)  # (total)
+    rows = columns[past:, None]  # (tokens, 1)
+    pattern = (columns <= rows)[None]  # (1, tokens, total)
+    if is_real is not None:
+        pattern = pattern & is_real[:, None, :] | (columns == rows)  # (batch, tokens, total)
+    return pattern[:, None]  # (batch or 1, 1, tokens, total)
+
+
+def check_input(
+    config: GPT2Config,
+    token_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    cache: "KeyValueCache | None",
+) -> None:
+    """Raise ValueError for what would otherwise be a wrong result or a crash inside a kernel."""
+    if token_ids.ndim != 2 or token_ids.numel() == 0:
+        raise ValueError(
+            f"token_ids must have the shape (batch, tokens) and hold at least one token, "
+            f"not {tuple(token_ids.shape)}; for one text use torch.tensor([ids])"
+        )
+    if token_ids.is_floating_point() or token_ids.dtype == torch.bool:
+        raise ValueError(f"token_ids must be integers (torch.long), not {token_ids.dtype}")
+    batch, tokens = token_ids.shape
+    past = 0 if cache is None else cache.length
+    if cache is not None and (batch != cache.batch_size or past + tokens > cache.max_tokens):
+        raise ValueError(
+            f"the cache is for {cache.batch_size} rows of at most {cache.max_tokens} tokens and "
+            f"holds {past}; {batch} rows of {tokens} more do not fit: make a larger KeyValueCache"
+        )
+    if attention_mask is not None and tuple(attention_mask.shape) not in {
+        (batch, tokens),
+        (batch, past + tokens),
+    }:
+        raise ValueError(
+            f"attention_mask has the shape {tuple(attention_mask.shape)}; "
+            f"expected that of token_ids, {(batch, tokens)}"
+            + (f", or with the cached tokens {(batch, past + tokens)}" if past else "")
+        )
+    if position_ids is not None and tuple(position_ids.shape) not in {(batch, tokens), (1, tokens)}:
+        raise ValueError(
+            f"position_ids has the shape {tuple(position_ids.shape)}; expected {(batch, tokens)}"
+        )
+    if torch.compiler.is_compiling():
+        return  # reading values would break the compiled graph; shapes are checked above
+    smallest, largest = int(token_ids.min()), int(token_ids.max())
+    if smallest < 0 or largest >= config.vocab_size:
+        wrong = smallest if smallest < 0 else largest
+        raise ValueError(
+            f"token id {wrong} is outside the vocabulary of {config.vocab_size} "
+            f"(0 to {config.vocab_size - 1}): do the tokenizer and the model belong together?"
+        )
+
+
+def check_positions(config: GPT2Config, position_ids: Tensor) -> None:
+    """Raise ValueError where a text is longer than the positions that the model has learned."""
+    if torch.compiler.is_compiling():
+        return
+    smallest, longest = int(position_ids.min()), int(position_ids.max()) + 1
+    if longest > config.context_length:
+        raise ValueError(
+            f"{longest} tokens do not fit the context of {config.context_length}: "
+            "shorten or split the text (in generation: overflow='slide')"
+        )
+    if smallest < 0:
+        raise ValueError(f"position {smallest} is negative: positions count from 0")

@@ -1,0 +1,75 @@
+"""From logits to the next token: each rule a small function of (rows, vocab) logits.
+
+A rule that forbids a token sets its logit to minus infinity, which softmax turns into probability
+0.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+FORBIDDEN = float("-inf")
+
+
+def penalise_repetition(
+    logits: Float[Tensor, "rows vocab"],
+    token_ids: Int[Tensor, "rows tokens"],
+    is_real: Bool[Tensor, "rows tokens"],
+    penalty: float,
+) -> Float[Tensor, "rows vocab"]:
+    """Make every token that the row already has less likely (Keskar et al. 2019, CTRL, section
+    4.1)."""
+    seen = tokens_seen(token_ids, is_real, vocab_size=logits.shape[1])  # (rows, vocab)
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def tokens_seen(
+    token_ids: Int[Tensor, "rows tokens"], is_real: Bool[Tensor, "rows tokens"], vocab_size: int
+) -> Bool[Tensor, "rows vocab"]:
+    counts = torch.zeros(len(token_ids), vocab_size, dtype=torch.int32, device=token_ids.device)
+    return counts.scatter_add_(1, token_ids, is_real.int()) > 0
+
+
+def forbid_repeated_ngrams(
+    logits: Float[Tensor, "rows vocab"],
+    token_ids: Int[Tensor, "rows tokens"],
+    is_real: Bool[Tensor, "rows tokens"],
+    size: int,
+) -> Float[Tensor, "rows vocab"]:
+    """Forbid every token that would complete an n-gram which the row already has."""
+    logits = logits.clone()
+    for row, (ids, real) in enumerate(zip(token_ids, is_real, strict=True)):
+        text = ids[real]  # (tokens of this row)
+        if len(text) < size:
+            continue
+        ngrams = text.unfold(0, size, 1)  # (n-grams, size)
+        ending = text[len(text) - size + 1 :]  # (size - 1): what the next token would extend
+        logits[row, ngrams[(ngrams[:, :-1] == ending).all(dim=1), -1]] = FORBIDDEN
+    return logits
+
+
+def keep_top_k(logits: Float[Tensor, "rows vocab"], k: int) -> Float[Tensor, "rows vocab"]:
+    """Keep the k most likely tokens (Fan et al. 2018)."""
+    smallest_kept = logits.topk(min(k, logits.shape[1])).values[:, -1:]  # (rows, 1)
+    return logits.masked_fill(logits < smallest_kept, FORBIDDEN)
+
+
+def keep_top_p(logits: Float[Tensor, "rows vocab"], p: float) -> Float[Tensor, "rows vocab"]:
+    """Keep the fewest tokens whose probabilities add up to p (nucleus, Holtzman et al. 2020)."""
+    in_order, token_of = logits.sort(dim=1, descending=True)
+    probabilities = in_order.softmax(dim=1)
+    before = probabilities.cumsum(dim=1) - probabilities  # what the more likely tokens add up to
+    in_order = in_order.masked_fill(before >= p, FORBIDDEN)
+    return torch.empty_like(logits).scatter_(1, token_of, in_order)
+
+
+def draw(
+    logits: Float[Tensor, "rows vocab"], temperature: float, generator: torch.Generator | None
+) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """(token ids, their log-probabilities under the distribution drawn from). Temperature 0: the
+    argmax."""
+    if temperature == 0:
+        token_ids = logits.argmax(dim=1)
+        return token_ids, torch.zeros_like(logits[:, 0])
+    token_ids = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)  # (rows, 1)
+    return token_ids[:, 0], logits.log_softmax(dim=1).gather(1, token_ids)[:, 0]

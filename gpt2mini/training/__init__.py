@@ -1,0 +1,18 @@
+"""The training loop and what it needs: optimizers, learning-rate schedules, saved states,
+precision."""
+
+from gpt2mini.training.loop import LossFunction, Settings, evaluate_loss, next_token_step, train
+from gpt2mini.training.optimizers import adamw, muon_and_adamw
+from gpt2mini.training.schedules import cosine, warmup_stable_decay
+
+__all__ = [
+    "LossFunction",
+    "Settings",
+    "adamw",
+    "cosine",
+    "evaluate_loss",
+    "muon_and_adamw",
+    "next_token_step",
+    "train",
+    "warmup_stable_decay",
+]

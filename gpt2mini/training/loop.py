@@ -1,0 +1,212 @@
+"""The training loop, written out: any model, any loss that returns (sum, count), any batches."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from gpt2mini.data.text import Batch
+from gpt2mini.losses import check_labels_not_shifted, chunked_next_token_loss
+from gpt2mini.model import GPT2
+from gpt2mini.training.precision import autocast
+from gpt2mini.training.state import load_state, save_state
+
+logger = logging.getLogger(__name__)
+
+LossFunction = Callable[[GPT2, Batch], tuple[Tensor, Tensor]]
+
+
+def next_token_step(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(sum of the next-token loss, number of targets) of a batch; the full logits never exist."""
+    check_labels_not_shifted(batch.token_ids, batch.labels)
+    hidden = model.hidden_states(batch.token_ids, batch.attention_mask)
+    return chunked_next_token_loss(hidden, model.out_head, batch.labels)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loop needs to know beyond model, loss, batches and optimizers."""
+
+    steps: int
+    schedule: Callable[[int], float]  # step -> share of each optimizer's peak learning rate
+    accumulate: int = 1  # micro-batches per step
+    max_grad_norm: float = 1.0
+    precision: str = "auto"  # auto | bf16 | fp32
+    log_every: int = 10
+    evaluate_every: int = 0  # 0: only at the end
+    save_every: int = 0  # 0: never
+    progress: bool = True
+
+
+def train(
+    model: GPT2,
+    batches: Iterable[Batch],
+    optimizers: Iterable[Optimizer],
+    settings: Settings,
+    loss_function: LossFunction = next_token_step,
+    evaluate: Callable[[], float] | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+) -> list[dict[str, Any]]:
+    """Train in place; return the logged rows, which also go to `out`/metrics.jsonl.
+
+    batches: an endless iterable; with `resume`, one that starts where the saved state stopped
+        (see `saved_step`). evaluate: gives the validation loss; whenever it is the lowest so far,
+        the model is saved to `out`/best. Raises FloatingPointError if the loss is no longer a
+        number.
+    """
+    optimizers = list(optimizers)
+    out = None if out is None else Path(out)
+    device = next(model.parameters()).device
+    log = MetricsLog(out, append=resume)
+    first_step, best = 0, math.inf
+    if resume and out is not None:
+        first_step, best = load_state(out / "state.pt", model, optimizers)
+    peak_rates = [
+        [group.setdefault("peak_lr", group["lr"]) for group in o.param_groups] for o in optimizers
+    ]
+
+    def evaluate_and_keep_best(step: int) -> None:
+        nonlocal best
+        if evaluate is None:
+            return
+        validation_loss = evaluate()
+        log.write({"step": step, "validation_loss": validation_loss})
+        if validation_loss < best and out is not None:
+            model.save_pretrained(out / "best")
+        best = min(best, validation_loss)
+
+    was_training = model.training
+    model.train()
+    supply = iter(batches)
+    bar = tqdm(
+        total=settings.steps, initial=first_step, desc="training", disable=not settings.progress
+    )
+    if first_step == 0:
+        evaluate_and_keep_best(0)
+    for step in range(first_step, settings.steps):
+        share = settings.schedule(step)
+        for optimizer, rates in zip(optimizers, peak_rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * share
+
+        loss_sum, count = 0.0, 0
+        for _ in range(settings.accumulate):
+            batch = next(supply).to(device)
+            with autocast(device, settings.precision):
+                batch_sum, batch_count = loss_function(model, batch)
+            batch_sum.backward()  # gradients of the *sum* pile up in .grad ...
+            loss_sum, count = loss_sum + batch_sum.detach(), count + batch_count
+        loss = float(loss_sum / count)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss} at step {step}: lower the learning rate"
+            )
+        # ... and are divided once, by all targets of all micro-batches.
+        grad_norm = divide_and_clip(model.parameters(), float(count), settings.max_grad_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+        done = step + 1
+        bar.update()
+        log.add(loss_sum, count)
+        if done % settings.log_every == 0 or done == settings.steps:
+            row = log.write(
+                {
+                    "step": done,
+                    **log.averages(),
+                    "learning_rate_share": share,
+                    "grad_norm": grad_norm,
+                }
+            )
+            bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_second']:.0f} tokens/s")
+        if (
+            settings.evaluate_every and done % settings.evaluate_every == 0
+        ) or done == settings.steps:
+            evaluate_and_keep_best(done)
+        if (
+            out is not None
+            and settings.save_every
+            and (done % settings.save_every == 0 or done == settings.steps)
+        ):
+            save_state(out / "state.pt", model, optimizers, done, best)
+    bar.close()
+    model.train(was_training)
+    return log.rows
+
+
+def divide_and_clip(parameters: Iterator[nn.Parameter], count: float, max_norm: float) -> float:
+    """Divide all gradients by `count` and scale them down to `max_norm`, in one pass; return the
+    norm before."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients)) / count
+    torch._foreach_mul_(gradients, min(1.0, max_norm / (norm + 1e-6)) / count)
+    return norm
+
+
+@torch.no_grad()
+def evaluate_loss(
+    model: GPT2,
+    batches: Iterable[Batch],
+    loss_function: LossFunction = next_token_step,
+    precision: str = "auto",
+) -> float:
+    """Mean loss over all targets of all batches, in eval mode; the mode found is restored."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    loss_sum, count = 0.0, 0
+    try:
+        for batch in batches:
+            with autocast(device, precision):
+                batch_sum, batch_count = loss_function(model, batch.to(device))
+            loss_sum, count = loss_sum + float(batch_sum), count + int(batch_count)
+    finally:
+        model.train(was_training)
+    if count == 0:
+        raise ValueError("there is nothing to evaluate on: the batches hold no target")
+    return loss_sum / count
+
+
+class MetricsLog:
+    """Rows in memory and, given a folder, in its metrics.jsonl: one JSON object a line."""
+
+    def __init__(self, folder: Path | None, append: bool) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.path = None if folder is None else folder / "metrics.jsonl"
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not append:
+                self.path.write_text("", encoding="utf-8")
+        self.began = time.perf_counter()
+        self.loss_sum, self.count = 0.0, 0
+
+    def add(self, loss_sum: Tensor | float, count: Tensor | int) -> None:
+        self.loss_sum, self.count = self.loss_sum + loss_sum, self.count + count
+
+    def averages(self) -> dict[str, float]:
+        """Loss and speed since the last call."""
+        now = time.perf_counter()
+        averages = {
+            "loss": float(self.loss_sum / self.count),
+            "tokens_per_second": float(self.count) / (now - self.began),
+        }
+        self.began, self.loss_sum, self.count = now, 0.0, 0
+        return averages
+
+    def write(self, row: dict[str, Any]) -> dict[str, Any]:
+        self.rows.append(row)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        return row

@@ -1,0 +1,94 @@
+"""Optimizers: AdamW as GPT-2's successors use it, and Muon for pretraining from scratch."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+
+def adamw(
+    model: nn.Module, lr: float, weight_decay: float = 0.1, betas: tuple[float, float] = (0.9, 0.95)
+) -> AdamW:
+    """AdamW over the trainable parameters; weight decay on matrices only.
+
+    Decaying biases and norms towards zero serves nothing: they have no scale to keep small (GPT-3,
+    appendix B; the betas are theirs too).
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("no parameter requires a gradient: there is nothing to train")
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, fused=True)
+
+
+def muon_and_adamw(
+    model: nn.Module, lr: float, adamw_lr: float, weight_decay: float = 0.1
+) -> tuple["Muon", AdamW]:
+    """Muon for the matrices inside the blocks; AdamW for embeddings, norms, biases and the head."""
+    matrices = [p for p in model.trf_blocks.parameters() if p.ndim == 2 and p.requires_grad]
+    inside = set(matrices)
+    others = [p for p in model.parameters() if p.requires_grad and p not in inside]
+    muon = Muon(matrices, lr=lr, weight_decay=weight_decay)
+    return muon, AdamW(others, lr=adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+
+
+class Muon(Optimizer):
+    """Momentum whose step is orthogonalised: all directions of a weight matrix move equally far.
+
+    Jordan et al. 2024, kellerjordan.github.io/posts/muon. The same update as `torch.optim.Muon`,
+    which computes in bfloat16 whatever the processor: where bfloat16 is emulated (CPUs before
+    AVX512-BF16) that is ten times slower than this, which stays in the gradient's precision and
+    takes all matrices of one shape at once.
+    """
+
+    def __init__(
+        self,
+        matrices: list[nn.Parameter],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+    ) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            for (rows, columns), parameters in by_shape.items():
+                directions = orthogonalise(
+                    torch.stack([self.momentum_step(p, group["momentum"]) for p in parameters])
+                )
+                lr = group["lr"] * max(1.0, rows / columns) ** 0.5
+                for parameter, direction in zip(parameters, directions, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(
+                        direction, alpha=lr
+                    )
+
+    def momentum_step(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        """Nesterov momentum: the average of past gradients, seen one step ahead."""
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        average = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(average, momentum)
+
+
+def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """U V.T of each matrix U S V.T in a stack (n, rows, columns), nearly, without an SVD.
+
+    A Newton-Schulz iteration: an odd polynomial of the matrix acts on its singular values alone,
+    and this one, Jordan's, drives them all towards 1 (they end between about 0.7 and 1.2).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
