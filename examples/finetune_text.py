@@ -45,8 +45,8 @@ def main() -> None:
     batches = TokenBatches(corpus.tokens, training, args.batch_size, window, args.seed)
     steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / args.accumulate)
     print(
-        f"{sum(map(len, training)):,} tokens to learn from, {sum(map(len, validation)):,} held out; "
-        f"{steps} steps of {args.accumulate * args.batch_size} x {batches.context_length} tokens "
+        f"{sum(map(len, training)):,} tokens to learn from, "
+        f"{sum(map(len, validation)):,} held out; {steps} steps of {args.accumulate * args.batch_size} x {batches.context_length} tokens "
         f"on {device}"
     )
 
@@ -89,7 +89,8 @@ def main() -> None:
     first, best = math.exp(losses[0]), math.exp(min(losses))
     print(f"\n--- after\n{after}\n")
     print(
-        f"validation loss {losses[0]:.3f} -> {min(losses):.3f} (perplexity {first:.1f} -> {best:.1f})"
+        f"validation loss {losses[0]:.3f} -> {min(losses):.3f} "
+        f"(perplexity {first:.1f} -> {best:.1f})"
     )
     if losses[-1] > min(losses) + 0.01:
         print(f"(it had risen again to {losses[-1]:.3f} at the end: fewer epochs would do)")

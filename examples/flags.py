@@ -1,4 +1,4 @@
-"""The flags that all examples share, and how they start: one vocabulary, errors without a traceback."""
+"""What all examples share: one vocabulary of flags, and errors without a traceback."""
 
 import argparse
 import json
@@ -11,16 +11,14 @@ SAMPLE_TEXT = Path(__file__).parent / "data" / "sample.txt"
 
 
 def common_flags(description: str | None, out: str | None = None) -> argparse.ArgumentParser:
-    """A parser with the flags of every example; scripts that write files pass a default for --out."""
+    """A parser with the flags of every example; scripts that write pass a default for --out."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     if out is not None:
-        parser.add_argument(
-            "--out", default=out, help=f"folder for what is written (default {out})"
-        )
+        parser.add_argument("--out", default=out, help=f"folder for results (default {out})")
         parser.add_argument(
             "--dtype",
             default="auto",

@@ -1,12 +1,12 @@
 """Make a GPT-2 from nothing but text: learn a vocabulary, then pretrain a model on it.
 
-    python examples/pretrain.py                                        # one minute, on a small sample
-    python examples/pretrain.py --data BOOKS --out runs/nano --steps 5000
+    python examples/pretrain.py                            # a minute, on the bundled sample
+    python examples/pretrain.py --data books/ --out runs/nano --steps 5000
 
-`weights/gpt2-nano` was made by this script; its README has the commands. A deep model costs more per
-step and learns little more at first, so gpt2-nano began shallow: `--init-from FOLDER` starts from an
-earlier model and, where `--layers` asks for more blocks than it has, grows it without changing its
-outputs.
+`weights/gpt2-nano` was made by this script; its README has the commands. A deep model costs more
+per step and learns little more at first, so gpt2-nano began shallow: `--init-from FOLDER` starts
+from an earlier model and, where `--layers` asks for more blocks than it has, grows it without
+changing its outputs.
 """
 
 import argparse
@@ -135,8 +135,8 @@ def get_model(args: argparse.Namespace, tokenizer: Tokenizer) -> GPT2:
 def grow_depth(model: GPT2, n_layers: int) -> GPT2:
     """A deeper model that computes exactly the same, ready to learn more.
 
-    Each block is followed by copies of itself whose two projections into the residual stream are zero:
-    they add nothing yet, and their first gradient step changes that.
+    Each block is followed by copies of itself whose two projections into the residual stream are
+    zero: they add nothing yet, and their first gradient step changes that.
     """
     old = list(model.trf_blocks)
     if n_layers == len(old):

@@ -79,11 +79,13 @@ def train(
         nonlocal best
         if evaluate is None:
             return
+        began = time.perf_counter()
         validation_loss = evaluate()
         log.write({"step": step, "validation_loss": validation_loss})
         if validation_loss < best and out is not None:
             model.save_pretrained(out / "best")
         best = min(best, validation_loss)
+        log.began += time.perf_counter() - began  # not training time
 
     was_training = model.training
     model.train()
