@@ -46,7 +46,8 @@ def main() -> None:
     steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / args.accumulate)
     print(
         f"{sum(map(len, training)):,} tokens to learn from, "
-        f"{sum(map(len, validation)):,} held out; {steps} steps of {args.accumulate * args.batch_size} x {batches.context_length} tokens "
+        f"{sum(map(len, validation)):,} held out; {steps} steps of "
+        f"{args.accumulate * args.batch_size} x {batches.context_length} tokens "
         f"on {device}"
     )
 

@@ -23,7 +23,7 @@ def common_flags(description: str | None, out: str | None = None) -> argparse.Ar
             "--dtype",
             default="auto",
             choices=["auto", "fp32", "bf16"],
-            help="of matrix products; auto takes bf16 where the device gains from it (default auto)",
+            help="of matrix products; auto: bf16 where the device gains from it (default auto)",
         )
     return parser
 

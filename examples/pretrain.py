@@ -10,7 +10,6 @@ changing its outputs.
 """
 
 import argparse
-import copy
 import math
 from functools import partial
 from pathlib import Path
@@ -150,11 +149,11 @@ def grow_depth(model: GPT2, n_layers: int) -> GPT2:
         getattr(grown, name).load_state_dict(getattr(model, name).state_dict())
     copies = n_layers // len(old)
     for i, block in enumerate(grown.trf_blocks):
-        block.load_state_dict(copy.deepcopy(old[i // copies].state_dict()))
+        block.load_state_dict(old[i // copies].state_dict())
         if i % copies:
-            for projection in (block.attn.attn_out, block.mlp.mlp_out):
-                torch.nn.init.zeros_(projection.weight)
-                torch.nn.init.zeros_(projection.bias)
+            for name in ("attn.attn_out", "mlp.mlp_out"):
+                for parameter in block.get_submodule(name).parameters():
+                    torch.nn.init.zeros_(parameter)
     return grown
 
 

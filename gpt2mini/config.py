@@ -1,6 +1,7 @@
 """The numbers that make a GPT-2: one frozen dataclass, and the four published sizes as data."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class GPT2Config:
 
 # Radford et al. 2019, table 2, as corrected by OpenAI: 124M (printed there as 117M), 355M (345M),
 # 774M (762M) and 1558M (1542M) parameters.
-PUBLISHED_SIZES = {
+PUBLISHED_SIZES: dict[str, dict[str, Any]] = {
     "gpt2": dict(emb_dim=768, n_heads=12, n_layers=12),
     "gpt2-medium": dict(emb_dim=1024, n_heads=16, n_layers=24),
     "gpt2-large": dict(emb_dim=1280, n_heads=20, n_layers=36),

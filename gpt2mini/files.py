@@ -13,9 +13,16 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(aside)
+        aside.chmod(0o666 & ~current_umask())  # safetensors makes its files private
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def current_umask() -> int:
+    umask = os.umask(0)  # it can only be read by setting it
+    os.umask(umask)
+    return umask
 
 
 def write_text(path: Path, text: str) -> None:

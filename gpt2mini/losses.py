@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gpt2mini.model import TiedHead
+
 IGNORED = -100  # a label that asks for nothing: padding, or a prompt that is only read
 
 
@@ -25,12 +27,8 @@ def next_token_loss(
     The textbook form. `chunked_next_token_loss` gives the same number without the logits.
     """
     targets = next_tokens(labels)
-    loss_sum = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(),
-        targets.flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
+    logits = at_least_float32(logits[:, :-1].flatten(0, 1))  # (batch * (tokens - 1), vocab)
+    loss_sum = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
     return loss_sum, (targets != IGNORED).sum()
 
 
@@ -45,20 +43,30 @@ def chunked_next_token_loss(
     At 4 x 1024 tokens the logits of GPT-2 take 823 MB, and their gradient as much again. Here the
     head and the cross entropy work on a few positions at a time, and ignored positions are skipped.
 
-    out_head: `model.out_head`, or any module with a `weight` (vocab, emb) and a `bias` or None.
+    out_head: `model.out_head`, tied or an `nn.Linear`.
     chunk_size: positions at a time; the default keeps the logits of a chunk in the processor's
     cache.
     """
     targets = next_tokens(labels)  # (batch, tokens - 1)
     kept = targets != IGNORED  # (batch, tokens - 1)
-    weight, bias = out_head.weight, getattr(out_head, "bias", None)
-    chunk_size = chunk_size or max(64, 2**22 // weight.shape[0])
-    arguments = (hidden[:, :-1][kept], weight, bias, targets[kept], chunk_size)
+    if not isinstance(out_head, nn.Linear | TiedHead):
+        raise TypeError(
+            f"the head must be linear to be worked on in chunks, not {type(out_head).__name__}: "
+            "use next_token_loss(model(token_ids), labels) for any other"
+        )
+    weight, bias = out_head.weight, out_head.bias
+    rows = chunk_size or max(64, 2**22 // weight.shape[0])
+    arguments = (hidden[:, :-1][kept], weight, bias, targets[kept], rows)
     if torch.is_grad_enabled():
         loss_sum = ChunkedCrossEntropy.apply(*arguments)
     else:
         loss_sum = chunked_cross_entropy(*arguments)
     return loss_sum, kept.sum()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision is enough to multiply in, not to add up thousands of probabilities."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def next_tokens(labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens-1"]:
@@ -116,22 +124,21 @@ def chunked_cross_entropy(hidden, weight, bias, targets, chunk_size, gradients=(
     grad_hidden, grad_weight, grad_bias = gradients
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    loss_sum = torch.zeros((), device=hidden.device)
+    loss_sum = at_least_float32(hidden.new_zeros(()))
     with torch.no_grad(), torch.autocast(device, enabled=False):
         weight, hidden = weight.to(dtype), hidden.to(dtype)  # cast once, not once a chunk
         bias = None if bias is None else bias.to(dtype)
         for start in range(0, len(targets), chunk_size):
             rows = slice(start, start + chunk_size)
             chunk, target = hidden[rows], targets[rows, None]  # (chunk, emb), (chunk, 1)
-            logits = F.linear(chunk, weight, bias).float()  # (chunk, vocab)
+            logits = at_least_float32(F.linear(chunk, weight, bias))  # (chunk, vocab)
             log_normaliser = logits.logsumexp(dim=1, keepdim=True)  # (chunk, 1)
             loss_sum += (log_normaliser - logits.gather(1, target)).sum()
             if grad_hidden is None and grad_weight is None and grad_bias is None:
                 continue
-            grad_logits = logits.sub_(log_normaliser).exp_()  # (chunk, vocab): softmax(logits) ...
-            grad_logits.scatter_add_(
-                1, target, torch.full_like(log_normaliser, -1.0)
-            )  # ... - one_hot
+            # softmax(logits) - one_hot(target), in place of the logits
+            grad_logits = logits.sub_(log_normaliser).exp_()  # (chunk, vocab)
+            grad_logits.scatter_add_(1, target, torch.full_like(log_normaliser, -1.0))
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(dim=0)
             grad_logits = grad_logits.to(dtype)

@@ -197,6 +197,8 @@ class GPT2(nn.Module):
         may_attend = attention_pattern(
             token_ids, is_real, past
         )  # (batch or 1, 1, tokens, total) or None
+        if cache is not None:
+            cache.is_real = is_real  # later calls need not repeat the mask of earlier tokens
 
         x = self.tok_emb(token_ids) + self.pos_emb(position_ids)  # (batch, tokens, emb)
         x = self.drop_emb(x)

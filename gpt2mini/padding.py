@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 def real_tokens(
     token_ids: Tensor, attention_mask: Tensor | None, cache: "KeyValueCache | None"
 ) -> Tensor | None:
-    """(batch, total): which of the cached and the new tokens are real. None if nothing is padding.
-
-    The cache keeps the answer, so that later calls need not repeat the mask of earlier tokens.
-    """
+    """(batch, total): which of the cached and the new tokens are real; None if there is no padding."""
     earlier = None if cache is None else cache.is_real  # (batch, past)
     if attention_mask is None and earlier is None:
         return None
@@ -37,10 +34,7 @@ def real_tokens(
     )  # (batch, tokens)
     if earlier is None:
         earlier = new.new_ones(batch, past)
-    is_real = torch.cat([earlier, new], dim=1)  # (batch, total)
-    if cache is not None:
-        cache.is_real = is_real
-    return is_real
+    return torch.cat([earlier, new], dim=1)  # (batch, total)
 
 
 def count_positions(
@@ -84,8 +78,8 @@ def check_input(
             f"token_ids must have the shape (batch, tokens) and hold at least one token, "
             f"not {tuple(token_ids.shape)}; for one text use torch.tensor([ids])"
         )
-    if token_ids.is_floating_point() or token_ids.dtype == torch.bool:
-        raise ValueError(f"token_ids must be integers (torch.long), not {token_ids.dtype}")
+    if token_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"token_ids must be torch.long (or torch.int), not {token_ids.dtype}")
     batch, tokens = token_ids.shape
     past = 0 if cache is None else cache.length
     if cache is not None and (batch != cache.batch_size or past + tokens > cache.max_tokens):

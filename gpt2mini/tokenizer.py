@@ -216,6 +216,7 @@ def train_tokenizer(
     )
     learner.train_from_iterator(texts, trainer)
     learned = json.loads(learner.to_str())["model"]["merges"]
-    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in learned]
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in learned]
+    merges = [(left, right) for left, right in pairs]
     pieces = [*byte_characters(), *(left + right for left, right in merges), END_OF_TEXT]
     return Tokenizer({piece: token_id for token_id, piece in enumerate(pieces)}, merges)

@@ -53,17 +53,19 @@ def download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository = PUBLISHED[name]
+    wanted = list(FILES)
     try:
-        return Path(
-            snapshot_download(repository, allow_patterns=list(FILES), local_files_only=True)
-        )
-    except Exception:  # not in the cache
+        cached = Path(snapshot_download(repository, allow_patterns=wanted, local_files_only=True))
+        if all((cached / file).is_file() for file in wanted):
+            return cached
+    except OSError:  # nothing there yet
         pass
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(FILES)))
-    except Exception as error:
+        return Path(snapshot_download(repository, allow_patterns=wanted))
+    except Exception as error:  # whatever stands between here and there
         raise ConnectionError(
-            f"{name} could not be downloaded ({type(error).__name__}). To place it by "
-            f"hand, put {', '.join(FILES)} from https://huggingface.co/{repository} into a folder "
-            "and give that folder's path instead of the name."
+            f"{name} could not be downloaded ({type(error).__name__}: {error}). To place it by "
+            f"hand, get {', '.join(wanted)} from https://huggingface.co/{repository} where there "
+            f"is a network (hf download {repository} {' '.join(wanted)} --local-dir {name}), and "
+            "give the path of that folder instead of the name."
         ) from error

@@ -1,17 +1,15 @@
 """Hugging Face GPT-2 folders, in and out: config.json and model.safetensors."""
 
-import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from gpt2mini.checkpoints.names import fill_from_published, to_published
+from gpt2mini.checkpoints.names import fill_from_published, rules, to_published
 from gpt2mini.config import GPT2Config
-from gpt2mini.files import read_json, write_aside, write_json
+from gpt2mini.files import read_json, writable_folder, write_aside, write_json
 from gpt2mini.model import GPT2, TiedHead
 
 WEIGHTS = "model.safetensors"
@@ -43,13 +41,17 @@ def read_config(folder: Path) -> GPT2Config:
                 f"{path}: {name} is {found!r}; GPT-2 has {expected!r} and gpt2mini only that"
             )
     defaults = GPT2Config()
-    config = GPT2Config(
-        vocab_size=contents.get("vocab_size", defaults.vocab_size),
-        context_length=contents.get("n_positions", contents.get("n_ctx", defaults.context_length)),
-        emb_dim=contents.get("n_embd", defaults.emb_dim),
-        n_heads=contents.get("n_head", defaults.n_heads),
-        n_layers=contents.get("n_layer", defaults.n_layers),
-    )
+    try:
+        config = GPT2Config(
+            vocab_size=contents.get("vocab_size", defaults.vocab_size),
+            context_length=contents.get("n_positions")
+            or contents.get("n_ctx", defaults.context_length),
+            emb_dim=contents.get("n_embd", defaults.emb_dim),
+            n_heads=contents.get("n_head", defaults.n_heads),
+            n_layers=contents.get("n_layer", defaults.n_layers),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if contents.get("n_inner") not in (None, 4 * config.emb_dim):
         raise ValueError(
             f"{path}: n_inner is {contents['n_inner']}; GPT-2's MLP is 4 * n_embd wide"
@@ -85,55 +87,64 @@ def read_model(folder: Path, dtype: torch.dtype | None, device: torch.device) ->
     """The model of a folder. dtype None: float32, whatever the file holds."""
     config = read_config(folder)
     path = folder / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no {WEIGHTS}; found {sorted(p.name for p in folder.iterdir())}"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            published = {name.removeprefix("transformer."): file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from None
-    head = published.pop("lm_head.weight", None)
+    published = read_tensors(path)
+    head = published.get("lm_head.weight")
+    tied = head is None or torch.equal(head, published.get("wte.weight", head))
+    if tied:
+        published.pop("lm_head.weight", None)  # a second copy of the embedding
     with torch.device("meta"):  # shapes only: no memory, no random numbers
         model = GPT2(config)
-        if head is not None and not torch.equal(head, published.get("wte.weight", head)):
+        if not tied:
             model.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
     model.to(dtype or torch.float32).to_empty(device=device)
     try:
-        fill_from_published(model, published, config)
+        fill_from_published(model, published, rules(config, tied))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if head is not None and not isinstance(model.out_head, TiedHead):
-        with torch.no_grad():
-            model.out_head.weight.copy_(head)
     return model.eval()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, mapped into memory, without the prefix `transformer.`"""
+    if not path.is_file():
+        found = sorted(file.name for file in path.parent.iterdir())
+        raise FileNotFoundError(f"{path.parent} has no {path.name}; found {found}")
+    tensors: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            for name in names:
+                short = name.removeprefix("transformer.")
+                if short in tensors:
+                    raise ValueError(f"{path}: {short} is there twice, also as transformer.{short}")
+                tensors[short] = file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from None
+    return tensors
 
 
 def write_model(model: GPT2, folder: Path) -> None:
     """Write config.json and model.safetensors, each whole or not at all."""
-    head = model.out_head
-    tensors: dict[str, Any] = to_published(model.state_dict(), model.config)
-    if not isinstance(head, TiedHead):
-        if (
-            not isinstance(head, nn.Linear)
-            or head.out_features != model.config.vocab_size
-            or head.bias is not None
-        ):
-            raise ValueError(
-                f"the output head is {head}: a GPT-2 language model folder holds a tied head "
-                f"or nn.Linear({model.config.emb_dim}, {model.config.vocab_size}, bias=False)"
-            )
-        tensors["lm_head.weight"] = head.weight
+    config, head = model.config, model.out_head
+    tied = isinstance(head, TiedHead)
+    if not tied and not (
+        isinstance(head, nn.Linear) and head.out_features == config.vocab_size and head.bias is None
+    ):
+        raise ValueError(
+            f"the output head is {head}: a GPT-2 language model folder holds a tied head "
+            f"or nn.Linear({config.emb_dim}, {config.vocab_size}, bias=False)"
+        )
     tensors = {
-        f"transformer.{n}" if n != "lm_head.weight" else n: t.detach().cpu()
-        for n, t in tensors.items()
+        rename(name): tensor.detach().cpu()
+        for name, tensor in to_published(model.state_dict(), config, tied).items()
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{folder} is not writable")
+    writable_folder(folder)
     write_aside(
         folder / WEIGHTS, lambda aside: save_file(tensors, aside, metadata={"format": "pt"})
     )
     write_config(folder, model)
+
+
+def rename(name: str) -> str:
+    """`transformers` puts everything but the head under its inner model."""
+    return name if name == "lm_head.weight" else f"transformer.{name}"

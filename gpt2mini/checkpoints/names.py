@@ -5,6 +5,7 @@ in one. Inside gpt2mini a linear layer is an `nn.Linear`, (out, in), and the thr
 file is the only place that knows both.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ TOP = [
     Rule("ln_f.weight", ("final_norm.weight",)),
     Rule("ln_f.bias", ("final_norm.bias",)),
 ]
+HEAD = Rule("lm_head.weight", ("out_head.weight",))
 BLOCK = [
     Rule("ln_1.weight", ("norm1.weight",)),
     Rule("ln_1.bias", ("norm1.bias",)),
@@ -48,11 +50,11 @@ BLOCK = [
     Rule("mlp.c_proj.bias", ("mlp.mlp_out.bias",)),
 ]
 # Buffers that old files carry: the causal mask, under a misleading name, and its fill value.
-KNOWN_AND_UNUSED = ("attn.bias", "attn.masked_bias")
+KNOWN_AND_UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 
-def rules(config: GPT2Config) -> list[Rule]:
-    """The table written out for every block of a model."""
+def rules(config: GPT2Config, tied: bool = True) -> list[Rule]:
+    """The table written out for every block of a model, and its own head if it has one."""
     blocks = [
         Rule(
             f"h.{i}.{rule.published}",
@@ -61,16 +63,19 @@ def rules(config: GPT2Config) -> list[Rule]:
         )
         for i in range(config.n_layers)
         for rule in BLOCK
-        if config.qkv_bias or rule.published != "attn.c_attn.bias"
     ]
-    return TOP + blocks
+    return TOP + blocks + ([] if tied else [HEAD])
 
 
-def to_published(state: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
-    """Our state dict -> tensors under their published names and in their published layout."""
+def to_published(state: Mapping[str, Tensor], config: GPT2Config, tied: bool) -> dict[str, Tensor]:
+    """Our state dict -> tensors under their published names and in their published layout.
+
+    The published layout has no switch for `qkv_bias`: a bias that a model lacks is written as zeros.
+    """
     published = {}
-    for rule in rules(config):
-        tensor = torch.cat([state[name] for name in rule.ours])
+    no_bias = torch.zeros_like(state["final_norm.bias"])
+    for rule in rules(config, tied):
+        tensor = torch.cat([state.get(name, no_bias) for name in rule.ours])
         published[rule.published] = (
             tensor.T.contiguous() if rule.transposed else tensor.contiguous()
         )
@@ -79,7 +84,7 @@ def to_published(state: Mapping[str, Tensor], config: GPT2Config) -> dict[str, T
 
 @torch.no_grad()
 def fill_from_published(
-    model: nn.Module, published: Mapping[str, Tensor], config: GPT2Config
+    model: nn.Module, published: Mapping[str, Tensor], table: list[Rule]
 ) -> None:
     """Copy published tensors into the model's own parameters, in place.
 
@@ -87,8 +92,7 @@ def fill_from_published(
     left over on either side is a ValueError that lists both sides.
     """
     parameters = dict(model.named_parameters())
-    unused = {name for name in published if not name.endswith(KNOWN_AND_UNUSED)}
-    table = rules(config)
+    unused = {name for name in published if not KNOWN_AND_UNUSED.fullmatch(name)}
     missing = [rule.published for rule in table if rule.published not in published]
     unused -= {rule.published for rule in table}
     if missing or unused:

@@ -101,7 +101,7 @@ def train(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * share
 
-        loss_sum, count = 0.0, 0
+        loss_sum, count = torch.zeros((), device=device), torch.zeros((), device=device)
         for _ in range(settings.accumulate):
             batch = next(supply).to(device)
             with autocast(device, settings.precision):
@@ -191,19 +191,19 @@ class MetricsLog:
             if not append:
                 self.path.write_text("", encoding="utf-8")
         self.began = time.perf_counter()
-        self.loss_sum, self.count = 0.0, 0
+        self.loss_sum, self.count = 0.0, 0.0
 
-    def add(self, loss_sum: Tensor | float, count: Tensor | int) -> None:
-        self.loss_sum, self.count = self.loss_sum + loss_sum, self.count + count
+    def add(self, loss_sum: Tensor, count: Tensor) -> None:
+        self.loss_sum, self.count = self.loss_sum + float(loss_sum), self.count + float(count)
 
     def averages(self) -> dict[str, float]:
         """Loss and speed since the last call."""
         now = time.perf_counter()
         averages = {
-            "loss": float(self.loss_sum / self.count),
-            "tokens_per_second": float(self.count) / (now - self.began),
+            "loss": self.loss_sum / self.count,
+            "tokens_per_second": self.count / (now - self.began),
         }
-        self.began, self.loss_sum, self.count = now, 0.0, 0
+        self.began, self.loss_sum, self.count = now, 0.0, 0.0
         return averages
 
     def write(self, row: dict[str, Any]) -> dict[str, Any]:

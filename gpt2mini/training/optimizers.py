@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from gpt2mini.model import GPT2
+
 
 def adamw(
     model: nn.Module, lr: float, weight_decay: float = 0.1, betas: tuple[float, float] = (0.9, 0.95)
@@ -24,7 +26,7 @@ def adamw(
 
 
 def muon_and_adamw(
-    model: nn.Module, lr: float, adamw_lr: float, weight_decay: float = 0.1
+    model: GPT2, lr: float, adamw_lr: float, weight_decay: float = 0.1
 ) -> tuple["Muon", AdamW]:
     """Muon for the matrices inside the blocks; AdamW for embeddings, norms, biases and the head."""
     matrices = [p for p in model.trf_blocks.parameters() if p.ndim == 2 and p.requires_grad]
@@ -71,11 +73,12 @@ class Muon(Optimizer):
 
     def momentum_step(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """Nesterov momentum: the average of past gradients, seen one step ahead."""
-        state = self.state[parameter]
+        gradient, state = parameter.grad, self.state[parameter]
+        assert gradient is not None  # `step` passes only parameters that have one
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        average = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(average, momentum)
+        average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(average, momentum)
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:

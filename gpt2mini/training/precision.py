@@ -20,7 +20,7 @@ def gains_from_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        features = getattr(torch.cpu, "get_capabilities", dict)()
+        features: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
     return False
 

@@ -1,0 +1,92 @@
+"""What most tests share: a tiny GPT-2, a network that refuses, and the data that lies beside us."""
+
+import socket
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+from gpt2mini import GPT2, GPT2Config
+
+# One profile for every property: enough examples to find a mistake, no clock on a busy machine.
+settings.register_profile("gpt2mini", deadline=None, max_examples=25)
+settings.load_profile("gpt2mini")
+
+# Every number differs from every other (head_dim is 8), so that no two axes can be mixed up unseen.
+TINY = GPT2Config(vocab_size=211, context_length=64, emb_dim=48, n_heads=6, n_layers=3)
+
+
+@torch.no_grad()
+def enlarge(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Add Normal(0, 0.2) to every parameter, the biases and the norms too.
+
+    A fresh GPT-2 has weights of 0.02, zeros and ones: errors in it drown, or cannot show at all.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def random_ids(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Token ids of the tiny vocabulary, the same ones for the same seed."""
+    return torch.randint(TINY.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def shared_data(name: str) -> Path:
+    """A file or folder of ../shared/data, which is no part of the project; skips where absent."""
+    path = Path(__file__).parents[2] / "shared" / "data" / name
+    if not path.exists():
+        pytest.skip(f"needs {path}, which is not here")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> GPT2Config:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> GPT2:
+    """One model for all tests, in eval mode: read it, do not change it."""
+    model = GPT2(TINY)
+    enlarge(model)
+    return model.eval()
+
+
+@pytest.fixture
+def own_model(tiny_model: GPT2) -> GPT2:
+    """A copy of the tiny model that a test may change."""
+    return deepcopy(tiny_model)
+
+
+@pytest.fixture
+def no_shape_checks() -> Iterator[None]:
+    """What users have: no jaxtyping checks, which only the tests switch on (pyproject.toml)."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def socket_attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make every socket and every name look-up raise. Returns the (growing) list of attempts."""
+    attempts: list[str] = []
+
+    class RefusingSocket(socket.socket):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            attempts.append(f"socket{args}")
+            raise OSError("this test has no network")
+
+    def refuse_lookup(*args: object, **kwargs: object) -> None:
+        attempts.append(f"getaddrinfo{args}")
+        raise OSError("this test has no network")
+
+    monkeypatch.setattr(socket, "socket", RefusingSocket)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse_lookup)
+    return attempts

@@ -1,0 +1,154 @@
+"""The key/value cache: however a text is cut into calls, the logits are those of one call."""
+
+import pytest
+import torch
+from conftest import TINY, random_ids
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from gpt2mini import GPT2
+from gpt2mini.cache import KeyValueCache
+
+PRECISION = 1e-5  # float32, logits of the size of 1; cached and uncached sums differ in order only
+
+chunk_sizes = st.lists(st.integers(1, 6), min_size=1, max_size=6)
+seeds = st.integers(0, 1000)
+# Of each row: where its text starts and stops, as shares of the row. Padding stands outside.
+row_spans = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=3)
+
+
+def mask_of(spans: list[tuple[float, float]], tokens: int) -> Tensor:
+    """(batch, tokens): padding on the left, on the right, on both sides or all over."""
+    places = torch.arange(tokens)
+    borders = [sorted((round(a * tokens), round(b * tokens))) for a, b in spans]
+    return torch.stack([(start <= places) & (places < stop) for start, stop in borders])
+
+
+def assert_rows_equal_unpadded(model: GPT2, ids: Tensor, mask: Tensor, logits: Tensor) -> None:
+    for row_ids, row_mask, row_logits in zip(ids, mask, logits, strict=True):
+        if row_mask.any():
+            unpadded = model(row_ids[row_mask][None])[0]
+            assert_close(row_logits[row_mask], unpadded, atol=PRECISION, rtol=0)
+
+
+@given(sizes=chunk_sizes, rows=st.integers(1, 3), spare=st.integers(0, 5), seed=seeds)
+def test_cached_equals_uncached_for_any_split(
+    tiny_model: GPT2, sizes: list[int], rows: int, spare: int, seed: int
+) -> None:
+    ids = random_ids(rows, sum(sizes), seed=seed)
+    cache = KeyValueCache(TINY, rows, sum(sizes) + spare)
+    logits = torch.cat([tiny_model(chunk, cache=cache) for chunk in ids.split(sizes, 1)], dim=1)
+    assert_close(logits, tiny_model(ids), atol=PRECISION, rtol=0)
+
+
+def test_cached_equals_uncached_one_token_at_a_time(tiny_model: GPT2) -> None:
+    ids = random_ids(2, TINY.context_length)
+    cache = KeyValueCache(TINY, 2, TINY.context_length)
+    logits = torch.cat([tiny_model(token, cache=cache) for token in ids.split(1, 1)], dim=1)
+    assert_close(logits, tiny_model(ids), atol=PRECISION, rtol=0)
+
+
+@given(sizes=chunk_sizes, spans=row_spans, mask_covers_all=st.booleans(), seed=seeds)
+def test_cached_with_padding_equals_unpadded_for_any_split(
+    tiny_model: GPT2,
+    sizes: list[int],
+    spans: list[tuple[float, float]],
+    mask_covers_all: bool,
+    seed: int,
+) -> None:
+    """The mask may cover the new tokens alone, or all tokens so far."""
+    ids = random_ids(len(spans), sum(sizes), seed=seed)
+    mask = mask_of(spans, sum(sizes))
+    cache = KeyValueCache(TINY, len(spans), sum(sizes))
+    chunks = []
+    for chunk in ids.split(sizes, 1):
+        first = 0 if mask_covers_all else cache.length
+        chunk_mask = mask[:, first : cache.length + chunk.shape[1]]
+        chunks.append(tiny_model(chunk, chunk_mask, cache=cache))
+    assert_rows_equal_unpadded(tiny_model, ids, mask, torch.cat(chunks, dim=1))
+
+
+@given(prompt=st.integers(1, 12), spans=row_spans, new=st.integers(1, 6), seed=seeds)
+def test_a_padded_prompt_is_remembered_without_its_mask(
+    tiny_model: GPT2, prompt: int, spans: list[tuple[float, float]], new: int, seed: int
+) -> None:
+    """As in generation: a ragged prompt, then real tokens one at a time and no mask any more."""
+    ids = random_ids(len(spans), prompt + new, seed=seed)
+    mask = mask_of(spans, prompt)
+    cache = KeyValueCache(TINY, len(spans), prompt + new)
+    chunks = [tiny_model(ids[:, :prompt], mask, cache=cache)]
+    chunks += [tiny_model(token, cache=cache) for token in ids[:, prompt:].split(1, 1)]
+    mask = torch.cat([mask, torch.ones(len(spans), new, dtype=torch.bool)], dim=1)
+    assert_rows_equal_unpadded(tiny_model, ids, mask, torch.cat(chunks, dim=1))
+
+
+@given(sizes=chunk_sizes)
+def test_a_cached_row_of_nothing_but_padding_gives_finite_logits(
+    tiny_model: GPT2, sizes: list[int]
+) -> None:
+    cache = KeyValueCache(TINY, 1, sum(sizes))
+    for chunk in random_ids(1, sum(sizes)).split(sizes, 1):
+        assert tiny_model(chunk, torch.zeros_like(chunk), cache=cache).isfinite().all()
+
+
+@given(sizes=chunk_sizes)
+def test_length_counts_the_cached_tokens(tiny_model: GPT2, sizes: list[int]) -> None:
+    cache = KeyValueCache(TINY, 1, sum(sizes))
+    for size in sizes:
+        before = cache.length
+        tiny_model(random_ids(1, size), cache=cache)
+        assert cache.length == before + size
+
+
+def test_cached_padding_may_exceed_the_context(tiny_model: GPT2) -> None:
+    padding, text = 30, TINY.context_length
+    ids = random_ids(1, padding + text)
+    mask = (torch.arange(padding + text) >= padding)[None]
+    cache = KeyValueCache(TINY, 1, padding + text)
+    chunks = zip(ids.split(40, 1), mask.split(40, 1), strict=True)
+    logits = [tiny_model(chunk, chunk_mask, cache=cache) for chunk, chunk_mask in chunks]
+    assert_rows_equal_unpadded(tiny_model, ids, mask, torch.cat(logits, dim=1))
+
+
+# ---- what bad input gets
+
+
+def test_a_cache_that_is_too_small_is_refused(tiny_model: GPT2) -> None:
+    cache = KeyValueCache(TINY, 1, 5)
+    tiny_model(random_ids(1, 3), cache=cache)
+    with pytest.raises(ValueError, match="at most 5 tokens and holds 3; 1 rows of 3 more"):
+        tiny_model(random_ids(1, 3), cache=cache)
+
+
+def test_a_cache_for_another_batch_is_refused(tiny_model: GPT2) -> None:
+    with pytest.raises(ValueError, match=r"the cache is for 2 rows .* 3 rows of 4 more do not fit"):
+        tiny_model(random_ids(3, 4), cache=KeyValueCache(TINY, 2, 10))
+
+
+def test_more_cached_tokens_than_the_context_are_refused(tiny_model: GPT2) -> None:
+    cache = KeyValueCache(TINY, 1, 2 * TINY.context_length)
+    tiny_model(random_ids(1, TINY.context_length), cache=cache)
+    with pytest.raises(ValueError, match="65 tokens do not fit the context of 64"):
+        tiny_model(random_ids(1, 1), cache=cache)
+
+
+def test_a_mask_for_neither_the_new_nor_all_tokens_is_refused(tiny_model: GPT2) -> None:
+    cache = KeyValueCache(TINY, 1, 10)
+    tiny_model(random_ids(1, 3), cache=cache)
+    message = r"shape \(1, 4\); expected .*\(1, 2\), or with the cached tokens \(1, 5\)"
+    with pytest.raises(ValueError, match=message):
+        tiny_model(random_ids(1, 2), torch.ones(1, 4, dtype=torch.bool), cache=cache)
+
+
+def test_a_refused_call_leaves_the_cache_as_it_was(tiny_model: GPT2) -> None:
+    """With padding before it, so that the cache has a mask to remember."""
+    ids = random_ids(1, TINY.context_length + 2)
+    mask = (torch.arange(ids.shape[1]) > 0)[None]  # one token of padding
+    cache = KeyValueCache(TINY, 1, ids.shape[1])
+    tiny_model(ids[:, :5], mask[:, :5], cache=cache)
+    with pytest.raises(ValueError, match="do not fit the context"):
+        tiny_model(ids[:, 5:], cache=cache)
+    found = tiny_model(ids[:, 5:6], cache=cache)
+    assert_close(found[0, -1], tiny_model(ids[:, 1:6])[0, -1], atol=PRECISION, rtol=0)

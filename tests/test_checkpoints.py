@@ -1,0 +1,429 @@
+"""Files <-> model: bit for bit, with `transformers` and without; and what damaged files get."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from conftest import TINY, enlarge, random_ids
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers import GPT2LMHeadModel
+
+from gpt2mini import GPT2
+from gpt2mini.checkpoints import hub, huggingface
+from gpt2mini.model import TiedHead
+
+WEIGHTS = "model.safetensors"
+PRECISION = 1e-4  # float32, logits of the size of 1, two implementations
+
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture
+def folder(tiny_model: GPT2, tmp_path: Path) -> Path:
+    """The tiny model, saved."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def rewrite_weights(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
+    save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+
+
+def rewrite_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    contents = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(contents | changes), encoding="utf-8")
+
+
+def assert_same_weights(found: GPT2, expected: GPT2) -> None:
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in found.state_dict().items():
+        assert tensor.dtype == expected.state_dict()[name].dtype, name
+        assert torch.equal(tensor, expected.state_dict()[name]), name
+
+
+# ---- round trips
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_round_trip_keeps_every_bit(own_model: GPT2, tmp_path: Path, dtype: torch.dtype) -> None:
+    own_model.to(dtype).save_pretrained(tmp_path)
+    assert_same_weights(GPT2.from_pretrained(tmp_path, dtype=dtype), own_model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_default_dtype_is_float32_whatever_the_file_holds(
+    own_model: GPT2, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    own_model.to(dtype).save_pretrained(tmp_path)
+    assert_same_weights(GPT2.from_pretrained(tmp_path), own_model.to(torch.float32))
+
+
+def test_a_round_trip_keeps_the_config(folder: Path) -> None:
+    assert GPT2.from_pretrained(folder).config == TINY
+
+
+def test_a_round_trip_keeps_a_model_without_qkv_bias(tmp_path: Path) -> None:
+    """The published layout always has the bias, so the file must say that it is zero."""
+    model = GPT2(replace(TINY, qkv_bias=False)).eval()
+    enlarge(model)
+    model.save_pretrained(tmp_path)
+    ids = random_ids(1, 8)
+    assert_close(GPT2.from_pretrained(tmp_path)(ids), model(ids), atol=PRECISION, rtol=0)
+
+
+def test_a_round_trip_keeps_an_untied_head(own_model: GPT2, tmp_path: Path) -> None:
+    own_model.out_head = nn.Linear(TINY.emb_dim, TINY.vocab_size, bias=False)
+    own_model.save_pretrained(tmp_path)
+    assert_same_weights(GPT2.from_pretrained(tmp_path), own_model)
+
+
+def test_saving_makes_the_folders_on_the_way(tiny_model: GPT2, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(str(tmp_path / "new" / "model"))
+    assert (tmp_path / "new" / "model" / WEIGHTS).is_file()
+
+
+def test_saving_leaves_the_model_alone(own_model: GPT2, tiny_model: GPT2, tmp_path: Path) -> None:
+    own_model.train().save_pretrained(tmp_path)
+    assert own_model.training
+    assert_same_weights(own_model, tiny_model)
+
+
+def test_a_class_head_has_no_place_in_a_language_model_folder(
+    own_model: GPT2, tmp_path: Path
+) -> None:
+    own_model.out_head = nn.Linear(TINY.emb_dim, 2)
+    with pytest.raises(ValueError, match=r"output head is Linear.*tied head or nn.Linear\(48, 211"):
+        own_model.save_pretrained(tmp_path)
+
+
+def test_saving_into_a_file_is_refused_by_name(tiny_model: GPT2, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("not a folder", encoding="utf-8")
+    with pytest.raises(OSError, match="taken"):
+        tiny_model.save_pretrained(tmp_path / "taken")
+
+
+# ---- transformers opens what we save (test_model.py has the other direction)
+
+
+def open_with_transformers(folder: Path) -> tuple[GPT2LMHeadModel, dict[str, Any]]:
+    opened: Any = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+    model, report = opened
+    return model.eval(), report
+
+
+def test_transformers_misses_no_tensor_of_ours(folder: Path) -> None:
+    _, report = open_with_transformers(folder)
+    assert not any(report.values()), report
+
+
+def test_transformers_gives_our_logits(tiny_model: GPT2, folder: Path) -> None:
+    theirs, _ = open_with_transformers(folder)
+    ids = random_ids(2, 20)
+    assert_close(theirs(ids).logits, tiny_model(ids), atol=PRECISION, rtol=0)
+
+
+def test_transformers_gives_the_logits_of_our_untied_head(own_model: GPT2, tmp_path: Path) -> None:
+    own_model.out_head = nn.Linear(TINY.emb_dim, TINY.vocab_size, bias=False)
+    own_model.save_pretrained(tmp_path)
+    theirs, report = open_with_transformers(tmp_path)
+    assert not any(report.values()), report
+    ids = random_ids(2, 20)
+    assert_close(theirs(ids).logits, own_model(ids), atol=PRECISION, rtol=0)
+
+
+# ---- the dialects of published files
+
+
+def without_prefix(tensors: Tensors) -> Tensors:
+    return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+
+
+def with_the_head_written_twice(tensors: Tensors) -> Tensors:
+    return tensors | {"lm_head.weight": tensors["transformer.wte.weight"].clone()}
+
+
+def with_old_buffers(tensors: Tensors) -> Tensors:
+    """What `transformers` wrote before 2023: the causal mask, and its fill value."""
+    causal = torch.ones(1, 1, TINY.context_length, TINY.context_length, dtype=torch.uint8).tril()
+    for layer in range(TINY.n_layers):
+        tensors[f"transformer.h.{layer}.attn.bias"] = causal.clone()
+        tensors[f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    return tensors
+
+
+@pytest.mark.parametrize("dialect", [without_prefix, with_the_head_written_twice, with_old_buffers])
+def test_every_dialect_of_a_tied_file_loads_as_the_same_model(
+    tiny_model: GPT2, folder: Path, dialect: Callable[[Tensors], Tensors]
+) -> None:
+    rewrite_weights(folder, dialect)
+    loaded = GPT2.from_pretrained(folder)
+    assert isinstance(loaded.out_head, TiedHead)
+    assert_same_weights(loaded, tiny_model)
+
+
+def test_an_untied_head_in_the_file_becomes_the_output_head(tiny_model: GPT2, folder: Path) -> None:
+    head = torch.randn(TINY.vocab_size, TINY.emb_dim)
+    rewrite_weights(folder, lambda tensors: tensors | {"lm_head.weight": head})
+    loaded = GPT2.from_pretrained(folder)
+    ids = random_ids(2, 20)
+    expected = tiny_model.hidden_states(ids) @ head.T
+    assert_close(loaded(ids), expected, atol=PRECISION, rtol=1e-5)
+
+
+def test_dropout_in_the_file_is_not_taken_over(folder: Path) -> None:
+    rewrite_config(folder, attn_pdrop=0.1, embd_pdrop=0.1, resid_pdrop=0.1)  # OpenAI's own
+    assert GPT2.from_pretrained(folder).config.drop_rate == 0.0
+
+
+# ---- what loading leaves alone
+
+
+def test_a_loaded_model_is_in_eval_mode(folder: Path) -> None:
+    assert not any(module.training for module in GPT2.from_pretrained(folder).modules())
+
+
+def test_a_loaded_model_can_be_trained(folder: Path) -> None:
+    assert all(parameter.requires_grad for parameter in GPT2.from_pretrained(folder).parameters())
+
+
+def test_loading_leaves_the_random_numbers_alone(folder: Path) -> None:
+    before = torch.get_rng_state()
+    GPT2.from_pretrained(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_loading_a_folder_opens_no_socket(folder: Path, socket_attempts: list[str]) -> None:
+    GPT2.from_pretrained(folder)
+    assert not socket_attempts
+
+
+# ---- damaged and foreign weights
+
+
+def shape_changed(name: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: tensors | {name: tensors[name].T.contiguous()}
+
+
+def test_a_missing_tensor_is_named(folder: Path) -> None:
+    name = "transformer.h.1.mlp.c_fc.bias"
+    rewrite_weights(folder, lambda tensors: {n: t for n, t in tensors.items() if n != name})
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}: .*1 missing \['h.1.mlp.c_fc.bias'\]"):
+        GPT2.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "h.3.ln_1.weight",  # one block more than the config says
+        "h.3.attn.c_attn.bias",  # ends like the old buffer `attn.bias`, and is none
+        "score.weight",  # a classifier's head
+    ],
+)
+def test_an_unknown_tensor_is_named(folder: Path, name: str) -> None:
+    extra = {f"transformer.{name}": torch.zeros(TINY.emb_dim)}
+    rewrite_weights(folder, lambda tensors: tensors | extra)
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}: .*1 unknown \['{name}'\]"):
+        GPT2.from_pretrained(folder)
+
+
+def test_a_tensor_that_is_there_under_both_names_is_refused(folder: Path) -> None:
+    """With and without the prefix: which of the two would be meant?"""
+    extra = {"wpe.weight": torch.zeros(TINY.context_length, TINY.emb_dim)}
+    rewrite_weights(folder, lambda tensors: tensors | extra)
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}: .*wpe.weight"):
+        GPT2.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["wte.weight", "h.2.attn.c_attn.weight", "h.0.mlp.c_proj.weight"])
+def test_a_tensor_of_the_wrong_shape_is_named(folder: Path, name: str) -> None:
+    rewrite_weights(folder, shape_changed(f"transformer.{name}"))
+    message = rf"{WEIGHTS}: {name} has the shape \(\d+, \d+\); the config asks for \(\d+, \d+\)"
+    with pytest.raises(ValueError, match=message):
+        GPT2.from_pretrained(folder)
+
+
+def test_both_shapes_of_a_wrong_tensor_are_told(folder: Path) -> None:
+    rewrite_weights(folder, shape_changed("transformer.h.0.mlp.c_fc.weight"))
+    with pytest.raises(ValueError, match=r"shape \(192, 48\); the config asks for \(48, 192\)"):
+        GPT2.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("shape", [(TINY.vocab_size + 1, TINY.emb_dim), (1, TINY.emb_dim)])
+def test_an_output_head_of_the_wrong_shape_is_named(folder: Path, shape: tuple[int, int]) -> None:
+    """The second shape could be broadcast, and must not be."""
+    rewrite_weights(folder, lambda tensors: tensors | {"lm_head.weight": torch.zeros(shape)})
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}: lm_head.weight has the shape"):
+        GPT2.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.999])
+def test_a_truncated_file_is_refused_by_name(folder: Path, share: float) -> None:
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=f"{WEIGHTS} is damaged or not a safetensors file"):
+        GPT2.from_pretrained(folder)
+
+
+def test_a_file_of_another_kind_is_refused_by_name(folder: Path, tiny_model: GPT2) -> None:
+    torch.save(tiny_model.state_dict(), folder / WEIGHTS)
+    with pytest.raises(ValueError, match=f"{WEIGHTS} is damaged or not a safetensors file"):
+        GPT2.from_pretrained(folder)
+
+
+def test_a_folder_without_weights_says_what_it_has_instead(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "weights.safetensors")
+    message = rf"model has no {WEIGHTS}; found .*'config.json', 'weights.safetensors'"
+    with pytest.raises(FileNotFoundError, match=message):
+        GPT2.from_pretrained(folder)
+
+
+# ---- damaged and foreign configs
+
+
+def test_a_folder_without_a_config_is_no_model(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model is not a model folder.*config.json"):
+        GPT2.from_pretrained(folder)
+
+
+def test_a_config_that_is_no_json_is_refused_by_name(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "gp', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config.json is not valid JSON"):
+        GPT2.from_pretrained(folder)
+
+
+def test_another_kind_of_model_is_refused_by_name(folder: Path) -> None:
+    rewrite_config(folder, model_type="llama")
+    with pytest.raises(ValueError, match=r"config.json .*type 'llama'; expected 'gpt2'"):
+        GPT2.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("activation_function", "gelu"),  # the erf form
+        ("layer_norm_epsilon", 1e-6),
+        ("scale_attn_weights", False),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("add_cross_attention", True),
+        ("n_inner", 100),
+    ],
+)
+def test_another_architecture_is_refused_by_the_name_of_the_setting(
+    folder: Path, name: str, value: object
+) -> None:
+    rewrite_config(folder, **{name: value})
+    with pytest.raises(ValueError, match=rf"config.json: {name} is '?{value}'?; GPT-2"):
+        GPT2.from_pretrained(folder)
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+@pytest.mark.parametrize("changes", [{"n_head": 5}, {"n_layer": 0}, {"n_embd": "48"}])
+def test_an_impossible_number_is_refused_by_the_name_of_the_file(
+    folder: Path, changes: dict[str, object]
+) -> None:
+    rewrite_config(folder, **changes)
+    with pytest.raises(ValueError, match=r"config.json: (emb_dim|n_layers)"):
+        GPT2.from_pretrained(folder)
+
+
+# ---- names
+
+
+def test_an_unknown_name_is_answered_with_the_choices(socket_attempts: list[str]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no model 'gpt5'.*gpt2-nano.*gpt2, gpt2-medium"):
+        GPT2.from_pretrained("gpt5")
+    assert not socket_attempts
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the cache, and no network."""
+
+    def snapshot_download(repository: str, **options: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "config.json.*model.safetensors",  # the files
+        "https://huggingface.co/openai-community/gpt2-medium",  # the place
+        "download openai-community/gpt2-medium",  # the command
+    ],
+)
+@pytest.mark.usefixtures("offline")
+def test_a_failed_download_names_the_files_the_place_and_the_command(named: str) -> None:
+    with pytest.raises(ConnectionError, match=named):
+        GPT2.from_pretrained("355M")
+
+
+def test_what_is_in_the_cache_is_not_looked_up_again(
+    tiny_model: GPT2, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in hub.FILES:
+        (folder / name).touch()
+
+    def snapshot_download(repository: str, local_files_only: bool = False, **_: object) -> str:
+        assert local_files_only, "the network was asked"
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert_same_weights(GPT2.from_pretrained("gpt2"), tiny_model)
+
+
+def test_a_download_that_was_broken_off_is_completed(
+    tiny_model: GPT2, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """huggingface_hub hands out a part of a snapshot too, where it cannot tell that it is one."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    shutil.copy(folder / "config.json", cache)
+
+    def snapshot_download(repository: str, local_files_only: bool = False, **_: object) -> str:
+        if not local_files_only:
+            shutil.copy(folder / WEIGHTS, cache)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert_same_weights(GPT2.from_pretrained("gpt2"), tiny_model)
+
+
+# ---- crashes while saving
+
+
+def save_until_the_disk_is_full(model: GPT2, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save `model`; writing its weights stops after some bytes."""
+
+    def write_some_and_fail(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
+        path.write_bytes(b"the first few bytes")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(huggingface, "save_file", write_some_and_fail)
+    with pytest.raises(OSError, match="no space left"):
+        model.save_pretrained(folder)
+
+
+def test_an_interrupted_save_leaves_the_old_model(
+    tiny_model: GPT2, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_until_the_disk_is_full(GPT2(replace(TINY, n_layers=1)), folder, monkeypatch)
+    assert_same_weights(GPT2.from_pretrained(folder), tiny_model)
+
+
+def test_an_interrupted_save_leaves_no_other_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_until_the_disk_is_full(GPT2(TINY), folder, monkeypatch)
+    assert {path.name for path in folder.iterdir()} == {"config.json", WEIGHTS}

@@ -1,0 +1,111 @@
+"""The example scripts, run as a user would run them, only shorter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(script: str, *arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """An example in a process of its own, warnings shown, offline by environment."""
+    command = [sys.executable, ROOT / "examples" / script, *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [str(part) for part in command],
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        env=environment,
+        timeout=300,
+    )
+
+
+def test_generate_continues_the_prompt() -> None:
+    done = run("generate.py", "--prompt", "The ship", "--max-new-tokens", "8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The ship")
+    assert "tokens" in done.stderr
+
+
+def test_generate_reads_a_prompt_from_stdin_and_talks() -> None:
+    done = run("generate.py", "--prompt", "-", "--max-new-tokens", "3", stdin="Once upon a time")
+    assert done.stdout.startswith("Once upon a time"), done.stderr
+    done = run("generate.py", "--interactive", "--max-new-tokens", "3", stdin="Hello\nGood day\n\n")
+    assert "Hello" in done.stdout and "Good day" in done.stdout
+
+
+def test_generate_is_seeded() -> None:
+    first, again, other = (
+        run("generate.py", "--max-new-tokens", "12", "--seed", seed).stdout
+        for seed in ("1", "1", "2")
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "no-such-model"], "there is no model 'no-such-model'"),
+        (["--prompt", ""], "the prompt is empty"),
+        (["--temperature", "-1"], "temperature must be 0"),
+        (["--max-new-tokens", "100000"], "do not fit the context"),
+    ],
+)
+def test_generate_says_what_is_wrong_in_one_line(arguments: list[str], message: str) -> None:
+    done = run("generate.py", *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_finetune_text_learns_and_leaves_its_results(tmp_path: Path) -> None:
+    done = run(
+        "finetune_text.py", "--out", tmp_path, "--steps", "6", "--batch-size", "2",
+        "--sequence-length", "64", "--fraction", "0.5", "--sample-tokens", "8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert summary["perplexity_after"] < summary["perplexity_before"]
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["step"] for line in lines} >= {0, 6}
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+    assert "before" in done.stdout and "after" in done.stdout
+    again = run("generate.py", "--model", tmp_path / "best", "--max-new-tokens", "3")
+    assert again.returncode == 0, again.stderr
+
+
+def test_finetune_text_takes_a_folder_and_refuses_what_it_cannot_use(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "empty.txt").write_text("", encoding="utf-8")
+    done = run("finetune_text.py", "--data", folder, "--out", tmp_path / "out")
+    assert "there is no text" in done.stderr and "Traceback" not in done.stderr
+    (folder / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    done = run("finetune_text.py", "--data", folder, "--out", tmp_path / "out")
+    assert "latin.txt is not UTF-8" in done.stderr and "Traceback" not in done.stderr
+    done = run("finetune_text.py", "--data", tmp_path / "nothing.txt")
+    assert "neither a text file nor a folder" in done.stderr
+    done = run("finetune_text.py", "--out", folder / "empty.txt")
+    assert "cannot write into" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_pretrain_makes_a_model_and_resumes_and_grows(tmp_path: Path) -> None:
+    small = ["--vocab-size", "300", "--emb-dim", "32", "--heads", "2", "--layers", "2"]
+    small += ["--context-length", "32", "--batch-size", "4", "--validation-tokens", "256"]
+    done = run("pretrain.py", "--out", tmp_path, "--steps", "4", "--save-every", "2", *small)
+    assert done.returncode == 0, done.stderr
+    first = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    done = run("pretrain.py", "--out", tmp_path, "--steps", "8", "--resume", *small)
+    assert done.returncode == 0, done.stderr
+    second = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert second["bits_per_byte"] < first["bits_per_byte"]
+    deeper = ["--layers", "4", "--init-from", tmp_path / "final", "--steps", "2"]
+    done = run("pretrain.py", "--out", tmp_path / "deep", *small, *deeper)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "deep" / "final" / "config.json").read_text(encoding="utf-8"))
+    assert config["n_layer"] == 4

@@ -1,0 +1,299 @@
+"""Generation: cache, ragged batches, stopping, sampling and streaming keep their promises."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gpt2mini import GPT2, GPT2Config, Tokenizer, complete, generate
+from gpt2mini.generation import stream, until_stop
+from gpt2mini.tokenizer import train_tokenizer
+
+TEXT = "The cat sat on the mat. The dog sat on the log. ¿Qué? 你好，世界! " * 3
+
+
+def make_model(vocab_size: int = 211, context_length: int = 400) -> GPT2:
+    """A random model with weights so large, positions above all, that its greedy choices vary."""
+    torch.manual_seed(0)
+    model = GPT2(
+        GPT2Config(vocab_size, context_length=context_length, emb_dim=48, n_heads=6, n_layers=3)
+    )
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=1.0 if name == "pos_emb.weight" else 0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT2:
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer([TEXT], vocab_size=300)
+
+
+@pytest.fixture(scope="module")
+def talker(tokenizer: Tokenizer) -> GPT2:
+    return make_model(tokenizer.vocab_size)
+
+
+def greedy_without_cache(model: GPT2, ids: Tensor, new: int) -> Tensor:
+    """The slow and obvious way: the whole text through the model for every token."""
+    text = ids[None]
+    with torch.no_grad():
+        for _ in range(new):
+            text = torch.cat([text, model(text)[:, -1].argmax(dim=1, keepdim=True)], dim=1)
+    return text[0]
+
+
+def ragged_prompts() -> tuple[Tensor, Tensor]:
+    """Padding on the left, on the right, on both sides, and none."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 211, (4, 12), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    mask[1, 7:] = 0
+    mask[2, :2] = mask[2, 9:] = 0
+    return ids, mask
+
+
+def test_greedy_with_cache_equals_greedy_without_over_300_tokens(model: GPT2) -> None:
+    ids = torch.randint(0, 211, (1, 5), generator=torch.Generator().manual_seed(2))
+    found = generate(model, ids, 300, temperature=0).token_ids[0]
+    assert torch.equal(found, greedy_without_cache(model, ids[0], 300))
+    assert found.unique().numel() > 30, "the text should be varied, or equality means little"
+
+
+def test_rows_of_a_ragged_batch_are_as_if_alone_over_300_tokens(model: GPT2) -> None:
+    ids, mask = ragged_prompts()
+    out = generate(model, ids, 300, mask, temperature=0)
+    for row in range(len(ids)):
+        alone = greedy_without_cache(model, ids[row][mask[row].bool()], 300)
+        assert torch.equal(out.token_ids[row][out.attention_mask[row]], alone)
+
+
+def test_masks_and_shapes(model: GPT2) -> None:
+    ids, mask = ragged_prompts()
+    out = generate(model, ids, 6, mask, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(out.token_ids[:, :12], ids)
+    assert out.token_ids.shape == out.response_mask.shape == out.logprobs.shape == (4, 18)
+    assert not out.response_mask[:, :12].any() and out.response_mask[:, 12:].all()
+    assert torch.equal(out.attention_mask[:, :12], mask.bool())
+
+
+def test_rows_stop_independently_and_keep_their_stop_token(model: GPT2) -> None:
+    ids, mask = ragged_prompts()
+    free = generate(model, ids, 40, mask, temperature=0)
+    stop = int(free.token_ids[0, 12 + 30])  # what row 0 says at its 31st token, or before
+    out = generate(model, ids, 40, mask, temperature=0, stop_ids=[stop])
+    for row in range(len(ids)):
+        spoken = free.token_ids[row, 12:].tolist()
+        length = spoken.index(stop) + 1 if stop in spoken else 40
+        response = out.token_ids[row][out.response_mask[row]].tolist()
+        assert response == spoken[:length]
+        assert (out.logprobs[row, 12 + length :] == 0).all()
+    assert out.response_mask.sum(dim=1).unique().numel() > 1, (
+        "the rows should end at different times"
+    )
+
+
+def test_generation_ends_when_every_row_has_ended(model: GPT2) -> None:
+    ids = torch.tensor([[3, 4]])
+    first = int(generate(model, ids, 1, temperature=0).token_ids[0, -1])
+    assert generate(model, ids, 50, temperature=0, stop_ids=[first]).token_ids.shape == (1, 3)
+
+
+def test_logprobs_are_those_of_a_forward_pass(model: GPT2) -> None:
+    ids, mask = ragged_prompts()
+    out = generate(
+        model, ids, 20, mask, temperature=1.0, generator=torch.Generator().manual_seed(3)
+    )
+    with torch.no_grad():
+        logits = model(out.token_ids[:, :-1], attention_mask=out.attention_mask[:, :-1])
+    expected = logits.log_softmax(-1).gather(2, out.token_ids[:, 1:, None])[..., 0]
+    generated = out.response_mask[:, 1:]
+    # A response's first token is predicted by the prompt's last real token, wherever that stands.
+    generated = generated & (torch.arange(generated.shape[1]) >= 12)
+    torch.testing.assert_close(
+        out.logprobs[:, 1:][generated], expected[generated], atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(out.logprobs, out.sampling_logprobs)  # nothing was truncated
+
+
+def test_sampling_logprobs_are_of_the_truncated_distribution(model: GPT2) -> None:
+    ids, _ = ragged_prompts()
+    out = generate(
+        model, ids, 5, temperature=0.5, top_k=1, generator=torch.Generator().manual_seed(0)
+    )
+    assert (out.sampling_logprobs == 0).all()  # one token left: certain
+    assert (out.logprobs[:, 12:] < 0).all()
+
+
+def test_same_seed_same_text_and_another_seed_another(model: GPT2) -> None:
+    ids, mask = ragged_prompts()
+    first, again, other = (
+        generate(model, ids, 30, mask, generator=torch.Generator().manual_seed(seed)).token_ids
+        for seed in (5, 5, 6)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_generator_leaves_the_global_random_state_alone(model: GPT2) -> None:
+    before = torch.get_rng_state()
+    generate(model, torch.tensor([[1]]), 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_samples_of_a_prompt_are_neighbours_and_differ(model: GPT2) -> None:
+    ids, mask = ragged_prompts()
+    out = generate(model, ids, 10, mask, num_samples=3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(out.token_ids[:, :12], ids.repeat_interleave(3, dim=0))
+    assert len({tuple(row.tolist()) for row in out.token_ids[:3]}) == 3
+
+
+def test_no_ngram_appears_twice(model: GPT2) -> None:
+    out = generate(model, torch.tensor([[1, 2, 3]]), 150, temperature=0, no_repeat_ngram_size=2)
+    pairs = list(zip(out.token_ids[0].tolist(), out.token_ids[0, 1:].tolist(), strict=False))
+    assert len(pairs) == len(set(pairs))
+
+
+def test_model_mode_and_gradients_are_as_before(model: GPT2) -> None:
+    model = make_model()
+    model.train()
+    model.trf_blocks[1].eval()
+    modes = [module.training for module in model.modules()]
+    generate(model, torch.tensor([[1]]), 3)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.is_grad_enabled()
+
+
+def test_dropout_is_off_while_generating() -> None:
+    config = GPT2Config(50, context_length=40, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.5)
+    model = GPT2(config).train()
+    ids = torch.tensor([[1, 2]])
+    first, second = (generate(model, ids, 20, temperature=0).token_ids for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_overflow_is_an_error_before_anything_is_generated(model: GPT2) -> None:
+    ids = torch.zeros(1, 390, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"390 tokens and 11 new .* context of 400.*at most 10"):
+        generate(model, ids, 11)
+    assert generate(model, ids, 10).token_ids.shape == (1, 400)
+
+
+def test_sliding_goes_on_past_the_context() -> None:
+    model = make_model(context_length=32)
+    ids = torch.randint(0, 211, (2, 10), generator=torch.Generator().manual_seed(0))
+    out = generate(model, ids, 100, temperature=0, overflow="slide")
+    assert out.token_ids.shape == (2, 110)
+    inside = generate(model, ids, 22, temperature=0)
+    assert torch.equal(out.token_ids[:, :32], inside.token_ids)
+
+
+def test_sliding_rereads_the_newer_half() -> None:
+    """After a slide the model has seen the last half of the context and nothing else."""
+    model = make_model(context_length=32)
+    ids = torch.randint(0, 211, (1, 10), generator=torch.Generator().manual_seed(0))
+    text = generate(model, ids, 40, temperature=0, overflow="slide").token_ids[0]
+    # The cache fills up after 32 tokens are read; the 33rd was predicted from all 32 of them.
+    expected = greedy_without_cache(model, text[33 - 16 : 33], 16)
+    assert torch.equal(text[17:49], expected)
+
+
+def test_a_prompt_longer_than_the_context_slides_too() -> None:
+    model = make_model(context_length=32)
+    ids = torch.randint(0, 211, (2, 50), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :30] = 0
+    assert generate(model, ids, 5, mask, overflow="slide").token_ids.shape == (2, 55)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"overflow": "wrap"}, "overflow"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+    ],
+)
+def test_senseless_settings_are_refused(model: GPT2, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(model, torch.tensor([[1]]), **{"max_new_tokens": 3, **settings})
+
+
+def test_senseless_prompts_are_refused(model: GPT2) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        generate(model, torch.zeros(1, 0, dtype=torch.long), 3)
+    with pytest.raises(ValueError, match="nothing but padding"):
+        generate(model, torch.ones(2, 2, dtype=torch.long), 3, torch.tensor([[1, 1], [0, 0]]))
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        generate(model, torch.tensor([[999]]), 3)
+
+
+def test_a_classifier_cannot_generate() -> None:
+    model = make_model()
+    model.out_head = nn.Linear(48, 2)
+    with pytest.raises(ValueError, match="output head gives 2 numbers"):
+        generate(model, torch.tensor([[1]]), 3)
+
+
+def test_complete_is_prompt_and_stream(talker: GPT2, tokenizer: Tokenizer) -> None:
+    options = {"temperature": 0.9, "top_k": 20}
+    text = complete(
+        talker, tokenizer, "The cat", 40, generator=torch.Generator().manual_seed(0), **options
+    )
+    pieces = stream(
+        talker, tokenizer, "The cat", 40, generator=torch.Generator().manual_seed(0), **options
+    )
+    assert text == "The cat" + "".join(pieces)
+
+
+def test_complete_equals_generate(talker: GPT2, tokenizer: Tokenizer) -> None:
+    ids = torch.tensor([tokenizer.encode("The dog")])
+    out = generate(talker, ids, 30, temperature=0, stop_ids=[tokenizer.eos_id])
+    new = [i for i in out.token_ids[out.response_mask].tolist() if i != tokenizer.eos_id]
+    text = complete(talker, tokenizer, "The dog", 30, temperature=0)
+    assert text == "The dog" + tokenizer.decode(new)
+
+
+def test_stop_strings_end_the_text_before_them(talker: GPT2, tokenizer: Tokenizer) -> None:
+    free = complete(talker, tokenizer, "The", 60, temperature=0)
+    stop = free[20:23]
+    cut = complete(talker, tokenizer, "The", 60, temperature=0, stop_strings=[stop])
+    assert cut == "The" + free[3:].split(stop)[0]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stops", "text"),
+    [
+        (["ab", "cd", "ef"], ["cde"], "ab"),  # over the border of two pieces
+        (["abc", "abd"], ["abd"], "abc"),  # a false start, then the true one
+        (["aab"], ["ab"], "a"),
+        (["xy"], ["yz"], "xy"),  # begun, never finished: given out at the end
+        (["one", "two"], ["w", "t"], "one"),  # the first in the text counts
+        (["abc"], [""], "abc"),
+        (["abc"], [], "abc"),
+    ],
+)
+def test_stop_strings_are_found_wherever_they_are_cut(pieces, stops, text) -> None:
+    assert "".join(until_stop(iter(pieces), stops)) == text
+
+
+def test_stream_gives_text_as_soon_as_it_is_known(talker: GPT2, tokenizer: Tokenizer) -> None:
+    pieces = list(stream(talker, tokenizer, "The", 20, temperature=0))
+    assert len(pieces) > 5
+
+
+def test_an_empty_prompt_is_refused(talker: GPT2, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="prompt is empty"):
+        complete(talker, tokenizer, "")

@@ -1,0 +1,95 @@
+"""The shape of the package: one direction of imports, no prints, one encoding, a light import."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "gpt2mini"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# The outer ring of the package: what one does with a GPT-2. All the rest is the core: what it is.
+WORKSHOP = {"losses", "lora", "data", "training", "preferences", "evaluation", "inspection"}
+
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def parts_of(path: Path) -> list[str]:
+    """gpt2mini/checkpoints/hub.py -> ["checkpoints", "hub"]; an __init__ stands for its folder."""
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Full names of what a file imports, at the top or inside functions.
+
+    `from a import b` yields both "a" and "a.b": b may be a module.
+    """
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:  # relative: count up from the folder that the file lies in
+                folder = ["gpt2mini", *path.relative_to(PACKAGE).parent.parts]
+                base = ".".join([*folder[: len(folder) + 1 - node.level], *filter(None, [base])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def calls(path: Path) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(parse(path)) if isinstance(node, ast.Call))
+
+
+def opens_text(call: ast.Call) -> bool:
+    """Is this open(...), path.open(...), path.read_text(...) or path.write_text(...) of text?"""
+    if isinstance(call.func, ast.Attribute):
+        name, arguments = call.func.attr, call.args
+    elif isinstance(call.func, ast.Name) and call.func.id == "open":
+        name, arguments = "open", call.args[1:]  # without the path
+    else:
+        return False
+    modes = [*arguments[:1], *(k.value for k in call.keywords if k.arg == "mode")]
+    binary = any(isinstance(m, ast.Constant) and "b" in str(m.value) for m in modes)
+    return name in {"read_text", "write_text"} or (name == "open" and not binary)
+
+
+@each_file
+def test_the_core_never_imports_the_workshop(path: Path) -> None:
+    if WORKSHOP & set(parts_of(path)[:1]):
+        return
+    own = [name for name in imported_modules(path) if name.startswith("gpt2mini.")]
+    assert not [name for name in own if name.split(".")[1] in WORKSHOP]
+
+
+@each_file
+def test_the_package_never_prints(path: Path) -> None:
+    lines = [c.lineno for c in calls(path) if isinstance(c.func, ast.Name) and c.func.id == "print"]
+    assert not lines
+
+
+@each_file
+def test_text_files_are_opened_with_an_encoding(path: Path) -> None:
+    """Without one, Python takes the platform's, and Windows reads UTF-8 as something else."""
+    texts = [call for call in calls(path) if opens_text(call)]
+    assert not [c.lineno for c in texts if "encoding" not in {k.arg for k in c.keywords}]
+
+
+@pytest.fixture(scope="module")
+def modules_after_import() -> set[str]:
+    """What a fresh Python has in memory after `import gpt2mini`."""
+    code = "import sys, gpt2mini; print(*sys.modules)"
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=PACKAGE.parent, text=True)
+    return set(output.split())
+
+
+@pytest.mark.parametrize("module", ["transformers", "matplotlib", "huggingface_hub", "tokenizers"])
+def test_importing_the_package_does_not_import(module: str, modules_after_import: set[str]) -> None:
+    assert "gpt2mini" in modules_after_import
+    assert module not in modules_after_import

@@ -1,0 +1,371 @@
+"""The next-token losses: three forms give one number, however the work is cut into pieces."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, random_ids
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gpt2mini import GPT2
+from gpt2mini.data.text import Batch, pad_batch
+from gpt2mini.losses import (
+    IGNORED,
+    check_labels_not_shifted,
+    chunked_next_token_loss,
+    next_token_loss,
+)
+from gpt2mini.model import TiedHead
+
+EMB, VOCAB = 6, 11
+SCALE = 0.37  # what the sum is multiplied by before backward: a gradient of 1 could hide a mistake
+# Relative to the largest entry: sums of some dozen terms in another order; bfloat16 has 8 bits.
+PRECISION = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 2 * 2.0**-8}
+
+chunk_sizes = pytest.mark.parametrize("chunk_size", [1, 7, 10_000, None])
+head_kinds = pytest.mark.parametrize("kind", ["tied", "with bias", "without bias"])
+seeds = st.integers(0, 1000)
+
+
+def make_head(kind: str, dtype: torch.dtype = torch.float32, vocab: int = VOCAB) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "tied":
+        return TiedHead(nn.Embedding(vocab, EMB, dtype=dtype))
+    return nn.Linear(EMB, vocab, bias=kind == "with bias", dtype=dtype)
+
+
+def make_hidden(labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(*labels.shape, EMB, generator=generator, dtype=dtype, requires_grad=True)
+
+
+def make_labels(batch: int, tokens: int, ignored_share: float = 0.0, seed: int = 0) -> Tensor:
+    """Random ids below VOCAB, a share of them IGNORED at random; the last of all is to be learned."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(VOCAB, (batch, tokens), generator=generator)
+    labels[torch.rand(batch, tokens, generator=generator) < ignored_share] = IGNORED
+    labels[-1, -1] = VOCAB - 1
+    return labels
+
+
+def parameters_of(head: nn.Module) -> list[Tensor]:
+    return [p for p in (head.weight, head.bias) if p is not None]
+
+
+def value_and_gradients(
+    loss: Callable[..., tuple[Tensor, Tensor]], hidden: Tensor, head: nn.Module, labels: Tensor
+) -> list[Tensor]:
+    """The loss, then its gradients by hidden, weight and bias where these ask for one."""
+    inputs = [t for t in (hidden, *parameters_of(head)) if t.requires_grad]
+    loss_sum, _ = loss(hidden, head, labels)
+    return [loss_sum.detach(), *torch.autograd.grad(SCALE * loss_sum, inputs)]
+
+
+def dense(hidden: Tensor, head: nn.Module, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return next_token_loss(head(hidden), labels)
+
+
+def chunked(chunk_size: int | None) -> Callable[..., tuple[Tensor, Tensor]]:
+    return lambda hidden, head, labels: chunked_next_token_loss(hidden, head, labels, chunk_size)
+
+
+def loop_over_positions(hidden: Tensor, head: nn.Module, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition: minus the log-probability of each token to be learned, one after another."""
+    terms = []
+    for row_logits, row_labels in zip(head(hidden).double(), labels, strict=True):
+        for position in range(len(row_labels) - 1):
+            if row_labels[position + 1] != IGNORED:
+                probabilities = row_logits[position].exp() / row_logits[position].exp().sum()
+                terms.append(-probabilities[row_labels[position + 1]].log())
+    return torch.stack(terms).sum(), torch.tensor(len(terms))
+
+
+def assert_near(found: list[Tensor], expected: list[Tensor], precision: float) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        largest = theirs.abs().max().item()
+        assert_close(ours.double(), theirs.double(), atol=precision * largest, rtol=0)
+
+
+# The textbook form
+
+
+@given(
+    batch=st.integers(1, 3), tokens=st.integers(2, 9), ignored_share=st.floats(0, 1), seed=seeds
+)
+def test_the_loss_is_that_of_a_loop_over_positions(
+    batch: int, tokens: int, ignored_share: float, seed: int
+) -> None:
+    labels = make_labels(batch, tokens, ignored_share, seed)
+    hidden, head = make_hidden(labels), make_head("with bias")
+    found, expected = dense(hidden, head, labels), loop_over_positions(hidden, head, labels)
+    assert_near([found[0]], [expected[0]], PRECISION[torch.float32])
+    assert found[1] == expected[1]
+
+
+def test_float64_logits_keep_their_precision() -> None:
+    labels = make_labels(3, 9)
+    hidden, head = make_hidden(labels, torch.float64), make_head("with bias", torch.float64)
+    found, expected = dense(hidden, head, labels), loop_over_positions(hidden, head, labels)
+    assert_near([found[0]], [expected[0]], PRECISION[torch.float64])
+
+
+def test_bfloat16_logits_are_summed_in_float32() -> None:
+    labels = make_labels(3, 9)
+    hidden, head = make_hidden(labels, torch.bfloat16), make_head("tied", torch.bfloat16)
+    found, expected = dense(hidden, head, labels), loop_over_positions(hidden, head, labels)
+    assert_near([found[0]], [expected[0]], PRECISION[torch.float32])
+
+
+def test_logits_of_the_last_position_and_of_ignored_targets_do_not_count() -> None:
+    labels = make_labels(2, 8, ignored_share=0.5)
+    logits = torch.randn(2, 8, VOCAB, requires_grad=True)
+    next_token_loss(logits, labels)[0].backward()
+    asked = torch.cat([labels[:, 1:] != IGNORED, torch.zeros(2, 1, dtype=torch.bool)], dim=1)
+    assert logits.grad is not None
+    assert_close(logits.grad.abs().sum(dim=2) > 0, asked)
+
+
+# The chunked form
+
+
+@chunk_sizes
+@head_kinds
+@pytest.mark.parametrize("ignored_share", [0.0, 0.5, 0.95])
+def test_chunked_value_and_gradients_are_those_of_the_dense_form(
+    chunk_size: int | None, kind: str, ignored_share: float
+) -> None:
+    labels = make_labels(3, 9, ignored_share)
+    hidden, head = make_hidden(labels), make_head(kind)
+    found = value_and_gradients(chunked(chunk_size), hidden, head, labels)
+    expected = value_and_gradients(dense, hidden, head, labels)
+    assert_near(found, expected, PRECISION[torch.float32])
+    assert chunked(chunk_size)(hidden, head, labels)[1] == dense(hidden, head, labels)[1]
+
+
+@chunk_sizes
+def test_chunked_value_and_gradients_keep_float64(chunk_size: int | None) -> None:
+    labels = make_labels(3, 9, ignored_share=0.3)
+    hidden, head = make_hidden(labels, torch.float64), make_head("with bias", torch.float64)
+    found = value_and_gradients(chunked(chunk_size), hidden, head, labels)
+    expected = value_and_gradients(loop_over_positions, hidden, head, labels)
+    assert_near(found, expected, PRECISION[torch.float64])
+
+
+def test_chunked_gradients_are_those_of_finite_differences() -> None:
+    labels = make_labels(2, 5, ignored_share=0.3)
+    hidden, head = make_hidden(labels, torch.float64), make_head("with bias", torch.float64)
+
+    def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        del head.weight, head.bias  # parameters, in whose place any tensor may then stand
+        head.weight, head.bias = weight, bias
+        return chunked_next_token_loss(hidden, head, labels, chunk_size=3)[0]
+
+    assert torch.autograd.gradcheck(loss, (hidden, head.weight, head.bias))
+
+
+def test_chunked_second_derivatives_are_refused_or_right() -> None:
+    labels = make_labels(2, 5)
+    hidden, head = make_hidden(labels), make_head("tied")
+
+    def second(loss: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+        squared = loss(hidden, head, labels)[0] ** 2  # so that the gradient depends on the loss
+        (first,) = torch.autograd.grad(squared, hidden, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), hidden)[0]
+
+    expected = second(dense)
+    try:
+        found = second(chunked(3))
+    except RuntimeError:
+        return
+    assert_near([found], [expected], PRECISION[torch.float32])
+
+
+@chunk_sizes
+@pytest.mark.parametrize("kind", ["tied", "with bias"])
+def test_chunked_under_autocast_is_the_float32_loss_within_bfloat16(
+    chunk_size: int | None, kind: str
+) -> None:
+    labels = make_labels(3, 30, ignored_share=0.3)
+    hidden, head = make_hidden(labels), make_head(kind)
+    expected = value_and_gradients(dense, hidden, head, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = value_and_gradients(chunked(chunk_size), hidden, head, labels)
+    assert_near(found, expected, PRECISION[torch.bfloat16])
+
+
+def test_chunked_under_autocast_gives_gradients_in_the_dtypes_of_the_parameters() -> None:
+    labels = make_labels(3, 9)
+    hidden, head = make_hidden(labels), make_head("with bias")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = value_and_gradients(chunked(2), hidden, head, labels)
+    assert {tensor.dtype for tensor in found} == {torch.float32}
+
+
+def test_many_chunks_of_bfloat16_weights_are_as_exact_as_one() -> None:
+    labels = make_labels(4, 50)  # 196 targets in 49 chunks: about what 4 x 1024 tokens get
+    hidden, head = make_hidden(labels, torch.bfloat16), make_head("with bias", torch.bfloat16)
+    expected = value_and_gradients(loop_over_positions, hidden, head, labels)
+    found = value_and_gradients(chunked(4), hidden, head, labels)
+    assert_near(found, expected, PRECISION[torch.bfloat16])
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "bias", "weight and bias"])
+def test_frozen_inputs_get_no_gradient_and_the_others_the_right_one(frozen: str) -> None:
+    labels = make_labels(3, 9, ignored_share=0.3)
+    hidden, head = make_hidden(labels), make_head("with bias")
+    inputs = {"hidden": hidden, "weight": head.weight, "bias": head.bias}
+    for name, tensor in inputs.items():
+        tensor.requires_grad_(name not in frozen)
+    expected = value_and_gradients(dense, hidden, head, labels)
+    found = value_and_gradients(chunked(4), hidden, head, labels)
+    assert_near(found, expected, PRECISION[torch.float32])
+    chunked(4)(hidden, head, labels)[0].backward()
+    assert all((inputs[name].grad is None) == (name in frozen) for name in inputs)
+
+
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_the_chunked_value_is_the_same_without_gradients(without_gradients: Any) -> None:
+    labels = make_labels(3, 9)
+    hidden, head = make_hidden(labels), make_head("with bias")
+    expected = chunked(4)(hidden, head, labels)[0].detach()
+    with without_gradients():
+        found = chunked(4)(hidden, head, labels)[0]
+    assert not found.requires_grad
+    assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_the_chunked_form_changes_none_of_its_inputs() -> None:
+    labels = make_labels(3, 9, ignored_share=0.3)
+    hidden, head = make_hidden(labels), make_head("with bias")
+    inputs = [hidden, head.weight, head.bias, labels]
+    before = [tensor.detach().clone() for tensor in inputs]
+    value_and_gradients(chunked(4), hidden, head, labels)
+    assert all(torch.equal(now, then) for now, then in zip(inputs, before, strict=True))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor that any operation gives back."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for output in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(output, Tensor):
+                self.elements = max(self.elements, output.numel())
+        return result
+
+
+def largest_tensor(
+    loss: Callable[..., tuple[Tensor, Tensor]], labels: Tensor, vocab: int
+) -> int:
+    hidden, head = make_hidden(labels), make_head("tied", vocab=vocab)
+    with LargestTensor() as largest:
+        value_and_gradients(loss, hidden, head, labels)
+    return largest.elements
+
+
+def test_the_chunked_form_holds_few_logits_at_a_time() -> None:
+    labels, vocab = make_labels(2, 129), 50_257  # 256 targets of GPT-2's vocabulary
+    assert largest_tensor(dense, labels, vocab) >= 256 * vocab  # the recorder does record
+    assert largest_tensor(chunked(None), labels, vocab) <= 2**22  # logits: 16 MB in float32
+
+
+def test_ignored_positions_cost_no_logits() -> None:
+    labels, vocab = torch.full((2, 129), IGNORED), 5000
+    labels[:, -2] = 1  # two targets; the weight itself has EMB columns
+    assert largest_tensor(chunked(None), labels, vocab) <= EMB * vocab
+
+
+# Both forms
+
+
+@pytest.mark.parametrize("loss", [dense, chunked(None)], ids=["dense", "chunked"])
+@pytest.mark.parametrize(
+    "labels",
+    [torch.full((2, 5), IGNORED), torch.tensor([[3, IGNORED, IGNORED]]), torch.ones(3, 1).long()],
+    ids=["all ignored", "only the first token, which nothing predicts", "one token a row"],
+)
+def test_labels_with_nothing_to_learn_are_refused(loss: Any, labels: Tensor) -> None:
+    with pytest.raises(ValueError, match="no label to learn from"):
+        loss(make_hidden(labels), make_head("tied"), labels)
+
+
+def flat(gradients: Iterable[Tensor]) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def model_loss(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+    hidden = model.hidden_states(batch.token_ids, batch.attention_mask)
+    return chunked_next_token_loss(hidden, model.out_head, batch.labels, chunk_size=5)
+
+
+@pytest.mark.parametrize("lengths", [[[3], [12], [7]], [[9, 4], [2, 2], [11, 5]]], ids=repr)
+def test_ragged_micro_batches_add_up_to_one_padded_batch(
+    own_model: GPT2, lengths: list[list[int]]
+) -> None:
+    model = own_model.double()
+    batches = [[random_ids(n, seed=n) for n in rows] for rows in lengths]
+    whole_sum, whole_count = model_loss(model, pad_batch([row for rows in batches for row in rows]))
+    whole = torch.autograd.grad(whole_sum, list(model.parameters()))
+    parts = [model_loss(model, pad_batch(rows)) for rows in batches]
+    parts_sum = torch.stack([loss_sum for loss_sum, _ in parts]).sum()
+    found = torch.autograd.grad(parts_sum, list(model.parameters()))
+    assert sum(int(count) for _, count in parts) == whole_count
+    assert_near([parts_sum.detach()], [whole_sum.detach()], 1e-6)
+    # One vector, since the gradient of the key biases is zero: there is nothing to be relative to.
+    assert_near([flat(found)], [flat(whole)], 1e-6)
+
+
+# Labels that somebody has shifted already
+
+
+def masked(labels: Tensor, prompt_tokens: int) -> Tensor:
+    """The labels with the first tokens of every row ignored, as for a prompt."""
+    return torch.cat([torch.full_like(labels[:, :prompt_tokens], IGNORED), labels[:, prompt_tokens:]], 1)
+
+
+@given(
+    batch=st.integers(1, 3),
+    tokens=st.integers(3, 9),
+    last=st.sampled_from([IGNORED, 0]),
+    prompt=st.integers(0, 1),
+    seed=seeds,
+)
+def test_shifted_labels_are_refused(
+    batch: int, tokens: int, last: int, prompt: int, seed: int
+) -> None:
+    ids = random_ids(batch, tokens, seed=seed)
+    shifted = torch.cat([ids[:, 1:], torch.full((batch, 1), last)], dim=1)
+    assume(not torch.equal(ids[:, prompt:-1], ids[:, prompt + 1 :]))  # not of one repeated token
+    with pytest.raises(ValueError, match="already shifted"):
+        check_labels_not_shifted(ids, masked(shifted, prompt))
+
+
+@given(batch=st.integers(1, 3), tokens=st.integers(1, 9), prompt=st.integers(0, 9), seed=seeds)
+def test_right_labels_pass(batch: int, tokens: int, prompt: int, seed: int) -> None:
+    ids = random_ids(batch, tokens, seed=seed)
+    check_labels_not_shifted(ids, masked(ids, prompt))
+
+
+@given(tokens=st.integers(1, 9), prompt=st.integers(0, 9))
+def test_right_labels_of_one_repeated_token_pass(tokens: int, prompt: int) -> None:
+    ids = torch.full((2, tokens), TINY.vocab_size - 1)
+    check_labels_not_shifted(ids, masked(ids, prompt))
+
+
+def test_right_labels_of_padded_rows_pass() -> None:
+    batch = pad_batch([random_ids(9), random_ids(4, seed=1)])
+    check_labels_not_shifted(batch.token_ids, batch.labels)
+
+
+def test_shifted_labels_of_padded_rows_are_refused() -> None:
+    batch = pad_batch([random_ids(9), random_ids(4, seed=1)])
+    shifted = torch.cat([batch.labels[:, 1:], torch.full((2, 1), IGNORED)], dim=1)
+    with pytest.raises(ValueError, match="already shifted"):
+        check_labels_not_shifted(batch.token_ids, shifted)
