@@ -110,13 +110,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         loss_sum = chunked_cross_entropy(
             hidden, weight, bias, targets, chunk_size, (grad_hidden, grad_weight, grad_bias)
         )
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.gradients = (grad_hidden, grad_weight, grad_bias)
         return loss_sum
 
     @staticmethod
     def backward(ctx, grad_output):
-        gradients = [None if g is None else g * grad_output for g in ctx.saved_tensors]
-        return *gradients, None, None
+        if ctx.gradients is None:
+            raise RuntimeError("this loss has been through backward already: compute it again")
+        gradients, ctx.gradients = ctx.gradients, None
+        # In place: a copy of the vocabulary's gradient would be the largest tensor of the step.
+        return *(None if g is None else g.mul_(grad_output) for g in gradients), None, None
 
 
 def chunked_cross_entropy(hidden, weight, bias, targets, chunk_size, gradients=(None, None, None)):

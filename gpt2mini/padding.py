@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def real_tokens(
     token_ids: Tensor, attention_mask: Tensor | None, cache: "KeyValueCache | None"
 ) -> Tensor | None:
-    """(batch, total): which of the cached and the new tokens are real; None if there is no padding."""
+    """(batch, total): which of the cached and new tokens are real; None if there is no padding."""
     earlier = None if cache is None else cache.is_real  # (batch, past)
     if attention_mask is None and earlier is None:
         return None

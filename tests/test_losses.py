@@ -45,7 +45,7 @@ def make_hidden(labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def make_labels(batch: int, tokens: int, ignored_share: float = 0.0, seed: int = 0) -> Tensor:
-    """Random ids below VOCAB, a share of them IGNORED at random; the last of all is to be learned."""
+    """Random ids, a share of them IGNORED at random; the last of all is to be learned."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(VOCAB, (batch, tokens), generator=generator)
     labels[torch.rand(batch, tokens, generator=generator) < ignored_share] = IGNORED
@@ -94,9 +94,7 @@ def assert_near(found: list[Tensor], expected: list[Tensor], precision: float) -
 # The textbook form
 
 
-@given(
-    batch=st.integers(1, 3), tokens=st.integers(2, 9), ignored_share=st.floats(0, 1), seed=seeds
-)
+@given(batch=st.integers(1, 3), tokens=st.integers(2, 9), ignored_share=st.floats(0, 1), seed=seeds)
 def test_the_loss_is_that_of_a_loop_over_positions(
     batch: int, tokens: int, ignored_share: float, seed: int
 ) -> None:
@@ -209,9 +207,17 @@ def test_chunked_under_autocast_gives_gradients_in_the_dtypes_of_the_parameters(
 def test_many_chunks_of_bfloat16_weights_are_as_exact_as_one() -> None:
     labels = make_labels(4, 50)  # 196 targets in 49 chunks: about what 4 x 1024 tokens get
     hidden, head = make_hidden(labels, torch.bfloat16), make_head("with bias", torch.bfloat16)
-    expected = value_and_gradients(loop_over_positions, hidden, head, labels)
-    found = value_and_gradients(chunked(4), hidden, head, labels)
-    assert_near(found, expected, PRECISION[torch.bfloat16])
+    exact = value_and_gradients(
+        dense, hidden.detach().double().requires_grad_(), head.double(), labels
+    )
+    head.bfloat16()
+    for one, many, expected in zip(
+        value_and_gradients(chunked(None), hidden, head, labels),
+        value_and_gradients(chunked(4), hidden, head, labels),
+        exact,
+        strict=True,
+    ):
+        assert (many - expected).abs().max() <= 2 * (one - expected).abs().max()
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight", "bias", "weight and bias"])
@@ -261,9 +267,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def largest_tensor(
-    loss: Callable[..., tuple[Tensor, Tensor]], labels: Tensor, vocab: int
-) -> int:
+def largest_tensor(loss: Callable[..., tuple[Tensor, Tensor]], labels: Tensor, vocab: int) -> int:
     hidden, head = make_hidden(labels), make_head("tied", vocab=vocab)
     with LargestTensor() as largest:
         value_and_gradients(loss, hidden, head, labels)
@@ -327,7 +331,9 @@ def test_ragged_micro_batches_add_up_to_one_padded_batch(
 
 def masked(labels: Tensor, prompt_tokens: int) -> Tensor:
     """The labels with the first tokens of every row ignored, as for a prompt."""
-    return torch.cat([torch.full_like(labels[:, :prompt_tokens], IGNORED), labels[:, prompt_tokens:]], 1)
+    return torch.cat(
+        [torch.full_like(labels[:, :prompt_tokens], IGNORED), labels[:, prompt_tokens:]], 1
+    )
 
 
 @given(

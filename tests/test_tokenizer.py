@@ -38,8 +38,8 @@ HARD_TEXT = f"""It's HE'S; they'll, THEY'LL, we've I'd you're can't don’t 'tis
 第一回　甄士隱夢幻識通靈　賈雨村風塵懷閨秀。她說：「你好，world！」共１２３頁。
 السَّلَامُ عَلَيْكُمْ، كيف حالك؟ ٠١٢٣٤٥ क्षत्रिय नमस्ते दुनिया १२३। 안녕하세요 세계, ㄱㄴㄷ. ภาษาไทย
 {FAMILY} {WAVE}🏳\ufe0f\u200d🌈 🇩🇪🇫🇷 Zu\u0308rich = Zürich, e\u0301\u0302\u0323 Z̸̢̛a̷l̶g̴o̵ ﷽ ½ Ⅻ ④ x²
-\ttabs\t\t \tand  two   three    spaces \r\nCRLF\r\n\r\n\n\n  \n \u00a0NBSP\u00a0\u00a0ideographic\u3000\u3000 x
-\x00\x01\x1b[0m\x1c\x1f\x7f\x85\u2028\u2029\u200b\ufeffnoncharacter \uffff \U0010ffff  trailing   """
+\tt\t\t \tu  two   three    spaces \r\nCRLF\r\n\r\n\n\n  \n \u00a0NBSP\u00a0\u00a0wide\u3000\u3000 x
+\x00\x01\x1b[0m\x1c\x1f\x7f\x85\u2028\u2029\u200b\ufeffno \uffff \U0010ffff  trailing   """
 HARD_TEXT += "a" * 300 + "!" * 300 + "7" * 300 + " " * 300 + "中" * 300 + "\n" * 300 + "aA1!" * 80
 
 ENGLISH = """Call me Ishmael. Some years ago - never mind how long precisely - having little or no

@@ -49,6 +49,8 @@ BLOCK = [
     Rule("mlp.c_proj.weight", ("mlp.mlp_out.weight",), transposed=True),
     Rule("mlp.c_proj.bias", ("mlp.mlp_out.bias",)),
 ]
+QKV_BIASES = ("attn.query.bias", "attn.key.bias", "attn.value.bias")
+
 # Buffers that old files carry: the causal mask, under a misleading name, and its fill value.
 KNOWN_AND_UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
@@ -67,18 +69,28 @@ def rules(config: GPT2Config, tied: bool = True) -> list[Rule]:
     return TOP + blocks + ([] if tied else [HEAD])
 
 
-def to_published(state: Mapping[str, Tensor], config: GPT2Config, tied: bool) -> dict[str, Tensor]:
+def to_published(
+    state: Mapping[str, Tensor], config: GPT2Config, tied: bool = True
+) -> dict[str, Tensor]:
     """Our state dict -> tensors under their published names and in their published layout.
 
-    The published layout has no switch for `qkv_bias`: a bias that a model lacks is written as zeros.
+    The published layout has no switch for `qkv_bias`: what a model lacks is written as zeros.
     """
-    published = {}
-    no_bias = torch.zeros_like(state["final_norm.bias"])
-    for rule in rules(config, tied):
-        tensor = torch.cat([state.get(name, no_bias) for name in rule.ours])
-        published[rule.published] = (
-            tensor.T.contiguous() if rule.transposed else tensor.contiguous()
+    table = rules(config, tied)
+    names = [name for rule in table for name in rule.ours]
+    if not config.qkv_bias:
+        zeros = torch.zeros_like(state["final_norm.bias"])
+        state = {name: zeros for name in names if name.endswith(QKV_BIASES)} | dict(state)
+    if set(state) != set(names):
+        raise ValueError(
+            "the model's tensors are not those of a GPT-2: "
+            f"unknown {sorted(set(state) - set(names))[:5]}, "
+            f"missing {sorted(set(names) - set(state))[:5]}"
         )
+    published = {}
+    for rule in table:
+        tensor = torch.cat([state[name] for name in rule.ours])
+        published[rule.published] = (tensor.T if rule.transposed else tensor).contiguous()
     return published
 
 

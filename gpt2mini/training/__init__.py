@@ -2,6 +2,7 @@
 precision."""
 
 from gpt2mini.training.loop import LossFunction, Settings, evaluate_loss, next_token_step, train
+from gpt2mini.training.memory import recompute_activations
 from gpt2mini.training.optimizers import adamw, muon_and_adamw
 from gpt2mini.training.schedules import cosine, warmup_stable_decay
 
@@ -13,6 +14,7 @@ __all__ = [
     "evaluate_loss",
     "muon_and_adamw",
     "next_token_step",
+    "recompute_activations",
     "train",
     "warmup_stable_decay",
 ]

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from gpt2mini.data.text import Batch
 from gpt2mini.losses import check_labels_not_shifted, chunked_next_token_loss
 from gpt2mini.model import GPT2
+from gpt2mini.training.memory import recompute_activations
 from gpt2mini.training.precision import autocast
 from gpt2mini.training.state import load_state, save_state
 
@@ -104,7 +105,7 @@ def train(
         loss_sum, count = torch.zeros((), device=device), torch.zeros((), device=device)
         for _ in range(settings.accumulate):
             batch = next(supply).to(device)
-            with autocast(device, settings.precision):
+            with autocast(device, settings.precision), recompute_activations(model):
                 batch_sum, batch_count = loss_function(model, batch)
             batch_sum.backward()  # gradients of the *sum* pile up in .grad ...
             loss_sum, count = loss_sum + batch_sum.detach(), count + batch_count

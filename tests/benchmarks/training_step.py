@@ -96,11 +96,13 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 def ours(size: str):
     from gpt2mini import GPT2, GPT2Config
     from gpt2mini.losses import chunked_next_token_loss
+    from gpt2mini.training import recompute_activations
 
     model = GPT2(GPT2Config.from_name(size))
 
     def loss_of(token_ids: torch.Tensor) -> torch.Tensor:
-        hidden = model.hidden_states(token_ids)
+        with recompute_activations(model):
+            hidden = model.hidden_states(token_ids)
         loss_sum, count = chunked_next_token_loss(hidden, model.out_head, token_ids)
         return loss_sum / count
 

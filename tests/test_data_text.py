@@ -1,0 +1,527 @@
+"""Text into batches: no token lost, moved, or seen twice, however the text is cut on the way."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_ids
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gpt2mini import Tokenizer
+from gpt2mini.data import text as text_module
+from gpt2mini.data.text import (
+    TokenBatches,
+    TokenFile,
+    cut,
+    hold_out,
+    pad_batch,
+    read_pieces,
+    sequential_batches,
+    text_files,
+    tokenize_files,
+)
+from gpt2mini.losses import IGNORED
+from gpt2mini.tokenizer import END_OF_TEXT, train_tokenizer
+
+WORDS = ["a", "the", "sea's", "42", "中文", "e\u0301", "!?", "<|", "|>", "<|endof"]
+SPACES = [" ", "  ", "\n", "\n\n", "\r\n", " \t ", " \u3000", "\u00a0 "]
+LONG = ["x" * 20, "-" * 13, "\t\t\t\t\t", "\u3000" * 9, "\x1c"]  # nowhere, or nowhere good, to cut
+
+# Words of at most 7 characters with a space or newline after each: in half a piece is one of these.
+spaced_texts = st.lists(
+    st.tuples(
+        st.sampled_from(WORDS), st.sampled_from([*SPACES, END_OF_TEXT + "\n", END_OF_TEXT + " "])
+    ),
+    max_size=40,
+).map(lambda pairs: "".join(itertools.chain(*pairs)))
+any_texts = st.lists(st.sampled_from([*WORDS, *SPACES, *LONG, END_OF_TEXT]), max_size=40).map(
+    "".join
+)
+seeds = st.integers(0, 1000)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """With merges that span the fragments above, so that a cut in a wrong place changes the ids."""
+    spaced = [word + space for word in WORDS for space in [*SPACES, *LONG]]
+    return train_tokenizer(["".join(spaced), *spaced * 2, "!?\x1c !?\x1c " * 9], vocab_size=400)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("text")
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_bytes(b"one two\r\nthree<|endoftext|>four five\n")
+    return path
+
+
+def written(folder: Path, text: str, name: str = "text.txt") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode())
+    return path
+
+
+def documents_of(text: str) -> list[str]:
+    return [document for document in text.split(END_OF_TEXT) if document]
+
+
+def read_documents(path: Path, piece_characters: int, read_characters: int) -> list[list[str]]:
+    """The pieces of each document, with the library's sizes replaced by small ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_module, "PIECE_CHARACTERS", piece_characters)
+        patch.setattr(text_module, "READ_CHARACTERS", read_characters)
+        documents: list[list[str]] = [[]]
+        for piece, ends_document in read_pieces(path):
+            documents[-1].append(piece)
+            if ends_document:
+                documents.append([])
+    assert documents.pop() == []  # the file's end is a document's end
+    return documents
+
+
+def take(batches: Any, count: int) -> list[Tensor]:
+    return [batch.token_ids for batch in itertools.islice(batches, count)]
+
+
+# From files to pieces
+
+
+@given(text=any_texts, piece_characters=st.integers(2, 12), read_characters=st.integers(1, 40))
+def test_pieces_join_to_the_documents_of_the_file(
+    scratch: Path, text: str, piece_characters: int, read_characters: int
+) -> None:
+    documents = read_documents(written(scratch, text), piece_characters, read_characters)
+    assert ["".join(pieces) for pieces in documents] == documents_of(text)
+
+
+@pytest.mark.parametrize("read_characters", range(20, 60))
+def test_a_mark_split_across_reads_of_a_text_without_spaces_is_found(
+    scratch: Path, read_characters: int
+) -> None:
+    path = written(scratch, "x" * 40 + END_OF_TEXT + "y" * 40)
+    documents = read_documents(path, piece_characters=16, read_characters=read_characters)
+    assert ["".join(pieces) for pieces in documents] == ["x" * 40, "y" * 40]
+
+
+@given(text=spaced_texts, read_characters=st.integers(1, 60))
+def test_ids_of_the_pieces_are_those_of_the_whole_document(
+    scratch: Path, tokenizer: Tokenizer, text: str, read_characters: int
+) -> None:
+    documents = read_documents(written(scratch, text), 24, read_characters)
+    for pieces, document in zip(documents, documents_of(text), strict=True):
+        ids = [i for piece in pieces for i in tokenizer.encode(piece)]
+        assert ids == tokenizer.encode(document)
+
+
+def test_a_control_character_that_python_takes_for_white_space_does_not_change_the_ids(
+    scratch: Path, tokenizer: Tokenizer
+) -> None:
+    text = "!?\x1c " * 20  # U+001C: str.isspace() says yes, the word pattern no
+    (pieces,) = read_documents(written(scratch, text), 16, 100)
+    assert len(pieces) > 1
+    assert [i for piece in pieces for i in tokenizer.encode(piece)] == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("run", [" ", "\n", "\t", "\u3000", "x"])
+def test_a_long_run_is_cut_into_few_pieces(monkeypatch: pytest.MonkeyPatch, run: str) -> None:
+    monkeypatch.setattr(text_module, "PIECE_CHARACTERS", 20)
+    pieces = cut(run * 1000)
+    assert len(pieces) <= 4 * 1000 / 20  # on average, a piece has a quarter of what it may have
+    assert "".join(pieces) == run * 1000
+
+
+def test_a_text_of_ordinary_size_is_one_piece(text_file: Path) -> None:
+    assert list(read_pieces(text_file)) == [("one two\r\nthree", True), ("four five\n", True)]
+
+
+def test_text_that_is_not_utf8_is_refused_by_name(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "latin1.txt").write_bytes("naïve".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin1\.txt is not UTF-8"):
+        tokenize_files([tmp_path / "latin1.txt"], tokenizer, tmp_path, progress=False)
+
+
+def test_a_folder_gives_its_text_files_in_order(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    names = ["b.txt", "a.txt", "below/c.txt", "notes.md"]
+    paths = {name: written(tmp_path, "x", name) for name in names}
+    assert text_files(tmp_path) == [paths["a.txt"], paths["b.txt"], paths["below/c.txt"]]
+
+
+def test_a_file_is_taken_whatever_its_name(tmp_path: Path) -> None:
+    assert text_files(written(tmp_path, "x", "notes.md")) == [tmp_path / "notes.md"]
+
+
+def test_a_missing_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="neither a text file nor a folder"):
+        text_files(tmp_path / "nowhere")
+
+
+def test_a_folder_without_text_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no \.txt file"):
+        text_files(tmp_path)
+
+
+# From pieces to a file of token ids
+
+
+@given(
+    texts=st.lists(spaced_texts, min_size=1, max_size=3).filter(lambda t: any(map(documents_of, t)))
+)
+def test_a_token_file_holds_every_document_and_its_end(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, texts: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("tokens")
+    files = [written(folder, text, f"{i}.txt") for i, text in enumerate(texts)]
+    token_file = tokenize_files(files, tokenizer, folder, progress=False)
+    found = [token_file.tokens[span.start : span.stop].tolist() for span in token_file.documents()]
+    documents = [document for text in texts for document in documents_of(text)]
+    assert found == [[*tokenizer.encode(document), tokenizer.eos_id] for document in documents]
+    assert sum(map(len, found)) == len(token_file.tokens)
+
+
+def test_ids_above_uint16_survive(text_file: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    large = Tokenizer({**tokenizer.vocab, END_OF_TEXT: 2**16}, tokenizer.merges)
+    tokens = tokenize_files([text_file], large, tmp_path, progress=False).tokens
+    assert tokens[-1] == 2**16
+
+
+class CountingTokenizer(Tokenizer):
+    """Counts the pieces that it encodes, and can be made to fail at one of them."""
+
+    calls, fails_at = 0, 0
+
+    def encode_to_numpy(self, text: str) -> np.ndarray:
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise InterruptedError("as if the power had failed")
+        return super().encode_to_numpy(text)
+
+
+@pytest.fixture
+def counting(tokenizer: Tokenizer) -> CountingTokenizer:
+    return CountingTokenizer(tokenizer.vocab, tokenizer.merges)
+
+
+def test_the_same_files_are_tokenised_once(
+    text_file: Path, tmp_path: Path, counting: CountingTokenizer
+) -> None:
+    first = tokenize_files([text_file], counting, tmp_path, progress=False)
+    calls = counting.calls
+    second = tokenize_files([text_file], counting, tmp_path, progress=False)
+    assert calls > 0
+    assert counting.calls == calls
+    assert second.tokens.tolist() == first.tokens.tolist()
+    assert second.documents() == first.documents()
+
+
+def test_a_changed_file_is_tokenised_again(
+    text_file: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    tokenize_files([text_file], tokenizer, tmp_path, progress=False)
+    text_file.write_text("something else")
+    tokens = tokenize_files([text_file], tokenizer, tmp_path, progress=False).tokens
+    assert tokens.tolist() == [*tokenizer.encode("something else"), tokenizer.eos_id]
+
+
+def test_another_vocabulary_tokenises_again(
+    text_file: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    tokenize_files([text_file], tokenizer, tmp_path, progress=False)
+    vocab = {**tokenizer.vocab, "e": tokenizer.vocab["o"], "o": tokenizer.vocab["e"]}
+    swapped = Tokenizer(vocab, tokenizer.merges)  # the same merges, other ids
+    tokens = tokenize_files([text_file], swapped, tmp_path, progress=False).tokens
+    expected = [
+        [*swapped.encode(d), swapped.eos_id] for d in documents_of(text_file.read_bytes().decode())
+    ]
+    assert tokens.tolist() == list(itertools.chain(*expected))
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_interrupted_tokenising_is_not_taken_for_finished(
+    text_file: Path,
+    tmp_path: Path,
+    counting: CountingTokenizer,
+    tokenizer: Tokenizer,
+    fails_at: int,
+) -> None:
+    counting.fails_at = fails_at  # there are two pieces
+    with pytest.raises(InterruptedError):
+        tokenize_files([text_file], counting, tmp_path, progress=False)
+    again = tokenize_files([text_file], tokenizer, tmp_path, progress=False)
+    undisturbed = tokenize_files([text_file], tokenizer, tmp_path / "other", progress=False)
+    assert again.tokens.tolist() == undisturbed.tokens.tolist()
+    assert again.documents() == undisturbed.documents()
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "pieces.npy"])
+def test_an_interrupted_write_is_not_taken_for_finished(
+    text_file: Path,
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    def replace(path: Path, target: Path) -> Path:
+        if Path(target).name == name:
+            raise InterruptedError("as if the power had failed")
+        return original(path, target)
+
+    original = Path.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(InterruptedError):
+            tokenize_files([text_file], tokenizer, tmp_path, progress=False)
+    again = tokenize_files([text_file], tokenizer, tmp_path, progress=False)
+    undisturbed = tokenize_files([text_file], tokenizer, tmp_path / "other", progress=False)
+    assert again.tokens.tolist() == undisturbed.tokens.tolist()
+
+
+@pytest.mark.parametrize("text", ["", END_OF_TEXT, END_OF_TEXT * 3], ids=["empty", "mark", "marks"])
+def test_files_without_text_are_refused_each_time(
+    tmp_path: Path, tokenizer: Tokenizer, text: str
+) -> None:
+    path = written(tmp_path, text)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"no text in .*text\.txt"):
+            tokenize_files([path], tokenizer, tmp_path, progress=False)
+
+
+# Choosing documents
+
+document_lengths = st.lists(st.integers(1, 30), min_size=1, max_size=40)
+
+
+def laid_out(lengths: list[int], gap: int = 0) -> list[range]:
+    """Documents of these lengths, one behind the other, with a gap between neighbours."""
+    ends = itertools.accumulate(length + gap for length in lengths)
+    return [range(end - gap - length, end - gap) for end, length in zip(ends, lengths, strict=True)]
+
+
+def tokens_of(documents: list[range]) -> list[int]:
+    return [token for document in documents for token in document]
+
+
+@given(lengths=document_lengths, share=st.floats(0.01, 0.9), seed=seeds)
+def test_held_out_tokens_and_the_others_are_all_tokens_once(
+    lengths: list[int], share: float, seed: int
+) -> None:
+    documents = laid_out(lengths)
+    training, validation = hold_out(documents, share, seed)
+    assert sorted(tokens_of(training) + tokens_of(validation)) == tokens_of(documents)
+
+
+@given(lengths=document_lengths, share=st.floats(0.01, 0.9), seed=seeds)
+def test_the_held_out_share_is_what_was_asked_for(
+    lengths: list[int], share: float, seed: int
+) -> None:
+    _, validation = hold_out(laid_out(lengths), share, seed)
+    if len(lengths) >= 20:  # whole documents, at least one, to the nearest number
+        assert abs(len(validation) - share * len(lengths)) <= 1
+    else:  # the end of each, to the next token
+        for document, length in zip(validation, lengths, strict=True):
+            assert abs(len(document) - share * length) <= 1
+
+
+def test_enough_documents_are_held_out_whole_and_by_seed() -> None:
+    documents = laid_out([5] * 30)
+    by_seed = {seed: hold_out(documents, 0.2, seed)[1] for seed in range(3)}
+    assert all(document in documents for held_out in by_seed.values() for document in held_out)
+    assert by_seed[0] == hold_out(documents, 0.2, 0)[1]
+    assert by_seed[0] != by_seed[1] != by_seed[2]
+
+
+@pytest.fixture(scope="module")
+def many_pieces(scratch: Path, tokenizer: Tokenizer) -> TokenFile:
+    """A file of two documents and some hundred pieces."""
+    text = "the sea's the 42 the " * 90
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_module, "PIECE_CHARACTERS", 24)
+        path = written(scratch, text + END_OF_TEXT + text, "pieces.txt")
+        return tokenize_files([path], tokenizer, scratch, progress=False)
+
+
+@given(fraction=st.floats(0.001, 0.999), seed=seeds)
+def test_a_fraction_is_that_share_of_the_pieces(
+    many_pieces: TokenFile, fraction: float, seed: int
+) -> None:
+    chosen = many_pieces.documents(fraction, seed)
+    starts = [0, *many_pieces.bounds[:-1].tolist()]
+    pieces = [range(*span) for span in zip(starts, many_pieces.bounds.tolist(), strict=True)]
+    assert abs(len(chosen) - fraction * len(pieces)) <= 1
+    assert chosen == [piece for piece in pieces if piece in set(chosen)]  # in order, none twice
+
+
+def test_a_fraction_is_chosen_by_seed(many_pieces: TokenFile) -> None:
+    assert many_pieces.documents(0.3, seed=1) == many_pieces.documents(0.3, seed=1)
+    assert many_pieces.documents(0.3, seed=1) != many_pieces.documents(0.3, seed=2)
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, float("nan")])
+def test_a_fraction_outside_zero_to_one_is_refused(many_pieces: TokenFile, fraction: float) -> None:
+    with pytest.raises(ValueError, match="fraction must lie in"):
+        many_pieces.documents(fraction)
+
+
+# Training batches. The token at place i is i itself, so that ids tell where they stood.
+
+
+@st.composite
+def corpora(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of TokenBatches: documents with gaps between them, enough for one batch or not."""
+    documents = laid_out(draw(document_lengths.filter(lambda n: sum(n) > 1)), gap=3)
+    return {
+        "tokens": np.arange(documents[-1].stop + 3, dtype=np.uint32),
+        "documents": documents,
+        "batch_size": draw(st.integers(1, 4)),
+        "context_length": draw(st.integers(2, 12)),
+        "seed": draw(seeds),
+    }
+
+
+@given(corpus=corpora())
+def test_batches_have_the_shape_asked_for(corpus: dict[str, Any]) -> None:
+    (ids,) = take(TokenBatches(**corpus), 1)
+    longest = sum(map(len, corpus["documents"]))
+    assert ids.shape == (corpus["batch_size"], min(corpus["context_length"], longest))
+
+
+@given(corpus=corpora())
+def test_an_epoch_shows_no_token_twice(corpus: dict[str, Any]) -> None:
+    batches = TokenBatches(**corpus)
+    if batches.windows < batches.batch_size:
+        return  # one batch is more than the text; rows are then repeated
+    ids = torch.cat(take(batches, batches.batches_per_epoch)).flatten()
+    assert len(ids.unique()) == len(ids)
+
+
+@given(corpus=corpora())
+def test_an_epoch_leaves_out_less_than_a_batch_and_a_window(corpus: dict[str, Any]) -> None:
+    batches = TokenBatches(**corpus)
+    ids = torch.cat(take(batches, batches.batches_per_epoch)).flatten()
+    left_out = sum(map(len, corpus["documents"])) - len(ids.unique())
+    assert left_out < (batches.batch_size + 1) * batches.context_length
+
+
+def test_no_token_is_left_out_for_ever() -> None:
+    documents = laid_out([40, 30, 31], gap=3)
+    batches = TokenBatches(np.arange(120), documents, batch_size=3, context_length=7, seed=0)
+    ids = torch.cat(take(batches, 30 * batches.batches_per_epoch))  # 30 epochs
+    assert sorted(ids.unique().tolist()) == tokens_of(documents)
+
+
+@given(corpus=corpora())
+def test_rows_hold_the_documents_tokens_in_their_order_and_no_others(
+    corpus: dict[str, Any],
+) -> None:
+    documents, batches = corpus["documents"], TokenBatches(**corpus)
+    firsts, lasts = {d[0] for d in documents}, {d[-1] for d in documents}
+    for row in torch.cat(take(batches, 2 * batches.batches_per_epoch)).tolist():
+        assert set(row) <= set(tokens_of(documents))
+        for token, following in itertools.pairwise(row):
+            assert following == token + 1 or (token in lasts and following in firsts)
+
+
+@given(corpus=corpora(), start=st.integers(0, 50))
+def test_starting_at_a_batch_is_skipping_those_before_it(
+    corpus: dict[str, Any], start: int
+) -> None:
+    skipped = take(TokenBatches(**corpus), start + 4)[start:]
+    started = take(TokenBatches(**corpus, start=start), 4)
+    assert torch.equal(torch.stack(started), torch.stack(skipped))
+
+
+def test_iterating_again_gives_the_same_batches() -> None:
+    batches = TokenBatches(np.arange(99), [range(99)], batch_size=2, context_length=8, seed=0)
+    assert torch.equal(torch.stack(take(batches, 9)), torch.stack(take(batches, 9)))
+
+
+@pytest.mark.parametrize("documents", [[range(200)], laid_out([10] * 20)], ids=["one", "many"])
+def test_seeds_and_epochs_differ_in_their_order(documents: list[range]) -> None:
+    first, other = (TokenBatches(np.arange(200), documents, 2, 8, seed=seed) for seed in (0, 1))
+    epoch = first.batches_per_epoch
+    ids = torch.stack(take(first, 2 * epoch))
+    assert not torch.equal(ids[:epoch], torch.stack(take(other, epoch)))
+    assert not torch.equal(ids[:epoch], ids[epoch:])
+
+
+@given(lengths=document_lengths.filter(lambda n: sum(n) > 3), seed=seeds)
+def test_held_out_tokens_never_appear_in_training_batches(lengths: list[int], seed: int) -> None:
+    documents = laid_out(lengths)
+    training, validation = hold_out(documents, share=0.3, seed=seed)
+    if sum(map(len, training)) < 2:
+        return
+    batches = TokenBatches(np.arange(sum(lengths)), training, 2, 5, seed)
+    seen = torch.cat(take(batches, 3 * batches.batches_per_epoch))
+    assert not set(seen.flatten().tolist()) & set(tokens_of(validation))
+
+
+def test_every_token_of_a_training_batch_is_a_label() -> None:
+    batch = next(iter(TokenBatches(np.arange(50), [range(50)], 2, 8, seed=0)))
+    assert torch.equal(batch.labels, batch.token_ids)
+    assert batch.attention_mask is None
+
+
+@pytest.mark.parametrize("documents", [[], [range(0)], [range(3, 4), range(9, 9)]], ids=repr)
+def test_a_text_without_two_tokens_is_refused(documents: list[range]) -> None:
+    with pytest.raises(ValueError, match="fewer than two tokens"):
+        TokenBatches(np.arange(10), documents, batch_size=1, context_length=4, seed=0)
+
+
+# Validation batches
+
+
+@given(
+    lengths=st.lists(st.integers(0, 30), max_size=12),
+    batch_size=st.integers(1, 4),
+    context_length=st.integers(2, 12),
+)
+def test_validation_predicts_every_token_but_each_document_s_first_once(
+    lengths: list[int], batch_size: int, context_length: int
+) -> None:
+    documents = laid_out(lengths, gap=3)
+    tokens = np.arange(sum(lengths) + 3 * len(lengths))
+    predicted = []
+    for batch in sequential_batches(tokens, documents, batch_size, context_length):
+        assert batch.labels.shape[0] <= batch_size
+        assert batch.labels.shape[1] <= context_length
+        targets = batch.labels[:, 1:]
+        asked = targets != IGNORED
+        assert torch.equal(
+            targets[asked], batch.token_ids[:, :-1][asked] + 1
+        )  # from the one before
+        predicted += targets[asked].tolist()
+    assert sorted(predicted) == tokens_of([document[1:] for document in documents])
+
+
+# Padding
+
+
+@given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=5), seed=seeds)
+def test_padding_comes_from_lengths_even_where_the_padding_id_is_a_token(
+    lengths: list[int], seed: int
+) -> None:
+    rows = [random_ids(length, seed=seed) % 2 for length in lengths]  # zeros and ones
+    batch = pad_batch(rows)
+    for i, row in enumerate(rows):
+        rest = max(lengths) - len(row)
+        assert batch.token_ids[i, : len(row)].tolist() == row.tolist()
+        assert batch.labels[i].tolist() == row.tolist() + [IGNORED] * rest
+        if batch.attention_mask is not None:
+            assert batch.attention_mask[i].tolist() == [1] * len(row) + [0] * rest
+    assert (batch.attention_mask is None) == (len(set(lengths)) == 1)
+
+
+@pytest.mark.parametrize("lengths", [[3, 3], [3, 1]], ids=["full", "padded"])
+def test_a_batch_moves_as_a_whole(lengths: list[int]) -> None:
+    moved = pad_batch([random_ids(length) for length in lengths]).to(torch.device("meta"))
+    parts = [moved.token_ids, moved.labels, moved.attention_mask]
+    assert all(part is None or part.device.type == "meta" for part in parts)
