@@ -42,36 +42,36 @@ def recompute_activations(model: GPT2) -> Iterator[None]:
 
 
 class Recomputed:
-    """The output of one cheap module, which the consumer's autograd nodes replace by a recipe."""
+    """The output of one cheap module, of which autograd inside the consumer keeps a recipe."""
 
     def __init__(self, producer: nn.Module) -> None:
         self.producer = producer
         self.input: Tensor | None = None
-        self.address = 0  # of the output's memory, by which it is recognised
+        self.output_address = 0  # by which it is known, without being held
         self.hooks: saved_tensors_hooks | None = None
 
-    def remember(self, module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
-        self.input, self.address = arguments[0], output.data_ptr()
+    def remember(self, producer: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
+        self.input, self.output_address = arguments[0], output.data_ptr()
 
     def begin(self, consumer: nn.Module, arguments: tuple) -> None:
-        if self.input is None or not torch.is_grad_enabled():
-            return
-        source, address, producer = self.input, self.address, self.producer
-
-        def keep(saved: Tensor) -> Tensor | torch.Size:
-            is_output = saved.data_ptr() == address and saved.numel() == source_elements
-            return saved.shape if is_output else saved
-
-        def restore(kept: Tensor | torch.Size) -> Tensor:
-            if isinstance(kept, Tensor):
-                return kept
-            return producer.forward(source.detach()).view(kept)
-
-        source_elements = source.numel()
-        self.hooks = saved_tensors_hooks(keep, restore)
-        self.hooks.__enter__()
+        if self.input is not None and torch.is_grad_enabled():
+            self.hooks = recipe(self.producer, self.input.detach(), self.output_address)
+            self.hooks.__enter__()
 
     def end(self, consumer: nn.Module, arguments: tuple, output: Tensor) -> None:
         if self.hooks is not None:
             self.hooks.__exit__()
         self.hooks = self.input = None
+
+
+def recipe(producer: nn.Module, source: Tensor, output_address: int) -> saved_tensors_hooks:
+    """Where autograd would keep the output (or a view of it), keep its shape; compute it later."""
+
+    def keep(saved: Tensor) -> Tensor | torch.Size:
+        is_output = saved.data_ptr() == output_address and saved.numel() == source.numel()
+        return saved.shape if is_output else saved
+
+    def restore(kept: Tensor | torch.Size) -> Tensor:
+        return kept if isinstance(kept, Tensor) else producer.forward(source).view(kept)
+
+    return saved_tensors_hooks(keep, restore)
