@@ -7,6 +7,7 @@ Sum the sums, sum the counts, divide at the end, and k micro-batches equal one b
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gpt2mini.model import TiedHead
@@ -105,21 +106,31 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, chunk_size):
         grad_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
-        grad_weight = torch.zeros_like(weight) if weight.requires_grad else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and bias.requires_grad else None
-        loss_sum = chunked_cross_entropy(
-            hidden, weight, bias, targets, chunk_size, (grad_hidden, grad_weight, grad_bias)
+        grad_weight = sum_buffer(weight)
+        grad_bias = sum_buffer(bias)
+        gradients = (grad_hidden, grad_weight, grad_bias)
+        loss_sum = chunked_cross_entropy(hidden, weight, bias, targets, chunk_size, gradients)
+        ctx.save_for_backward(
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
         )
-        ctx.gradients = (grad_hidden, grad_weight, grad_bias)
         return loss_sum
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output):
-        if ctx.gradients is None:
-            raise RuntimeError("this loss has been through backward already: compute it again")
-        gradients, ctx.gradients = ctx.gradients, None
-        # In place: a copy of the vocabulary's gradient would be the largest tensor of the step.
-        return *(None if g is None else g.mul_(grad_output) for g in gradients), None, None
+        gradients = ctx.saved_tensors
+        if grad_output != 1:  # `loss_sum.backward()` needs no copy of the vocabulary's gradient
+            gradients = [None if g is None else g * grad_output for g in gradients]
+        return *gradients, None, None
+
+
+def sum_buffer(parameter: Tensor | None) -> Tensor | None:
+    """Zeros to add a gradient up in, chunk after chunk, if one is asked for."""
+    if parameter is None or not parameter.requires_grad:
+        return None
+    return at_least_float32(torch.zeros_like(parameter))
 
 
 def chunked_cross_entropy(hidden, weight, bias, targets, chunk_size, gradients=(None, None, None)):

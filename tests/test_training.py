@@ -1,4 +1,4 @@
-"""Training: micro-batches add up, resuming changes no bit, and every number in it means what it says."""
+"""Training: micro-batches add up, resuming changes no bit, and the numbers mean what they say."""
 
 import itertools
 import json
@@ -61,7 +61,7 @@ def with_prompt(batch: Batch, prompt_tokens: int = 2) -> Batch:
 def ragged_batches(seed: int = 0) -> Iterator[Batch]:
     """Endless batches whose rows differ in length and whose counts of targets differ."""
     for number in itertools.count(seed):
-        lengths = [4 + (number * step) % 9 for step in (1, 2, 4, 5)]
+        lengths = [4 + (number + 1) * step % 11 for step in (1, 2, 4, 5)]
         yield with_prompt(pad_batch(rows_of_ids(*lengths, seed=number)))
 
 
@@ -484,7 +484,7 @@ def test_best_holds_the_weights_of_the_lowest_validation_loss(
 
 
 class Run:
-    """What a process has that starts a training run, or goes on with one: nothing but its arguments."""
+    """What a process has that starts or resumes a run: nothing but its arguments."""
 
     def __init__(self, kind: int, seed: int) -> None:
         torch.manual_seed(seed)

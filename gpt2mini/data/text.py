@@ -26,10 +26,12 @@ from gpt2mini.tokenizer import END_OF_TEXT, Tokenizer
 
 logger = logging.getLogger(__name__)
 
-PIECE_CHARACTERS = (
-    8192  # a few pages: what one thread tokenises at a time, and the unit of `fraction`
-)
+PIECE_CHARACTERS = 8192  # a few pages: what a thread tokenises at a time; the unit of `fraction`
 READ_CHARACTERS = 2**22
+# What \s means in GPT-2's word pattern (Unicode's White_Space; Python's isspace has four more).
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ def read_pieces(path: Path) -> Iterator[tuple[str, bool]]:
                     yield from ((piece, False) for piece in pieces[:-1])
                     yield from ((piece, True) for piece in pieces[-1:])
                 *pieces, rest = cut(rest) or [""]
+                while pieces and len(rest) < len(END_OF_TEXT):  # it may begin with half a mark
+                    rest = pieces.pop() + rest
                 yield from ((piece, False) for piece in pieces)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text: {error}") from None
@@ -83,16 +87,18 @@ def read_pieces(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def cut(text: str) -> list[str]:
-    """Split before white space (if there is any within reach) into pieces of about
-    PIECE_CHARACTERS."""
+    """Pieces of at most PIECE_CHARACTERS, split before white space where there is any in reach."""
     pieces, start = [], 0
     while len(text) - start > PIECE_CHARACTERS:
         end = start + PIECE_CHARACTERS
-        newline = text.rfind("\n", start + PIECE_CHARACTERS // 2, end)
-        space = text.rfind(" ", start + PIECE_CHARACTERS // 2, end)
-        end = newline if newline > 0 else space if space > 0 else end
-        while end > start + 1 and text[end - 1].isspace():
-            end -= 1
+        middle = start + PIECE_CHARACTERS // 2
+        best = text.rfind("\n", middle, end)
+        if best < 0:
+            best = text.rfind(" ", middle, end)
+        while best > middle and text[best - 1] in WHITE_SPACE:
+            best -= 1  # to where the run of white space begins
+        if best > middle:
+            end = best
         pieces.append(text[start:end])
         start = end
     return [*pieces, text[start:]] if text[start:] else pieces
@@ -178,7 +184,7 @@ def tokenize_pieces(
 def corpus_key(files: list[Path], tokenizer: Tokenizer) -> str:
     """A name that changes with the vocabulary and with any file's name, size or date."""
     facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    described = json.dumps([facts, tokenizer.merges, tokenizer.eos_id, PIECE_CHARACTERS])
+    described = json.dumps([facts, tokenizer.merges, tokenizer.vocab, PIECE_CHARACTERS])
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
@@ -243,11 +249,12 @@ class TokenBatches:
             generator = np.random.default_rng((self.seed, epoch))
             order = generator.permutation(len(self.documents))
             ends = np.cumsum([len(self.documents[i]) for i in order])
-            offset = generator.integers(self.total - self.windows * self.context_length + 1)
+            length = self.context_length
+            offset = int(generator.integers(self.total - self.windows * length + 1))
             windows = np.resize(
                 generator.permutation(self.windows), self.batches_per_epoch * self.batch_size
             )
-            for batch in windows.reshape(-1, self.batch_size)[first:]:
+            for batch in windows.reshape(-1, self.batch_size)[first:].tolist():
                 rows = [
                     self.read(order, ends, offset + window * self.context_length)
                     for window in batch
