@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from flags import SAMPLE_TEXT, common_flags, draw_losses, run, write_summary
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer, complete
 from gpt2mini.data.text import (
@@ -25,18 +26,16 @@ from gpt2mini.data.text import (
     text_files,
     tokenize_files,
 )
-from gpt2mini.files import write_json
+from gpt2mini.files import writable_folder
 from gpt2mini.tokenizer import train_tokenizer
 from gpt2mini.training import Settings, evaluate_loss, muon_and_adamw, train, warmup_stable_decay
 from gpt2mini.training.precision import pick_device
 from gpt2mini.training.state import saved_step
 
-SAMPLE = Path(__file__).parent / "data" / "sample.txt"
-
 
 def main() -> None:
     args = parse_arguments()
-    out = Path(args.out)
+    out = writable_folder(args.out)
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
 
@@ -89,20 +88,25 @@ def main() -> None:
     tokenizer.save_pretrained(out / "best")
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
     bits = losses[-1] / math.log(2) / bytes_per_token(tokenizer, corpus, held_out)
-    write_json(
-        out / "summary.json",
+    generator = torch.Generator(device).manual_seed(args.seed)
+    sample = complete(
+        model, tokenizer, "The ", 100, top_k=50, generator=generator, overflow="slide"
+    )
+    print(f"\n{sample}\n")
+    print(f"validation loss {losses[0]:.3f} -> {losses[-1]:.3f} nats a token")
+    print(f"{bits:.3f} bits a byte on {len(held_out)} documents held out")
+    write_summary(
+        out,
         {
             "parameters": parameters,
             "steps": args.steps,
             "validation_loss": losses[-1],
             "bits_per_byte": bits,
+            "sample": sample,
         },
     )
-    print(
-        f"validation loss {losses[0]:.3f} -> {losses[-1]:.3f} nats a token, {bits:.3f} bits a byte"
-    )
-    generator = torch.Generator(device).manual_seed(args.seed)
-    print(complete(model, tokenizer, "The ", max_new_tokens=100, top_k=50, generator=generator))
+    draw_losses(out, f"Pretraining on {Path(args.data).name}")
+    print(f"model: {out / 'final'}   (python examples/generate.py --model {out / 'final'})")
 
 
 def get_tokenizer(args: argparse.Namespace, files: list[Path]) -> Tokenizer:
@@ -182,56 +186,38 @@ def bytes_per_token(tokenizer: Tokenizer, corpus: TokenFile, documents: list[ran
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", default=SAMPLE, help="a text file, or a folder of .txt files (one a document)"
-    )
-    parser.add_argument(
-        "--out", default="runs/pretrain", help="folder for vocabulary, logs, checkpoints, model"
-    )
-    parser.add_argument(
-        "--init-from", help="start from this model folder instead of random weights"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from the state saved in --out")
+    parser = common_flags(__doc__, out="runs/pretrain")
+    parser.add_argument("--data", default=SAMPLE_TEXT, help="a text file or a folder of .txt files")
+    parser.add_argument("--init-from", help="start from this model folder, not from random weights")
+    parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
     parser.add_argument(
         "--fraction", type=float, default=1.0, help="seeded share of the text to use"
     )
+    parser.add_argument("--validation-share", type=float, default=0.015, help="share held out")
     parser.add_argument(
-        "--validation-share", type=float, default=0.015, help="share of the documents held out"
-    )
-    parser.add_argument(
-        "--validation-tokens", type=int, default=65536, help="at most so many of them are scored"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument(
-        "--dtype", default="auto", choices=["auto", "fp32", "bf16"], help="of matrix products"
+        "--validation-tokens", type=int, default=65536, help="of these, so many scored"
     )
     # the model
     parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--context-length", type=int, default=512)
     parser.add_argument("--emb-dim", type=int, default=256)
-    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--layers", type=int, default=12)
     # the training
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=16, help="windows per micro-batch")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=4, help="windows per micro-batch")
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches per step")
     parser.add_argument(
-        "--sequence-length", type=int, help="tokens per window; default: the context length"
+        "--sequence-length", type=int, help="tokens per window; default: the context"
     )
     parser.add_argument(
         "--lr", type=float, default=0.02, help="Muon, for the matrices of the blocks"
     )
-    parser.add_argument(
-        "--adamw-lr", type=float, default=0.003, help="for embeddings, norms and biases"
-    )
+    parser.add_argument("--adamw-lr", type=float, default=0.003, help="AdamW, for all the rest")
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--warmup-steps", type=int, default=20)
     parser.add_argument(
-        "--decay-share", type=float, default=0.3, help="share of the steps in which the rate falls"
+        "--decay-share", type=float, default=0.3, help="steps in which the rate falls"
     )
     parser.add_argument("--evaluate-every", type=int, default=200)
     parser.add_argument("--save-every", type=int, default=200)
@@ -239,4 +225,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

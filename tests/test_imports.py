@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt2mini import GPT2
+
 PACKAGE = Path(__file__).parents[1] / "gpt2mini"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # The outer ring of the package: what one does with a GPT-2. All the rest is the core: what it is.
@@ -93,3 +95,15 @@ def modules_after_import() -> set[str]:
 def test_importing_the_package_does_not_import(module: str, modules_after_import: set[str]) -> None:
     assert "gpt2mini" in modules_after_import
     assert module not in modules_after_import
+
+
+def test_loading_a_model_does_not_import_torchs_compiler(tiny_model: GPT2, tmp_path: Path) -> None:
+    """Some operations on the meta device do, 800 modules of it: seconds, for a model of any size."""
+    tiny_model.save_pretrained(tmp_path)
+    code = (
+        "import sys, gpt2mini; before = set(sys.modules);"
+        "gpt2mini.GPT2.from_pretrained(sys.argv[1]); print(*(set(sys.modules) - before))"
+    )
+    run = [sys.executable, "-c", code, str(tmp_path)]
+    loaded = subprocess.check_output(run, cwd=PACKAGE.parent, text=True).split()
+    assert not {"sympy", "torch._dynamo", "torch._prims", "torch._refs"} & set(loaded)

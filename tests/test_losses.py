@@ -183,6 +183,19 @@ def test_chunked_second_derivatives_are_refused_or_right() -> None:
     assert_near([found], [expected], PRECISION[torch.float32])
 
 
+@pytest.mark.parametrize("scale", [1.0, SCALE])
+def test_going_backward_again_adds_the_same_gradients_again(scale: float) -> None:
+    labels = make_labels(3, 9)
+    hidden, head = make_hidden(labels), make_head("with bias")
+    inputs = [hidden, *parameters_of(head)]
+    loss_sum = scale * chunked(4)(hidden, head, labels)[0]
+    once = torch.autograd.grad(loss_sum, inputs, retain_graph=True)
+    once = [gradient.clone() for gradient in once]
+    for _ in range(3):
+        loss_sum.backward(retain_graph=True)
+    assert_near([t.grad for t in inputs], [3 * g for g in once], PRECISION[torch.float32])
+
+
 @chunk_sizes
 @pytest.mark.parametrize("kind", ["tied", "with bias"])
 def test_chunked_under_autocast_is_the_float32_loss_within_bfloat16(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from gpt2mini import GPT2
+from gpt2mini.padding import attention_pattern
 
 PRECISION = 1e-5  # float32, logits of the size of 1; padded and unpadded sums differ in order only
 LONGEST = 12  # tokens in a row, padding counted
@@ -105,6 +106,14 @@ def test_a_row_of_nothing_but_padding_gives_finite_gradients(
     loss = tiny_model(batch.token_ids, batch.mask).square().mean()  # the padding's outputs too
     for gradient in torch.autograd.grad(loss, list(tiny_model.parameters())):
         assert gradient.isfinite().all()
+
+
+@given(batch=batches())
+def test_no_token_is_left_with_nothing_to_attend_to(batch: Batch) -> None:
+    """Some attention kernels make NaN of a softmax over nothing; torch's own, of late, do not."""
+    may_attend = attention_pattern(batch.token_ids, batch.mask.bool(), past=0)
+    assert may_attend is not None
+    assert may_attend.any(dim=3).all()
 
 
 @pytest.mark.parametrize(("left", "right"), [(30, 0), (0, 30), (7, 23)])
