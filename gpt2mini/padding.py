@@ -82,6 +82,11 @@ def check_input(
         raise ValueError(f"token_ids must be torch.long (or torch.int), not {token_ids.dtype}")
     batch, tokens = token_ids.shape
     past = 0 if cache is None else cache.length
+    if cache is not None and len(cache.layers) != config.n_layers:
+        raise ValueError(
+            f"the cache is for {len(cache.layers)} blocks, the model has {config.n_layers}: "
+            "make it with KeyValueCache(model.config, ...)"
+        )
     if cache is not None and (batch != cache.batch_size or past + tokens > cache.max_tokens):
         raise ValueError(
             f"the cache is for {cache.batch_size} rows of at most {cache.max_tokens} tokens and "
@@ -95,6 +100,11 @@ def check_input(
             f"attention_mask has the shape {tuple(attention_mask.shape)}; "
             f"expected that of token_ids, {(batch, tokens)}"
             + (f", or with the cached tokens {(batch, past + tokens)}" if past else "")
+        )
+    if attention_mask is not None and attention_mask.is_floating_point():
+        raise ValueError(
+            f"attention_mask must be integers or booleans (1 real, 0 padding), "
+            f"not {attention_mask.dtype}"
         )
     if position_ids is not None and tuple(position_ids.shape) not in {(batch, tokens), (1, tokens)}:
         raise ValueError(

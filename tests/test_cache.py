@@ -1,5 +1,7 @@
 """The key/value cache: however a text is cut into calls, the logits are those of one call."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import TINY, random_ids
@@ -152,3 +154,9 @@ def test_a_refused_call_leaves_the_cache_as_it_was(tiny_model: GPT2) -> None:
         tiny_model(ids[:, 5:], cache=cache)
     found = tiny_model(ids[:, 5:6], cache=cache)
     assert_close(found[0, -1], tiny_model(ids[:, 1:6])[0, -1], atol=PRECISION, rtol=0)
+
+
+def test_a_cache_for_another_depth_is_refused(tiny_model: GPT2) -> None:
+    cache = KeyValueCache(replace(TINY, n_layers=2), 1, 8)
+    with pytest.raises(ValueError, match="for 2 blocks, the model has 3"):
+        tiny_model(random_ids(1, 4), cache=cache)

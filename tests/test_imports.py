@@ -98,7 +98,7 @@ def test_importing_the_package_does_not_import(module: str, modules_after_import
 
 
 def test_loading_a_model_does_not_import_torchs_compiler(tiny_model: GPT2, tmp_path: Path) -> None:
-    """Some operations on the meta device do, 800 modules of it: seconds, for a model of any size."""
+    """Some operations on the meta device do: 800 modules, seconds, for a model of any size."""
     tiny_model.save_pretrained(tmp_path)
     code = (
         "import sys, gpt2mini; before = set(sys.modules);"

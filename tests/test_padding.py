@@ -223,3 +223,9 @@ def test_negative_positions_are_refused(tiny_model: GPT2) -> None:
 def test_positions_beyond_the_context_are_refused(tiny_model: GPT2) -> None:
     with pytest.raises(ValueError, match="do not fit the context of 64"):
         tiny_model(random_ids(1, 1), position_ids=torch.tensor([[TINY.context_length]]))
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+def test_an_additive_mask_is_refused_instead_of_inverted(tiny_model: GPT2) -> None:
+    with pytest.raises(ValueError, match=r"integers or booleans .* not torch.float32"):
+        tiny_model(random_ids(1, 4), attention_mask=torch.zeros(1, 4))

@@ -53,7 +53,7 @@ def download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository = PUBLISHED[name]
-    wanted = list(FILES)
+    wanted: list[str] = list(FILES)
     try:
         cached = Path(snapshot_download(repository, allow_patterns=wanted, local_files_only=True))
         if all((cached / file).is_file() for file in wanted):

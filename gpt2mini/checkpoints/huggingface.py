@@ -6,6 +6,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gpt2mini.checkpoints.names import fill_from_published, rules, to_published
 from gpt2mini.config import GPT2Config
@@ -83,6 +84,20 @@ def write_config(folder: Path, model: GPT2) -> None:
     )
 
 
+class NoInit(TorchFunctionMode):
+    """Skip the functions of `torch.nn.init`: the new weights are about to be filled from a file.
+
+    (Building on the meta device would skip them too, but its random functions import torch's
+    compiler: 800 modules and several seconds, for a model of any size.)
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def read_model(folder: Path, dtype: torch.dtype | None, device: torch.device) -> GPT2:
     """The model of a folder. dtype None: float32, whatever the file holds."""
     config = read_config(folder)
@@ -92,11 +107,11 @@ def read_model(folder: Path, dtype: torch.dtype | None, device: torch.device) ->
     tied = head is None or torch.equal(head, published.get("wte.weight", head))
     if tied:
         published.pop("lm_head.weight", None)  # a second copy of the embedding
-    with torch.device("meta"):  # shapes only: no memory, no random numbers
+    with device, NoInit():  # no work and no random numbers for weights that are about to be filled
         model = GPT2(config)
         if not tied:
             model.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
-    model.to(dtype or torch.float32).to_empty(device=device)
+    model.to(dtype or torch.float32)
     try:
         fill_from_published(model, published, rules(config, tied))
     except ValueError as error:
