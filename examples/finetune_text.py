@@ -79,7 +79,9 @@ def main() -> None:
         evaluate_every=max(1, steps // 5),
     )
     began = time.perf_counter()
-    optimizer = adamw(model, lr=args.lr, weight_decay=args.weight_decay)
+    small = sum(p.numel() for p in model.parameters()) < 50e6
+    lr = args.lr or (5e-4 if small else 5e-5)  # larger models want smaller steps
+    optimizer = adamw(model, lr=lr, weight_decay=args.weight_decay)
     rows = train(model, batches, [optimizer], settings, evaluate=validate, out=out)
     seconds = time.perf_counter() - began
 
@@ -138,7 +140,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sequence-length", type=int, default=256, help="tokens per window (default 256)"
     )
-    parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate (default 5e-4)")
+    parser.add_argument(
+        "--lr", type=float, help="peak rate (default 5e-4; from 50M parameters 5e-5)"
+    )
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--prompt", help="text to continue (default: the first words held out)")
     parser.add_argument("--sample-tokens", type=int, default=80, help="length of the two samples")

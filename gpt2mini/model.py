@@ -148,16 +148,14 @@ class GPT2(nn.Module):
         self.apply(self.init_weights)
 
     def init_weights(self, module: nn.Module) -> None:
-        """Normal(0, 0.02); the two projections of each block that write into the residual stream
-        are scaled down by sqrt(2 * n_layers), the number of such writes (Radford et al. 2019,
-        section 2.3)."""
+        """Normal(0, 0.02), but the projections into the residual stream, two for each block, are
+        scaled down by the square root of their number (Radford et al. 2019, section 2.3)."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(
-            module, TransformerBlock
-        ):  # `apply` visits a block after the layers inside it
+        if isinstance(module, TransformerBlock):
+            # `apply` visits a block after the layers inside it, so this has the last word.
             for projection in (module.attn.attn_out, module.mlp.mlp_out):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layers))
 
@@ -168,8 +166,7 @@ class GPT2(nn.Module):
         position_ids: Int[Tensor, "#batch tokens"] | None = None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch tokens vocab"]:
-        """Logits of the next token at every position. The arguments are those of
-        `hidden_states`."""
+        """Logits of the next token at every position; arguments as for `hidden_states`."""
         return self.out_head(self.hidden_states(token_ids, attention_mask, position_ids, cache))
 
     def hidden_states(
@@ -195,9 +192,8 @@ class GPT2(nn.Module):
         if position_ids is None:
             position_ids = count_positions(token_ids, is_real, past)  # (batch or 1, tokens)
         check_positions(self.config, position_ids)
-        may_attend = attention_pattern(
-            token_ids, is_real, past
-        )  # (batch or 1, 1, tokens, total) or None
+        # (batch or 1, 1, tokens, total), or None for the plain causal pattern
+        may_attend = attention_pattern(token_ids, is_real, past)
         if cache is not None:
             cache.is_real = is_real  # later calls need not repeat the mask of earlier tokens
 
@@ -214,8 +210,8 @@ class GPT2(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> "GPT2":
-        """Load a model; see `gpt2mini.checkpoints.load_model`. (Imported here: the architecture
-        does not depend on file formats.)"""
+        """Load a model; see `gpt2mini.checkpoints.load_model`."""
+        # Imported here: the architecture itself does not depend on file formats.
         from gpt2mini.checkpoints import load_model
 
         return load_model(name_or_folder, dtype, device)

@@ -1,4 +1,4 @@
-"""Borrow a model for evaluation and give it back as it was."""
+"""Borrow a model for training or evaluation and give it back as it was."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,19 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; on leaving, also by an exception, every module's own mode is
-    back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Train or eval mode inside; on leaving, also by an exception, every module's own is back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
-        for module in training:
-            module.training = True
+        for module, was_training in modes:
+            module.training = was_training
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients."""
+    with mode(model, training=False), torch.no_grad():
+        yield

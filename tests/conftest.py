@@ -29,7 +29,7 @@ def enlarge(model: nn.Module, seed: int = 0) -> nn.Module:
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     return model
 
 

@@ -104,7 +104,7 @@ def test_pretrain_makes_a_model_and_resumes_and_grows(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     second = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert second["bits_per_byte"] < first["bits_per_byte"]
-    deeper = ["--layers", "4", "--init-from", tmp_path / "final", "--steps", "2"]
+    deeper = ["--layers", "4", "--init-from", str(tmp_path / "final"), "--steps", "2"]
     done = run("pretrain.py", "--out", tmp_path / "deep", *small, *deeper)
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "deep" / "final" / "config.json").read_text(encoding="utf-8"))

@@ -1,5 +1,7 @@
 """Generation: cache, ragged batches, stopping, sampling and streaming keep their promises."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -248,7 +250,7 @@ def test_a_classifier_cannot_generate() -> None:
 
 
 def test_complete_is_prompt_and_stream(talker: GPT2, tokenizer: Tokenizer) -> None:
-    options = {"temperature": 0.9, "top_k": 20}
+    options: dict[str, Any] = {"temperature": 0.9, "top_k": 20}
     text = complete(
         talker, tokenizer, "The cat", 40, generator=torch.Generator().manual_seed(0), **options
     )

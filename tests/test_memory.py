@@ -56,7 +56,9 @@ def test_the_model_is_given_back_without_hooks(own_model: GPT2) -> None:
 def test_an_error_inside_leaves_nothing_behind(own_model: GPT2) -> None:
     ids = random_ids(1, 8)
     expected = [gradient.clone() for gradient in gradients(own_model, ids)]
-    broken = own_model.trf_blocks[1].mlp.mlp_out.register_forward_hook(lambda *_: 1 / 0)
+    broken = own_model.get_submodule("trf_blocks.1.mlp.mlp_out").register_forward_hook(
+        lambda *_: 1 / 0
+    )
     try:
         with recompute_activations(own_model):
             own_model(ids)

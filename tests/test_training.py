@@ -71,7 +71,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 def assert_same_weights(model: nn.Module, expected: dict[str, Tensor], atol: float = 0.0) -> None:
     for name, weight in weights_of(model).items():
-        assert_close(weight, expected[name], atol=atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        assert_close(weight, expected[name], atol=atol, rtol=0, msg=f"{name} differs")
 
 
 def modes_of(model: nn.Module) -> list[bool]:
@@ -306,7 +306,7 @@ def test_micro_batches_train_as_one_batch(
     own_model: GPT2, accumulate: int, max_grad_norm: float
 ) -> None:
     whole, parts = own_model.double(), deepcopy(own_model)
-    common = {"steps": 3, "max_grad_norm": max_grad_norm}
+    common: dict[str, Any] = {"steps": 3, "max_grad_norm": max_grad_norm}
     # Plain gradient descent: unlike Adam's, its steps show a gradient of the wrong size.
     train(whole, ragged_batches(), [SGD(whole.parameters(), LR)], settings(**common))
     pieces = (

@@ -95,9 +95,9 @@ def cut(text: str) -> list[str]:
         best = text.rfind("\n", middle, end)
         if best < 0:
             best = text.rfind(" ", middle, end)
-        while best > middle and text[best - 1] in WHITE_SPACE:
+        while best > start and text[best - 1] in WHITE_SPACE:
             best -= 1  # to where the run of white space begins
-        if best > middle:
+        if best > start:
             end = best
         pieces.append(text[start:end])
         start = end

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from gpt2mini.data.text import Batch
 from gpt2mini.losses import check_labels_not_shifted, chunked_next_token_loss
 from gpt2mini.model import GPT2
+from gpt2mini.modes import evaluating, mode
 from gpt2mini.training.memory import recompute_activations
 from gpt2mini.training.precision import autocast
 from gpt2mini.training.state import load_state, save_state
@@ -67,85 +69,91 @@ def train(
     """
     optimizers = list(optimizers)
     out = None if out is None else Path(out)
-    device = next(model.parameters()).device
     log = MetricsLog(out, append=resume)
     first_step, best = 0, math.inf
     if resume and out is not None:
         first_step, best = load_state(out / "state.pt", model, optimizers)
-    peak_rates = [
-        [group.setdefault("peak_lr", group["lr"]) for group in o.param_groups] for o in optimizers
-    ]
 
     def evaluate_and_keep_best(step: int) -> None:
         nonlocal best
         if evaluate is None:
             return
-        began = time.perf_counter()
-        validation_loss = evaluate()
-        log.write({"step": step, "validation_loss": validation_loss})
-        if validation_loss < best and out is not None:
-            model.save_pretrained(out / "best")
-        best = min(best, validation_loss)
-        log.began += time.perf_counter() - began  # not training time
+        with log.clock_stopped():
+            validation_loss = evaluate()
+            log.write({"step": step, "validation_loss": validation_loss})
+            if validation_loss < best and out is not None:
+                model.save_pretrained(out / "best")
+            best = min(best, validation_loss)
 
-    was_training = model.training
-    model.train()
     supply = iter(batches)
     bar = tqdm(
-        total=settings.steps, initial=first_step, desc="training", disable=not settings.progress
+        desc="training", total=settings.steps, initial=first_step, disable=not settings.progress
     )
-    if first_step == 0:
-        evaluate_and_keep_best(0)
-    for step in range(first_step, settings.steps):
-        share = settings.schedule(step)
-        for optimizer, rates in zip(optimizers, peak_rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * share
+    with mode(model, training=True), bar:
+        if first_step == 0:
+            evaluate_and_keep_best(0)
+        for step in range(first_step, settings.steps):
+            share = settings.schedule(step)
+            set_learning_rates(optimizers, share)
+            loss_sum, count = accumulate_gradients(model, supply, loss_function, settings)
+            if not math.isfinite(loss_sum):
+                raise FloatingPointError(
+                    f"the loss became {loss_sum} at step {step}: lower the learning rate"
+                )
+            grad_norm = divide_and_clip(model.parameters(), count, settings.max_grad_norm)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
 
-        loss_sum, count = torch.zeros((), device=device), torch.zeros((), device=device)
-        for _ in range(settings.accumulate):
-            batch = next(supply).to(device)
-            with autocast(device, settings.precision), recompute_activations(model):
-                batch_sum, batch_count = loss_function(model, batch)
-            batch_sum.backward()  # gradients of the *sum* pile up in .grad ...
-            loss_sum, count = loss_sum + batch_sum.detach(), count + batch_count
-        loss = float(loss_sum / count)
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss} at step {step}: lower the learning rate"
-            )
-        # ... and are divided once, by all targets of all micro-batches.
-        grad_norm = divide_and_clip(model.parameters(), float(count), settings.max_grad_norm)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-
-        done = step + 1
-        bar.update()
-        log.add(loss_sum, count)
-        if done % settings.log_every == 0 or done == settings.steps:
-            row = log.write(
-                {
-                    "step": done,
-                    **log.averages(),
-                    "learning_rate_share": share,
-                    "grad_norm": grad_norm,
-                }
-            )
-            bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_second']:.0f} tokens/s")
-        if (
-            settings.evaluate_every and done % settings.evaluate_every == 0
-        ) or done == settings.steps:
-            evaluate_and_keep_best(done)
-        if (
-            out is not None
-            and settings.save_every
-            and (done % settings.save_every == 0 or done == settings.steps)
-        ):
-            save_state(out / "state.pt", model, optimizers, done, best)
-    bar.close()
-    model.train(was_training)
+            done = step + 1
+            last = done == settings.steps
+            bar.update()
+            log.add(loss_sum, count)
+            if done % settings.log_every == 0 or last:
+                row = {"step": done, **log.averages(), "learning_rate_share": share}
+                log.write({**row, "grad_norm": grad_norm})
+                bar.set_postfix_str(
+                    f"loss {row['loss']:.3f}, {row['tokens_per_second']:.0f} tokens/s"
+                )
+            if last or is_due(done, settings.evaluate_every):
+                evaluate_and_keep_best(done)
+            if (
+                out is not None
+                and settings.save_every
+                and (last or is_due(done, settings.save_every))
+            ):
+                save_state(out / "state.pt", model, optimizers, done, best)
     return log.rows
+
+
+def is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def set_learning_rates(optimizers: list[Optimizer], share: float) -> None:
+    """Each group's peak rate, the one that it was made with, times `share`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("peak_lr", group["lr"]) * share
+
+
+def accumulate_gradients(
+    model: GPT2, supply: Iterator[Batch], loss_function: LossFunction, settings: Settings
+) -> tuple[float, float]:
+    """Backward through the micro-batches of one step; (sum of the losses, number of targets).
+
+    The gradients that pile up are those of the *sum*: `divide_and_clip` divides them once, by all
+    targets of all micro-batches, so that k micro-batches equal one large batch.
+    """
+    device = next(model.parameters()).device
+    loss_sum, count = torch.zeros((), device=device), torch.zeros((), device=device)
+    for _ in range(settings.accumulate):
+        batch = next(supply).to(device)
+        with autocast(device, settings.precision), recompute_activations(model):
+            batch_sum, batch_count = loss_function(model, batch)
+        batch_sum.backward()
+        loss_sum, count = loss_sum + batch_sum.detach(), count + batch_count
+    return float(loss_sum), float(count)
 
 
 def divide_and_clip(parameters: Iterator[nn.Parameter], count: float, max_norm: float) -> float:
@@ -157,7 +165,6 @@ def divide_and_clip(parameters: Iterator[nn.Parameter], count: float, max_norm: 
     return norm
 
 
-@torch.no_grad()
 def evaluate_loss(
     model: GPT2,
     batches: Iterable[Batch],
@@ -165,17 +172,12 @@ def evaluate_loss(
     precision: str = "auto",
 ) -> float:
     """Mean loss over all targets of all batches, in eval mode; the mode found is restored."""
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     loss_sum, count = 0.0, 0
-    try:
+    with evaluating(model), autocast(device, precision):
         for batch in batches:
-            with autocast(device, precision):
-                batch_sum, batch_count = loss_function(model, batch.to(device))
+            batch_sum, batch_count = loss_function(model, batch.to(device))
             loss_sum, count = loss_sum + float(batch_sum), count + int(batch_count)
-    finally:
-        model.train(was_training)
     if count == 0:
         raise ValueError("there is nothing to evaluate on: the batches hold no target")
     return loss_sum / count
@@ -194,8 +196,15 @@ class MetricsLog:
         self.began = time.perf_counter()
         self.loss_sum, self.count = 0.0, 0.0
 
-    def add(self, loss_sum: Tensor, count: Tensor) -> None:
-        self.loss_sum, self.count = self.loss_sum + float(loss_sum), self.count + float(count)
+    @contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """What happens inside does not count as training time."""
+        entered = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - entered
+
+    def add(self, loss_sum: float, count: float) -> None:
+        self.loss_sum, self.count = self.loss_sum + loss_sum, self.count + count
 
     def averages(self) -> dict[str, float]:
         """Loss and speed since the last call."""

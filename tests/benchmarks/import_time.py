@@ -22,7 +22,7 @@ def seconds(module: str) -> float:
 
 def main() -> None:
     modules = ("gpt2mini", "transformers.models.gpt2.modeling_gpt2")
-    times = {module: [] for module in modules}
+    times: dict[str, list[float]] = {module: [] for module in modules}
     for _ in range(6):
         for module in modules:
             times[module].append(seconds(module))
