@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_ids
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -37,6 +37,7 @@ spaced_texts = st.lists(
     st.tuples(
         st.sampled_from(WORDS), st.sampled_from([*SPACES, END_OF_TEXT + "\n", END_OF_TEXT + " "])
     ),
+    min_size=8,
     max_size=40,
 ).map(lambda pairs: "".join(itertools.chain(*pairs)))
 any_texts = st.lists(st.sampled_from([*WORDS, *SPACES, *LONG, END_OF_TEXT]), max_size=40).map(
@@ -112,6 +113,7 @@ def test_a_mark_split_across_reads_of_a_text_without_spaces_is_found(
     assert ["".join(pieces) for pieces in documents] == ["x" * 40, "y" * 40]
 
 
+@settings(max_examples=60)
 @given(text=spaced_texts, read_characters=st.integers(1, 60))
 def test_ids_of_the_pieces_are_those_of_the_whole_document(
     scratch: Path, tokenizer: Tokenizer, text: str, read_characters: int

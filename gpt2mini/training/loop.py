@@ -85,6 +85,7 @@ def train(
                 model.save_pretrained(out / "best")
             best = min(best, validation_loss)
 
+    model.zero_grad()
     supply = iter(batches)
     bar = tqdm(
         desc="training", total=settings.steps, initial=first_step, disable=not settings.progress
@@ -103,7 +104,7 @@ def train(
             grad_norm = divide_and_clip(model.parameters(), count, settings.max_grad_norm)
             for optimizer in optimizers:
                 optimizer.step()
-                optimizer.zero_grad()
+            model.zero_grad()
 
             done = step + 1
             last = done == settings.steps

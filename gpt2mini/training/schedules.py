@@ -8,7 +8,7 @@ def cosine(step: int, steps: int, warmup_steps: int, final_share: float = 0.1) -
     schedule)."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -19,4 +19,4 @@ def warmup_stable_decay(
     of all steps (Hu et al. 2024, MiniCPM). Before the fall a run can be prolonged without
     regret."""
     decay_steps = max(1, round(decay_share * steps))
-    return min(1.0, (step + 1) / max(1, warmup_steps), (steps - step) / decay_steps)
+    return max(0.0, min(1.0, (step + 1) / max(1, warmup_steps), (steps - step) / decay_steps))
