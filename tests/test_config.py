@@ -1,6 +1,7 @@
 """The config: the published sizes are right, and an impossible shape is refused with a reason."""
 
 from dataclasses import FrozenInstanceError, replace
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_heads_must_share_the_embedding_out_evenly(emb_dim: int, n_heads: int) -
 @pytest.mark.parametrize("name", ["vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"])
 @pytest.mark.parametrize("number", [0, -1, 1.5, "12", True])
 @pytest.mark.usefixtures("no_shape_checks")
-def test_sizes_must_be_whole_and_positive(name: str, number: object) -> None:
+def test_sizes_must_be_whole_and_positive(name: str, number: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a whole number"):
         replace(TINY, **{name: number})
 

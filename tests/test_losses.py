@@ -193,7 +193,11 @@ def test_going_backward_again_adds_the_same_gradients_again(scale: float) -> Non
     once = [gradient.clone() for gradient in found]
     for _ in range(3):
         loss_sum.backward(retain_graph=True)
-    assert_near([t.grad for t in inputs], [3 * g for g in once], PRECISION[torch.float32])
+    assert_near(
+        [t.grad for t in inputs if t.grad is not None],
+        [3 * g for g in once],
+        PRECISION[torch.float32],
+    )
 
 
 @chunk_sizes
