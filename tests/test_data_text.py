@@ -29,7 +29,7 @@ from gpt2mini.losses import IGNORED
 from gpt2mini.tokenizer import END_OF_TEXT, train_tokenizer
 
 WORDS = ["a", "the", "sea's", "42", "中文", "e\u0301", "!?", "<|", "|>", "<|endof"]
-SPACES = [" ", "  ", "\n", "\n\n", "\r\n", " \t ", " \u3000", "\u00a0 "]
+SPACES = [" ", "  ", "\n", "\n\n", "\r\n", " \n  ", "\t\n ", " \t ", " \u3000", "\u00a0 "]
 LONG = ["x" * 20, "-" * 13, "\t\t\t\t\t", "\u3000" * 9, "\x1c"]  # nowhere, or nowhere good, to cut
 
 # Words of at most 7 characters with a space or newline after each: in half a piece is one of these.
@@ -50,7 +50,7 @@ seeds = st.integers(0, 1000)
 def tokenizer() -> Tokenizer:
     """With merges that span the fragments above, so that a cut in a wrong place changes the ids."""
     spaced = [word + space for word in WORDS for space in [*SPACES, *LONG]]
-    return train_tokenizer(["".join(spaced), *spaced * 2, "!?\x1c !?\x1c " * 9], vocab_size=400)
+    return train_tokenizer(["".join(spaced), *spaced * 2, "!?\x1c !?\x1c " * 9], vocab_size=500)
 
 
 @pytest.fixture(scope="module")
