@@ -10,6 +10,7 @@ text can be encoded. Files come in three forms with one meaning: OpenAI's (`enco
 import codecs
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,16 @@ class Tokenizer:
 
         Half of a surrogate pair, which UTF-8 cannot hold, becomes U+FFFD.
         """
-        if allow_special:
-            return self.encoding.encode(text, allowed_special={END_OF_TEXT}, disallowed_special=())
-        return self.encoding.encode_ordinary(text)
+        allowed = {END_OF_TEXT} if allow_special else set()
+        with refusing_endless_white_space():
+            return self.encoding.encode(text, allowed_special=allowed, disallowed_special=())
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """As `encode`, into a uint32 array, without holding Python's lock: threads run in
         parallel."""
-        return self.encoding.encode_to_numpy(text, disallowed_special=())
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        with refusing_endless_white_space():
+            return self.encoding.encode_to_numpy(text, disallowed_special=())
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; bytes that are not UTF-8 (half a character) become U+FFFD."""
@@ -98,6 +101,20 @@ class Tokenizer:
                 f"token id {token_id} is not in the vocabulary of {self.vocab_size}: "
                 "do the tokenizer and the model belong together?"
             ) from None
+
+
+@contextmanager
+def refusing_endless_white_space() -> Iterator[None]:
+    """Turn the panic of tiktoken's pattern engine, which keeps 1,000,000 states, into a
+    ValueError."""
+    try:
+        yield
+    except BaseException as error:  # a Rust panic is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(
+            "the text cannot be split into words: it has a run of a million white-space characters"
+        ) from None
 
 
 def byte_characters() -> dict[str, int]:
@@ -132,13 +149,18 @@ def mergeable_ranks(
             f"{len(missing)} bytes or merges have no entry in the vocabulary, "
             f"{missing[0]!r} first: the vocabulary and merges files do not belong together"
         )
+    if strange := [piece for piece in known if not byte_of.keys() >= set(piece)]:
+        raise ValueError(f"the merged piece {strange[0]!r} has characters that stand for no byte")
+    if len(set(vocab.values())) < len(vocab):
+        raise ValueError("the vocabulary gives one id to several tokens")
     merge_ids = [vocab[left + right] for left, right in merges]
     if merge_ids != sorted(set(merge_ids)):
         raise ValueError(
             "the ids of the merged pieces do not rise in the order of the merges; GPT-2's do"
         )
     pieces = {bytes(byte_of[character] for character in piece): vocab[piece] for piece in known}
-    specials = {token: token_id for token, token_id in vocab.items() if token not in set(known)}
+    ordinary = set(known)
+    specials = {token: token_id for token, token_id in vocab.items() if token not in ordinary}
     return pieces, specials
 
 
@@ -147,7 +169,10 @@ def read_tokenizer_files(folder: Path) -> tuple[dict[str, int], list[tuple[str, 
     for vocab_name, merges_name in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (folder / vocab_name).is_file() and (folder / merges_name).is_file():
             vocab = read_json(folder / vocab_name)
-            lines = (folder / merges_name).read_text(encoding="utf-8").split("\n")
+            try:
+                lines = (folder / merges_name).read_text(encoding="utf-8").split("\n")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{folder / merges_name} is not UTF-8 text: {error}") from None
             pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
             break
     else:

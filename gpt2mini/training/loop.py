@@ -71,6 +71,8 @@ def train(
     out = None if out is None else Path(out)
     log = MetricsLog(out, append=resume)
     first_step, best = 0, math.inf
+    if resume and out is None:
+        raise ValueError("resume needs the folder `out` of the run that is to go on")
     if resume and out is not None:
         first_step, best = load_state(out / "state.pt", model, optimizers)
 
@@ -102,6 +104,10 @@ def train(
                     f"the loss became {loss_sum} at step {step}: lower the learning rate"
                 )
             grad_norm = divide_and_clip(model.parameters(), count, settings.max_grad_norm)
+            if not math.isfinite(grad_norm):
+                raise FloatingPointError(
+                    f"the gradient became {grad_norm} at step {step}: lower the learning rate"
+                )
             for optimizer in optimizers:
                 optimizer.step()
             model.zero_grad()
