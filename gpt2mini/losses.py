@@ -159,5 +159,8 @@ def chunked_cross_entropy(hidden, weight, bias, targets, chunk_size, gradients=(
             if grad_hidden is not None:
                 grad_hidden[rows] = grad_logits @ weight
             if grad_weight is not None:
-                grad_weight += grad_logits.T @ chunk
+                if grad_weight.dtype == dtype:
+                    grad_weight.addmm_(grad_logits.T, chunk)  # no second tensor of its size
+                else:
+                    grad_weight += grad_logits.T @ chunk
     return loss_sum
