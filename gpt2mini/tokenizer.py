@@ -240,8 +240,7 @@ def train_tokenizer(
         show_progress=show_progress,
     )
     learner.train_from_iterator(texts, trainer)
-    learned = json.loads(learner.to_str())["model"]["merges"]
-    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in learned]
+    _, pairs = parse_tokenizer_json(json.loads(learner.to_str()))
     merges = [(left, right) for left, right in pairs]
     pieces = [*byte_characters(), *(left + right for left, right in merges), END_OF_TEXT]
     return Tokenizer({piece: token_id for token_id, piece in enumerate(pieces)}, merges)

@@ -15,7 +15,7 @@ PUBLISHED |= {
     "774M": PUBLISHED["gpt2-large"],
     "1558M": PUBLISHED["gpt2-xl"],
 }
-FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
+FILES = ["config.json", "model.safetensors", "vocab.json", "merges.txt"]
 
 
 def find_model(name_or_folder: str | Path) -> Path:
@@ -53,19 +53,18 @@ def download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository = PUBLISHED[name]
-    wanted: list[str] = list(FILES)
     try:
-        cached = Path(snapshot_download(repository, allow_patterns=wanted, local_files_only=True))
-        if all((cached / file).is_file() for file in wanted):
+        cached = Path(snapshot_download(repository, allow_patterns=FILES, local_files_only=True))
+        if all((cached / file).is_file() for file in FILES):
             return cached
     except OSError:  # nothing there yet
         pass
     try:
-        return Path(snapshot_download(repository, allow_patterns=wanted))
+        return Path(snapshot_download(repository, allow_patterns=FILES))
     except Exception as error:  # whatever stands between here and there
         raise ConnectionError(
             f"{name} could not be downloaded ({type(error).__name__}: {error}). To place it by "
-            f"hand, get {', '.join(wanted)} from https://huggingface.co/{repository} where there "
-            f"is a network (hf download {repository} {' '.join(wanted)} --local-dir {name}), and "
+            f"hand, get {', '.join(FILES)} from https://huggingface.co/{repository} where there "
+            f"is a network (hf download {repository} {' '.join(FILES)} --local-dir {name}), and "
             "give the path of that folder instead of the name."
         ) from error

@@ -71,9 +71,9 @@ def train(
     out = None if out is None else Path(out)
     log = MetricsLog(out, append=resume)
     first_step, best = 0, math.inf
-    if resume and out is None:
-        raise ValueError("resume needs the folder `out` of the run that is to go on")
-    if resume and out is not None:
+    if resume:
+        if out is None:
+            raise ValueError("resume needs the folder `out` of the run that is to go on")
         first_step, best = load_state(out / "state.pt", model, optimizers)
 
     def evaluate_and_keep_best(step: int) -> None:
@@ -92,7 +92,7 @@ def train(
     bar = tqdm(
         desc="training", total=settings.steps, initial=first_step, disable=not settings.progress
     )
-    with mode(model, training=True), bar:
+    with mode(model, training=True), recompute_activations(model), bar:
         if first_step == 0:
             evaluate_and_keep_best(0)
         for step in range(first_step, settings.steps):
@@ -156,7 +156,7 @@ def accumulate_gradients(
     loss_sum, count = torch.zeros((), device=device), torch.zeros((), device=device)
     for _ in range(settings.accumulate):
         batch = next(supply).to(device)
-        with autocast(device, settings.precision), recompute_activations(model):
+        with autocast(device, settings.precision):
             batch_sum, batch_count = loss_function(model, batch)
         batch_sum.backward()
         loss_sum, count = loss_sum + batch_sum.detach(), count + batch_count
