@@ -18,6 +18,7 @@ class GPT2Config:
         0.0  # OpenAI trained with 0.1; 0 keeps training and inference the same function
     )
     qkv_bias: bool = True  # OpenAI's query, key and value projections have a bias
+    eos_id: int | None = None  # the token <|endoftext|>; None: the last of the vocabulary, as ever
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
@@ -29,6 +30,8 @@ class GPT2Config:
                 f"emb_dim {self.emb_dim} cannot be shared out evenly to {self.n_heads} heads: "
                 "choose n_heads so that it divides emb_dim"
             )
+        if self.eos_id is not None and not 0 <= self.eos_id < self.vocab_size:
+            raise ValueError(f"eos_id {self.eos_id} is not in the vocabulary of {self.vocab_size}")
         if not 0.0 <= self.drop_rate < 1.0:
             raise ValueError(f"drop_rate must lie in [0, 1), not {self.drop_rate!r}")
 

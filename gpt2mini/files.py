@@ -7,16 +7,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+Write = Callable[[Path], object]  # fills the file that it is given
 
-def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+
+def write_aside(path: Path, write: Write) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it into place."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    write_together({path: write})
+
+
+def write_together(files: dict[Path, Write]) -> None:
+    """Fill temporary files beside the paths, all of them, before the first is renamed into place.
+
+    Files that belong together are so old together or new together, but for the moment between two
+    renames.
+    """
+    asides = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in files}
     try:
-        write(aside)
-        aside.chmod(0o666 & ~current_umask())  # safetensors makes its files private
-        aside.replace(path)
+        for path, aside in asides.items():
+            files[path](aside)
+            aside.chmod(0o666 & ~current_umask())  # safetensors makes its files private
+        for path, aside in asides.items():
+            aside.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        for aside in asides.values():
+            aside.unlink(missing_ok=True)
 
 
 def current_umask() -> int:
@@ -29,8 +43,12 @@ def write_text(path: Path, text: str) -> None:
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8", newline="\n"))
 
 
+def as_json(contents: Any) -> str:
+    return json.dumps(contents, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, contents: Any) -> None:
-    write_text(path, json.dumps(contents, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, as_json(contents))
 
 
 def read_json(path: Path) -> Any:

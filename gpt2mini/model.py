@@ -6,6 +6,7 @@ batch, tokens, emb (width of the residual stream), heads, head_dim = emb / heads
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -216,8 +217,13 @@ class GPT2(nn.Module):
 
         return load_model(name_or_folder, dtype, device)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors; see `gpt2mini.checkpoints.save_model`."""
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        dtype: torch.dtype | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        """Write a Hugging Face GPT-2 folder; see `gpt2mini.checkpoints.save_model`."""
         from gpt2mini.checkpoints import save_model
 
-        save_model(self, folder)
+        save_model(self, folder, dtype, class_names)

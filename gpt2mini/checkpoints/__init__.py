@@ -1,14 +1,20 @@
-"""Files <-> model: find a model by name or folder, load it, save it."""
+"""Files <-> model: find a model by name or folder, load it, save it.
 
+Read in this order: names, stored, build, huggingface, tensorflow, openai, hub.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from gpt2mini.checkpoints.build import build_model
 from gpt2mini.checkpoints.hub import find_model
-from gpt2mini.checkpoints.huggingface import read_model, write_model
+from gpt2mini.checkpoints.huggingface import read_class_names, read_folder, write_folder
+from gpt2mini.checkpoints.stored import CheckpointError
 from gpt2mini.model import GPT2
 
-__all__ = ["find_model", "load_model", "save_model"]
+__all__ = ["CheckpointError", "find_model", "load_model", "read_class_names", "save_model"]
 
 
 def load_model(
@@ -16,14 +22,33 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> GPT2:
-    """A model in eval mode, from a folder or by its name.
+    """A model in eval mode, from a folder (Hugging Face's or OpenAI's) or by its name.
 
-    dtype: of the weights; the default is float32. device: the default is the CPU.
-    Raises FileNotFoundError if there is no such model, ValueError if its files are damaged.
+    dtype: of the weights; the default is float32, whatever the files hold. device: the default is
+    the CPU.
+    Raises FileNotFoundError if there is no such model, ConnectionError if it cannot be downloaded,
+    CheckpointError (a ValueError) if its files are damaged or hold something else.
     """
-    return read_model(find_model(name_or_folder), dtype, torch.device(device or "cpu"))
+    folder = find_model(name_or_folder)
+    if (folder / "hparams.json").is_file() and not (folder / "config.json").is_file():
+        # Imported here: only these files need what it needs.
+        from gpt2mini.checkpoints.openai import read_openai_folder
+
+        checkpoint = read_openai_folder(folder)
+    else:
+        checkpoint = read_folder(folder)
+    return build_model(checkpoint, dtype or torch.float32, torch.device(device or "cpu"))
 
 
-def save_model(model: GPT2, folder: str | Path) -> None:
-    """Write a Hugging Face GPT-2 folder, which `transformers` and `load_model` open."""
-    write_model(model, Path(folder))
+def save_model(
+    model: GPT2,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Write a Hugging Face GPT-2 folder, which `transformers` and `load_model` open.
+
+    dtype: of the weights in the file; the default is the model's. class_names: of a classifier, in
+    the order of its logits. An interrupted save leaves the old files, whole.
+    """
+    write_folder(model, Path(folder), dtype, class_names)

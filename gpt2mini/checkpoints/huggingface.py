@@ -1,19 +1,22 @@
-"""Hugging Face GPT-2 folders, in and out: config.json and model.safetensors."""
+"""Hugging Face GPT-2 folders, in and out: config.json and the weights beside it."""
 
+import logging
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
-from gpt2mini.checkpoints.names import fill_from_published, rules, to_published
+from gpt2mini.checkpoints.names import CLASS_HEAD, CLASS_HEAD_BIAS, OWN_HEAD, Rule, to_published
+from gpt2mini.checkpoints.stored import Checkpoint, CheckpointError, read_weights, reading
 from gpt2mini.config import GPT2Config
-from gpt2mini.files import read_json, writable_folder, write_aside, write_json
+from gpt2mini.files import Write, as_json, read_json, writable_folder, write_together
 from gpt2mini.model import GPT2, TiedHead
 
-WEIGHTS = "model.safetensors"
+logger = logging.getLogger(__name__)
 
 # What a config.json may say of the architecture, and the one value that GPT-2 has.
 FIXED = {
@@ -26,140 +29,187 @@ FIXED = {
 SAME_FUNCTION = {"gelu_new", "gelu_pytorch_tanh", "gelu_fast"}  # all of them the tanh form
 
 
-def read_config(folder: Path) -> GPT2Config:
-    """config.json -> GPT2Config. Raises ValueError if it describes something other than a GPT-2."""
+# ---- in
+
+
+def read_folder(folder: Path) -> Checkpoint:
+    """The checkpoint of a Hugging Face folder, its weights in any of the forms there are."""
+    contents = read_config(folder)
+    with reading(folder / "config.json"):
+        config = parse_config(contents)
+    tensors = read_weights(folder)
+    labels = contents.get("id2label")
+    score = tensors.get("score.weight")
+    if score is not None and isinstance(labels, dict) and score.shape[:1] != (len(labels),):
+        raise CheckpointError(
+            f"{score.file}: score.weight has the shape {score.shape}; "
+            f"config.json lists {len(labels)} classes"
+        )
+    tied = contents.get("tie_word_embeddings") is not False
+    return Checkpoint(folder, config, tensors, tied)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The contents of config.json, if it describes a GPT-2 and nothing else."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
-    contents = read_json(path)
-    if not isinstance(contents, dict) or contents.get("model_type", "gpt2") != "gpt2":
-        kind = contents.get("model_type") if isinstance(contents, dict) else contents
-        raise ValueError(f"{path} describes a model of type {kind!r}; expected 'gpt2'")
-    for name, expected in FIXED.items():
-        found = contents.get(name, expected)
-        if found != expected and not (name == "activation_function" and found in SAME_FUNCTION):
-            raise ValueError(
-                f"{path}: {name} is {found!r}; GPT-2 has {expected!r} and gpt2mini only that"
-            )
+        raise CheckpointError(
+            f"{folder} is not a model folder: it has no config.json (nor OpenAI's hparams.json)"
+        )
+    with reading(path):
+        contents = read_json(path)
+        if not isinstance(contents, dict) or contents.get("model_type", "gpt2") != "gpt2":
+            kind = contents.get("model_type") if isinstance(contents, dict) else contents
+            raise CheckpointError(f"{path} describes a model of type {kind!r}; expected 'gpt2'")
+        for name, expected in FIXED.items():
+            found = contents.get(name, expected)
+            if found != expected and not (name == "activation_function" and found in SAME_FUNCTION):
+                raise CheckpointError(
+                    f"{path}: {name} is {found!r}; GPT-2 has {expected!r} and gpt2mini only that"
+                )
+    return contents
+
+
+def parse_config(contents: dict[str, Any]) -> GPT2Config:
+    """What config.json says, in our words. Dropout is left out: it is the trainer's business."""
     defaults = GPT2Config()
-    try:
-        config = GPT2Config(
-            vocab_size=contents.get("vocab_size", defaults.vocab_size),
-            context_length=contents.get("n_positions")
-            or contents.get("n_ctx", defaults.context_length),
-            emb_dim=contents.get("n_embd", defaults.emb_dim),
-            n_heads=contents.get("n_head", defaults.n_heads),
-            n_layers=contents.get("n_layer", defaults.n_layers),
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    vocab_size = contents.get("vocab_size", defaults.vocab_size)
+    eos_id = contents.get("eos_token_id")
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        context_length=contents.get("n_positions")
+        or contents.get("n_ctx", defaults.context_length),
+        emb_dim=contents.get("n_embd", defaults.emb_dim),
+        n_heads=contents.get("n_head", defaults.n_heads),
+        n_layers=contents.get("n_layer", defaults.n_layers),
+        # `transformers` writes 50256 for every vocabulary unless told otherwise
+        eos_id=eos_id if type(eos_id) is int and 0 <= eos_id < vocab_size - 1 else None,
+    )
     if contents.get("n_inner") not in (None, 4 * config.emb_dim):
-        raise ValueError(
-            f"{path}: n_inner is {contents['n_inner']}; GPT-2's MLP is 4 * n_embd wide"
-        )
+        raise ValueError(f"n_inner is {contents['n_inner']}; GPT-2's MLP is 4 * n_embd wide")
     return config
 
 
-def write_config(folder: Path, model: GPT2) -> None:
-    config = model.config
-    write_json(
-        folder / "config.json",
-        {
-            "model_type": "gpt2",
-            "architectures": ["GPT2LMHeadModel"],
-            "vocab_size": config.vocab_size,
-            "n_positions": config.context_length,
-            "n_embd": config.emb_dim,
-            "n_head": config.n_heads,
-            "n_layer": config.n_layers,
-            **FIXED,
-            "embd_pdrop": config.drop_rate,
-            "attn_pdrop": config.drop_rate,
-            "resid_pdrop": config.drop_rate,
-            "bos_token_id": config.vocab_size - 1,
-            "eos_token_id": config.vocab_size - 1,
-            "tie_word_embeddings": isinstance(model.out_head, TiedHead),
-            "dtype": str(model.tok_emb.weight.dtype).removeprefix("torch."),
-        },
-    )
+def read_class_names(folder: str | Path) -> list[str]:
+    """The names of the classes that a classifier's folder tells apart, in the order of its logits.
 
-
-class NoInit(TorchFunctionMode):
-    """Skip the functions of `torch.nn.init`: the new weights are about to be filled from a file.
-
-    (Building on the meta device would skip them too, but its random functions import torch's
-    compiler: 800 modules and several seconds, for a model of any size.)
+    Raises CheckpointError if config.json does not name them.
     """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
-
-
-def read_model(folder: Path, dtype: torch.dtype | None, device: torch.device) -> GPT2:
-    """The model of a folder. dtype None: float32, whatever the file holds."""
-    config = read_config(folder)
-    path = folder / WEIGHTS
-    published = read_tensors(path)
-    head = published.get("lm_head.weight")
-    tied = head is None or torch.equal(head, published.get("wte.weight", head))
-    if tied:
-        published.pop("lm_head.weight", None)  # a second copy of the embedding
-    with device, NoInit():  # no work and no random numbers for weights that are about to be filled
-        model = GPT2(config)
-        if not tied:
-            model.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
-    model.to(dtype or torch.float32)
-    try:
-        fill_from_published(model, published, rules(config, tied))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return model.eval()
+    path = Path(folder) / "config.json"
+    with reading(path):
+        labels = read_json(path).get("id2label") or {}
+        names = [labels[str(i)] for i in range(len(labels)) if str(i) in labels]
+        if not names or len(names) < len(labels):
+            raise CheckpointError(f"{path} does not name the classes (id2label): {labels}")
+    return [str(name) for name in names]
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped into memory, without the prefix `transformer.`"""
-    if not path.is_file():
-        found = sorted(file.name for file in path.parent.iterdir())
-        raise FileNotFoundError(f"{path.parent} has no {path.name}; found {found}")
-    tensors: dict[str, Tensor] = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            for name in names:
-                short = name.removeprefix("transformer.")
-                if short in tensors:
-                    raise ValueError(f"{path}: {short} is there twice, also as transformer.{short}")
-                tensors[short] = file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from None
-    return tensors
+# ---- out
 
 
-def write_model(model: GPT2, folder: Path) -> None:
-    """Write config.json and model.safetensors, each whole or not at all."""
-    config, head = model.config, model.out_head
-    tied = isinstance(head, TiedHead)
-    if not tied and not (
-        isinstance(head, nn.Linear) and head.out_features == config.vocab_size and head.bias is None
-    ):
-        raise ValueError(
-            f"the output head is {head}: a GPT-2 language model folder holds a tied head "
-            f"or nn.Linear({config.emb_dim}, {config.vocab_size}, bias=False)"
+def write_folder(
+    model: GPT2,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Write config.json, generation_config.json and model.safetensors: all of them or none."""
+    head = head_rules(model)
+    if class_names is not None:
+        check_class_names(model, head, class_names)
+    if CLASS_HEAD_BIAS[0] in head:
+        logger.warning(
+            "the head's bias is saved as score.bias, which transformers does not know and leaves "
+            "out: use nn.Linear(..., bias=False) for a classifier that it is to open"
         )
     tensors = {
-        rename(name): tensor.detach().cpu()
-        for name, tensor in to_published(model.state_dict(), config, tied).items()
+        rename(name): tensor.detach().to("cpu", dtype or tensor.dtype)
+        for name, tensor in to_published(model.state_dict(), model.config, head).items()
     }
     writable_folder(folder)
-    write_aside(
-        folder / WEIGHTS, lambda aside: save_file(tensors, aside, metadata={"format": "pt"})
+    config = describe_model(model, head, dtype or model.tok_emb.weight.dtype, class_names)
+    files: dict[Path, Write] = {
+        folder / "config.json": text_writer(config),
+        folder / "model.safetensors": partial(save_file, tensors, metadata={"format": "pt"}),
+    }
+    if not is_classifier(head):
+        eos_id = config["eos_token_id"]
+        files[folder / "generation_config.json"] = text_writer(
+            {"bos_token_id": eos_id, "eos_token_id": eos_id}
+        )
+    write_together(files)
+
+
+def text_writer(contents: dict[str, Any]) -> Write:
+    text = as_json(contents)
+    return lambda path: path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def head_rules(model: GPT2) -> list[Rule]:
+    """The rules for the head of a model, one that a Hugging Face folder has a place for."""
+    head, config = model.out_head, model.config
+    if isinstance(head, TiedHead) and head.weight is model.tok_emb.weight:
+        return []
+    if isinstance(head, nn.Linear) and head.in_features == config.emb_dim:
+        if head.out_features == config.vocab_size and head.bias is None:
+            return OWN_HEAD
+        return CLASS_HEAD + ([] if head.bias is None else CLASS_HEAD_BIAS)
+    raise ValueError(
+        f"the output head is {head}: a GPT-2 folder holds a head tied to tok_emb, "
+        f"nn.Linear({config.emb_dim}, {config.vocab_size}, bias=False), "
+        f"or a classifier's nn.Linear({config.emb_dim}, classes)"
     )
-    write_config(folder, model)
+
+
+def is_classifier(head: list[Rule]) -> bool:
+    return CLASS_HEAD[0] in head
+
+
+def n_classes(model: GPT2) -> int:
+    assert isinstance(model.out_head, nn.Linear)
+    return model.out_head.out_features
+
+
+def check_class_names(model: GPT2, head: list[Rule], class_names: Sequence[str]) -> None:
+    classes = n_classes(model) if is_classifier(head) else 0
+    if len(class_names) != classes:
+        raise ValueError(f"{len(class_names)} class names for a head of {classes} classes")
+
+
+def describe_model(
+    model: GPT2, head: list[Rule], dtype: torch.dtype, class_names: Sequence[str] | None
+) -> dict[str, Any]:
+    """The contents of config.json."""
+    config = model.config
+    eos_id = config.vocab_size - 1 if config.eos_id is None else config.eos_id
+    contents = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context_length,
+        "n_embd": config.emb_dim,
+        "n_head": config.n_heads,
+        "n_layer": config.n_layers,
+        **FIXED,
+        "embd_pdrop": config.drop_rate,
+        "attn_pdrop": config.drop_rate,
+        "resid_pdrop": config.drop_rate,
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
+        "tie_word_embeddings": head != OWN_HEAD,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    if is_classifier(head):
+        names = class_names or [f"LABEL_{i}" for i in range(n_classes(model))]
+        contents |= {
+            "architectures": ["GPT2ForSequenceClassification"],
+            "id2label": {str(i): name for i, name in enumerate(names)},
+            "label2id": {name: i for i, name in enumerate(names)},
+            "pad_token_id": eos_id,  # transformers finds the last token by it
+        }
+    return contents
 
 
 def rename(name: str) -> str:
     """`transformers` puts everything but the head under its inner model."""
-    return name if name == "lm_head.weight" else f"transformer.{name}"
+    return name if name.startswith(("lm_head.", "score.")) else f"transformer.{name}"
