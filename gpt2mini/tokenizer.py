@@ -50,7 +50,7 @@ class Tokenizer:
         """The tokenizer of a model folder, or of a bundled or published model given by its name."""
         from gpt2mini.checkpoints import find_model
 
-        return cls(*read_tokenizer_files(find_model(name_or_folder)))
+        return cls(*read_tokenizer_files(find_model(name_or_folder, weights=False)))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write vocab.json, merges.txt and tokenizer_config.json, as `transformers` reads them."""

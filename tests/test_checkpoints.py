@@ -1,13 +1,11 @@
 """Files <-> model: bit for bit, with `transformers` and without; and what damaged files get."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from conftest import TINY, enlarge, random_ids
@@ -17,8 +15,7 @@ from torch.testing import assert_close
 from transformers import GPT2LMHeadModel
 
 from gpt2mini import GPT2
-from gpt2mini.checkpoints import CheckpointError, hub, huggingface
-from gpt2mini.model import TiedHead
+from gpt2mini.checkpoints import CheckpointError, huggingface
 
 WEIGHTS = "model.safetensors"
 PRECISION = 1e-4  # float32, logits of the size of 1, two implementations
@@ -308,70 +305,6 @@ def test_an_impossible_number_is_refused_by_the_name_of_the_file(
     rewrite_config(folder, **changes)
     with pytest.raises(ValueError, match=r"config.json cannot be read: (emb_dim|n_layers)"):
         GPT2.from_pretrained(folder)
-
-
-# ---- names
-
-
-def test_an_unknown_name_is_answered_with_the_choices(socket_attempts: list[str]) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no model 'gpt5'.*gpt2-nano.*gpt2, gpt2-medium"):
-        GPT2.from_pretrained("gpt5")
-    assert not socket_attempts
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing in the cache, and no network."""
-
-    def snapshot_download(repository: str, **options: object) -> str:
-        raise OSError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-
-
-@pytest.mark.parametrize(
-    "named",
-    [
-        "config.json.*model.safetensors",  # the files
-        "https://huggingface.co/openai-community/gpt2-medium",  # the place
-        "download openai-community/gpt2-medium",  # the command
-    ],
-)
-@pytest.mark.usefixtures("offline")
-def test_a_failed_download_names_the_files_the_place_and_the_command(named: str) -> None:
-    with pytest.raises(ConnectionError, match=named):
-        GPT2.from_pretrained("355M")
-
-
-def test_what_is_in_the_cache_is_not_looked_up_again(
-    tiny_model: GPT2, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in hub.FILES:
-        (folder / name).touch()
-
-    def snapshot_download(repository: str, local_files_only: bool = False, **_: object) -> str:
-        assert local_files_only, "the network was asked"
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert_same_weights(GPT2.from_pretrained("gpt2"), tiny_model)
-
-
-def test_a_download_that_was_broken_off_is_completed(
-    tiny_model: GPT2, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """huggingface_hub hands out a part of a snapshot too, where it cannot tell that it is one."""
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    shutil.copy(folder / "config.json", cache)
-
-    def snapshot_download(repository: str, local_files_only: bool = False, **_: object) -> str:
-        if not local_files_only:
-            shutil.copy(folder / WEIGHTS, cache)
-        return str(cache)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert_same_weights(GPT2.from_pretrained("gpt2"), tiny_model)
 
 
 # ---- crashes while saving

@@ -71,7 +71,9 @@ def test_the_core_never_imports_the_workshop(path: Path) -> None:
 
 
 @each_file
-def test_the_package_never_prints(path: Path) -> None:
+def test_the_library_never_prints(path: Path) -> None:
+    if path.name == "__main__.py":  # a command, whose purpose is to say something
+        return
     lines = [c.lineno for c in calls(path) if isinstance(c.func, ast.Name) and c.func.id == "print"]
     assert not lines
 

@@ -1,0 +1,47 @@
+"""Change the shape of a model that has already learned something."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from gpt2mini.model import GPT2
+
+
+@torch.no_grad()
+def resize_vocab(model: GPT2, vocab_size: int) -> None:
+    """Give a model more tokens, or fewer, in place; an output head over the vocabulary goes along.
+
+    New rows start at the mean of the old ones: a token that is unlike no other, and gets an
+    average logit, where random rows could get the highest of all (Hewitt 2021, "Initializing New
+    Word Embeddings for Pretrained Language Models"). Fewer tokens means the first ones. Make the
+    optimizer afterwards: the embedding is a new parameter.
+    Raises ValueError if <|endoftext|> would be cut off.
+    """
+    config = model.config
+    eos_id = config.vocab_size - 1 if config.eos_id is None else config.eos_id
+    if vocab_size <= eos_id:
+        raise ValueError(
+            f"a vocabulary of {vocab_size} would cut off <|endoftext|>, token {eos_id}: "
+            f"choose at least {eos_id + 1}"
+        )
+    head = model.out_head
+    if isinstance(head, nn.Linear) and head.out_features == config.vocab_size:
+        resize_rows(head, "weight", vocab_size)
+        if head.bias is not None:
+            resize_rows(head, "bias", vocab_size)
+        head.out_features = vocab_size
+    resize_rows(model.tok_emb, "weight", vocab_size)
+    model.tok_emb.num_embeddings = vocab_size
+    last = eos_id == vocab_size - 1
+    model.config = replace(config, vocab_size=vocab_size, eos_id=None if last else eos_id)
+
+
+def resize_rows(module: nn.Module, name: str, n_rows: int) -> None:
+    """Replace a parameter by one with more rows, the new ones at the mean, or with fewer."""
+    old = module.get_parameter(name)
+    rows: Tensor = old[:n_rows]
+    if n_rows > len(old):
+        mean = old.float().mean(dim=0, keepdim=True).to(old.dtype)
+        rows = torch.cat([old, mean.expand(n_rows - len(old), *mean.shape[1:])])
+    setattr(module, name, nn.Parameter(rows.clone(), requires_grad=old.requires_grad))
