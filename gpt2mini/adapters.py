@@ -1,0 +1,340 @@
+"""Adapters <-> files, in the format of Hugging Face's PEFT: adapter_config.json and
+adapter_model.safetensors.
+
+PEFT sees the published GPT-2, in which query, key and value are one matrix. Their adapters become
+one there that computes the same: the As on top of each other, the Bs on a diagonal. A head that was
+trained along is saved with them.
+"""
+
+import json
+import logging
+import math
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gpt2mini.checkpoints.names import BLOCK
+from gpt2mini.checkpoints.stored import CheckpointError, read_safetensors, reading
+from gpt2mini.files import as_json, read_json, writable_folder, write_together
+from gpt2mini.lora import (
+    TARGETS,
+    LoRALinear,
+    linear,
+    lora_layers,
+    refuse_adapters,
+    replace_layer,
+)
+from gpt2mini.model import GPT2, TiedHead
+
+logger = logging.getLogger(__name__)
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+ADAPTER_NAME = re.compile(r"(?:transformer\.)?h\.(\d+)\.(.+)\.lora_([AB])\.weight")
+
+# Published linear layers and ours: `attn.c_attn` -> query, key and value.
+PUBLISHED_LAYERS = {
+    rule.published.removesuffix(".weight"): [name.removesuffix(".weight") for name in rule.ours]
+    for rule in BLOCK
+    if rule.transposed
+}
+SHORT_NAMES = {path: target for target, path in TARGETS.items()}
+
+# What else a PEFT config may ask for, and the value that leaves it at plain LoRA.
+PLAIN = {"peft_type": "LORA", "bias": "none", "use_dora": False, "lora_bias": False}
+
+
+# ---- out
+
+
+def write_adapter(model: GPT2, folder: Path) -> None:
+    """Write the adapters of a model, and its head if that is no part of the base.
+
+    Raises ValueError if there are none, or if they are merged.
+    """
+    layers = lora_layers(model)
+    if not layers:
+        raise ValueError("the model has no adapter to save: add_lora first, or unmerge_lora")
+    first = next(iter(layers.values()))
+    tensors: dict[str, Tensor] = {}
+    for i in range(model.config.n_layers):
+        for published, ours in PUBLISHED_LAYERS.items():
+            parts = [layers.get(f"trf_blocks.{i}.{name}") for name in ours]
+            if any(parts):
+                a, b = side_by_side(parts)
+                name = f"{PREFIX}transformer.h.{i}.{published}"
+                tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+    targets = [name for name in TARGETS if any(n.endswith("." + name) for n in layers)]
+    head = trained_head(model)
+    tensors |= {f"{PREFIX}score.{name}": p.detach() for name, p in head.items()}
+    if "bias" in head:
+        logger.warning("PEFT leaves the head's bias out: transformers' classifiers have none")
+    notes = {
+        "format": "pt",
+        "gpt2mini.targets": ",".join(targets),
+        "gpt2mini.base": json.dumps({"dtype": str(model.tok_emb.weight.dtype), **sample(model)}),
+    }
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    config = as_json(peft_config(first, targets, bool(head)))
+    writable_folder(folder)
+    write_together(
+        {
+            folder / CONFIG: lambda path: path.write_text(config, encoding="utf-8"),
+            folder / WEIGHTS: partial(save_file, tensors, metadata=notes),
+        }
+    )
+
+
+def side_by_side(parts: list[LoRALinear | None]) -> tuple[Tensor, Tensor]:
+    """(A, B) of one adapter for layers that lie side by side in the published one."""
+    present = [part for part in parts if part is not None]
+    a = torch.cat([part.lora_A.detach() for part in present])  # (k * rank, in)
+    rank = present[0].rank
+    b = a.new_zeros(len(parts), present[0].out_features, len(a))  # (parts, out, k * rank)
+    for number, part in enumerate(present):
+        b[parts.index(part), :, number * rank : (number + 1) * rank] = part.lora_B.detach()
+    return a, b.flatten(0, 1)
+
+
+def trained_head(model: GPT2) -> dict[str, nn.Parameter]:
+    """The parameters of a head that the base does not have: a classifier's, or a trainable one."""
+    head = model.out_head
+    if isinstance(head, TiedHead):
+        return {}
+    parameters = dict(head.named_parameters())
+    of_the_base = getattr(head, "out_features", None) == model.config.vocab_size
+    if of_the_base and not any(p.requires_grad for p in parameters.values()):
+        return {}
+    return parameters
+
+
+def peft_config(layer: LoRALinear, targets: list[str], head: bool) -> dict[str, Any]:
+    """The contents of adapter_config.json."""
+    published = [
+        name
+        for name, ours in PUBLISHED_LAYERS.items()
+        if {SHORT_NAMES[o] for o in ours} & {*targets}
+    ]
+    joined = len({"query", "key", "value"} & {*targets})  # adapters in one
+    more = {}
+    if joined > 1:
+        growth = math.sqrt(joined) if layer.rank_stabilised else joined  # the scaling stays
+        more = {
+            "rank_pattern": {"attn.c_attn": joined * layer.rank},
+            "alpha_pattern": {"attn.c_attn": growth * layer.alpha},
+        }
+    return {
+        **PLAIN,
+        "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "r": layer.rank,
+        "lora_alpha": layer.alpha,
+        "lora_dropout": layer.lora_dropout.p,
+        "use_rslora": layer.rank_stabilised,
+        "target_modules": published,
+        "modules_to_save": ["score"] if head else None,
+        "fan_in_fan_out": True,  # the published layers are stored (in, out)
+        "inference_mode": True,
+        **more,
+    }
+
+
+def sample(model: GPT2) -> dict[str, list[float]]:
+    """A few numbers of every tensor of the base, by which it is known again."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name and not name.startswith("out_head"):
+            flat = parameter.detach().flatten()
+            found[name] = flat[[0, len(flat) // 2, -1]].double().tolist()
+    return found
+
+
+# ---- in
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One published layer's A and B, and the numbers that its config gives it."""
+
+    block: int
+    published: str
+    a: Tensor
+    b: Tensor
+    alpha: float
+
+
+def read_adapter(model: GPT2, folder: Path) -> None:
+    """Add the adapters of a folder to a model, in place, ready to use or to train on.
+
+    An adapter that PEFT made for `attn.c_attn` becomes one each for query, key and value. A head in
+    the folder becomes the model's. Everything but adapters and head is frozen.
+    Raises CheckpointError, and leaves the model as it was, if the folder is damaged or belongs to
+    another base model; ValueError if the model has adapters already.
+    """
+    refuse_adapters(model)
+    config = read_peft_config(folder)
+    tensors, notes = read_adapter_file(folder / WEIGHTS)
+    head = {n.removeprefix("score."): tensors.pop(n) for n in [*tensors] if n.startswith("score.")}
+    with reading(folder / WEIGHTS):
+        adapters = pair_up(tensors, config)
+        layers = make_layers(model, adapters, config, notes.get("gpt2mini.targets"))
+        check_base(model, notes.get("gpt2mini.base"))
+        out_head = make_head(model, head, config)
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    for name, layer in layers.items():
+        replace_layer(model, name, layer)
+    if out_head is not None:
+        model.out_head = out_head
+
+
+def read_peft_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no adapter: it has no {CONFIG}")
+    with reading(path):
+        config = read_json(path)
+        for name, expected in PLAIN.items():
+            found = config.get(name, expected)
+            if found != expected:
+                raise CheckpointError(f"{path}: {name} is {found!r}; only {expected!r} is known")
+        if not isinstance(config.get("r"), int) or config["r"] < 1:
+            raise CheckpointError(f"{path}: r is {config.get('r')!r}; expected a rank")
+        if unknown := {*(config.get("modules_to_save") or [])} - {"score", "classifier"}:
+            raise CheckpointError(f"{path}: modules_to_save has {unknown}; only a head is known")
+    return config
+
+
+def read_adapter_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors by their names without PEFT's prefix, notes in the header)."""
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} has no {path.name}")
+    with reading(path):
+        with safe_open(path, framework="pt") as file:
+            notes = file.metadata() or {}
+        stored = read_safetensors(path)
+        return {n.removeprefix(PREFIX): tensor.read() for n, tensor in stored.items()}, notes
+
+
+def pair_up(tensors: dict[str, Tensor], config: dict[str, Any]) -> list[Adapter]:
+    """The adapters of a file, each with its A and its B."""
+    pairs: dict[tuple[int, str], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        found = ADAPTER_NAME.fullmatch(name)
+        if not found or found[2] not in PUBLISHED_LAYERS:
+            raise ValueError(f"{name} is no adapter of a layer of GPT-2")
+        pairs.setdefault((int(found[1]), found[2]), {})[found[3]] = tensor
+    if not pairs:
+        raise ValueError("it holds no adapter")
+    adapters = []
+    for (block, published), pair in pairs.items():
+        if set(pair) != {"A", "B"}:
+            raise ValueError(f"h.{block}.{published} has only its {next(iter(pair))}")
+        rank = pattern(config, "rank_pattern", block, published, config["r"])
+        alpha = pattern(config, "alpha_pattern", block, published, config.get("lora_alpha", 8))
+        if pair["A"].shape[:1] != (rank,) or pair["B"].shape[1:] != (rank,):
+            raise ValueError(
+                f"h.{block}.{published} has an A of {tuple(pair['A'].shape)} and a B of "
+                f"{tuple(pair['B'].shape)}; the config says rank {rank}"
+            )
+        adapters.append(Adapter(block, published, pair["A"], pair["B"], alpha))
+    return adapters
+
+
+def pattern(config: dict[str, Any], key: str, block: int, published: str, default: Any) -> Any:
+    """An exception that the config makes for some layers, by the ends of their names."""
+    name = f"transformer.h.{block}.{published}"
+    for expression, value in (config.get(key) or {}).items():
+        if re.fullmatch(rf"(.*\.)?({expression})", name):
+            return value
+    return default
+
+
+def make_layers(
+    model: GPT2, adapters: list[Adapter], config: dict[str, Any], targets: str | None
+) -> dict[str, LoRALinear]:
+    """The adapted layers, filled, not yet in the model."""
+    layers: dict[str, LoRALinear] = {}
+    for adapter in adapters:
+        if adapter.block >= model.config.n_layers:
+            raise ValueError(
+                f"it is for another model: it has a block {adapter.block}, "
+                f"and this model {model.config.n_layers} blocks"
+            )
+        ours = PUBLISHED_LAYERS[adapter.published]
+        wanted = [n for n in ours if targets is None or SHORT_NAMES[n] in targets.split(",")]
+        if not wanted:
+            raise ValueError(f"its header does not list h.{adapter.block}.{adapter.published}")
+        width = len(adapter.a) // len(wanted) if targets is not None else len(adapter.a)
+        for number, name in enumerate(wanted):
+            base = model.trf_blocks[adapter.block].get_submodule(name)
+            assert isinstance(base, nn.Linear)
+            columns = slice(number * width, (number + 1) * width) if targets else slice(None)
+            out = slice(ours.index(name) * base.out_features, None)
+            a, b = adapter.a[columns], adapter.b[out][: base.out_features, columns]
+            whole = (len(ours) * base.out_features, len(adapter.a))
+            if a.shape[1] != base.in_features or adapter.b.shape != whole:
+                raise ValueError(
+                    f"it is for another model: h.{adapter.block}.{adapter.published} has an A of "
+                    f"{tuple(adapter.a.shape)} and a B of {tuple(adapter.b.shape)} for a layer of "
+                    f"{base.in_features} to {len(ours) * base.out_features}"
+                )
+            stabilised = bool(config.get("use_rslora"))
+            share = width / len(adapter.a)
+            alpha = adapter.alpha * (math.sqrt(share) if stabilised else share)
+            dropout = config.get("lora_dropout", 0.0)
+            layer = LoRALinear(base, width, alpha, dropout, stabilised).train(base.training)
+            with torch.no_grad():
+                layer.lora_A.copy_(a)
+                layer.lora_B.copy_(b)
+            layers[f"trf_blocks.{adapter.block}.{name}"] = layer
+    return layers
+
+
+def check_base(model: GPT2, note: str | None) -> None:
+    """Raise ValueError if the adapter was trained on other weights than the model's, as far as the
+    file tells (PEFT's own do not)."""
+    if note is None:
+        return
+    expected = json.loads(note)
+    # The same model in another dtype is the same, up to rounding.
+    same_dtype = expected.pop("dtype") == str(model.tok_emb.weight.dtype)
+    found = sample(model)
+    for name, numbers in expected.items():
+        close = name in found and torch.allclose(
+            torch.tensor(found[name]),
+            torch.tensor(numbers),
+            rtol=0.0 if same_dtype else 1e-2,
+            atol=0.0 if same_dtype else 1e-6,
+        )
+        if not close:
+            raise ValueError(
+                f"it was trained on another base model: {name} has {found.get(name)} here and "
+                f"{numbers} there"
+            )
+
+
+def make_head(model: GPT2, tensors: dict[str, Tensor], config: dict[str, Any]) -> nn.Linear | None:
+    """The head that was trained along, or None if there was none."""
+    if not tensors:
+        if config.get("modules_to_save"):
+            raise ValueError("the head that its config lists (modules_to_save) is missing")
+        return None
+    weight = tensors.get("weight")
+    if weight is None or weight.ndim != 2 or weight.shape[1] != model.config.emb_dim:
+        raise ValueError(f"its head does not fit a model of width {model.config.emb_dim}")
+    classes = getattr(model.out_head, "out_features", len(weight))
+    if classes != len(weight):
+        raise ValueError(f"its head has {len(weight)} classes; the model's has {classes}")
+    like = model.tok_emb.weight
+    own = {
+        name: nn.Parameter(t.to(like.device, like.dtype, copy=True)) for name, t in tensors.items()
+    }
+    return linear(own["weight"], own.get("bias"))
