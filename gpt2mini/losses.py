@@ -5,12 +5,13 @@ Sum the sums, sum the counts, divide at the end, and k micro-batches equal one b
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gpt2mini.model import TiedHead
+from gpt2mini.padding import last_token
 
 IGNORED = -100  # a label that asks for nothing: padding, or a prompt that is only read
 
@@ -63,6 +64,27 @@ def chunked_next_token_loss(
     else:
         loss_sum = chunked_cross_entropy(*arguments)
     return loss_sum, kept.sum()
+
+
+def last_token_loss(
+    logits: Float[Tensor, "batch tokens classes"],
+    labels: Int[Tensor, " batch"],
+    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """Cross entropy of each text's class at its last real token: (sum in nats, number of texts).
+
+    A label of IGNORED leaves its text out. Only one position of the logits is used: to compute no
+    others, give the head that position alone, as `gpt2mini.training.last_token_step` does.
+    """
+    last = at_least_float32(last_token(logits, attention_mask))  # (batch, classes)
+    known = labels != IGNORED  # (batch)
+    if not known.any():
+        raise ValueError(f"no label to learn from: all of {len(labels)} are {IGNORED} (ignored)")
+    wrong = labels[known & ((labels < 0) | (labels >= logits.shape[2]))]
+    if len(wrong):
+        raise ValueError(f"label {int(wrong[0])} is none of {logits.shape[2]} classes, from 0")
+    loss_sum = F.cross_entropy(last, labels, ignore_index=IGNORED, reduction="sum")
+    return loss_sum, known.sum()
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ nothing.
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from gpt2mini.config import GPT2Config
@@ -63,6 +63,22 @@ def attention_pattern(
     if is_real is not None:
         pattern = pattern & is_real[:, None, :] | (columns == rows)  # (batch, tokens, total)
     return pattern[:, None]  # (batch or 1, 1, tokens, total)
+
+
+def last_token(
+    x: Shaped[Tensor, "batch tokens *rest"],
+    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None,
+) -> Shaped[Tensor, "batch *rest"]:
+    """What stands at the last real token of each row, the one that has seen the whole text.
+
+    Where the mask says it is, on whichever side the padding stands; the ids are not looked at.
+    Without a mask it is the last token; a row of nothing but padding gives its first.
+    """
+    if attention_mask is None:
+        return x[:, -1]
+    places = torch.arange(x.shape[1], device=x.device)  # (tokens)
+    last = (places * attention_mask.bool()).argmax(dim=1)  # (batch)
+    return x[torch.arange(len(x), device=x.device), last]
 
 
 def check_input(

@@ -1,20 +1,25 @@
 """The training loop and what it needs: optimizers, learning-rate schedules, saved states,
 precision."""
 
+from gpt2mini.training.frozen import FrozenStream, PlainTexts, last_token_step, shuffled_batches
 from gpt2mini.training.loop import LossFunction, Settings, evaluate_loss, next_token_step, train
 from gpt2mini.training.memory import recompute_activations
 from gpt2mini.training.optimizers import adamw, muon_and_adamw
 from gpt2mini.training.schedules import cosine, warmup_stable_decay
 
 __all__ = [
+    "FrozenStream",
     "LossFunction",
+    "PlainTexts",
     "Settings",
     "adamw",
     "cosine",
     "evaluate_loss",
+    "last_token_step",
     "muon_and_adamw",
     "next_token_step",
     "recompute_activations",
+    "shuffled_batches",
     "train",
     "warmup_stable_decay",
 ]

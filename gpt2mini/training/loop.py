@@ -25,7 +25,8 @@ from gpt2mini.training.state import load_state, save_state
 
 logger = logging.getLogger(__name__)
 
-LossFunction = Callable[[GPT2, Batch], tuple[Tensor, Tensor]]
+# A batch is anything with `.to(device)` that the loss function understands.
+LossFunction = Callable[[GPT2, Any], tuple[Tensor, Tensor]]
 
 
 def next_token_step(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,7 @@ class Settings:
 
 def train(
     model: GPT2,
-    batches: Iterable[Batch],
+    batches: Iterable[Any],
     optimizers: Iterable[Optimizer],
     settings: Settings,
     loss_function: LossFunction = next_token_step,
@@ -145,7 +146,7 @@ def set_learning_rates(optimizers: list[Optimizer], share: float) -> None:
 
 
 def accumulate_gradients(
-    model: GPT2, supply: Iterator[Batch], loss_function: LossFunction, settings: Settings
+    model: GPT2, supply: Iterator[Any], loss_function: LossFunction, settings: Settings
 ) -> tuple[float, float]:
     """Backward through the micro-batches of one step; (sum of the losses, number of targets).
 
@@ -174,7 +175,7 @@ def divide_and_clip(parameters: Iterator[nn.Parameter], count: float, max_norm: 
 
 def evaluate_loss(
     model: GPT2,
-    batches: Iterable[Batch],
+    batches: Iterable[Any],
     loss_function: LossFunction = next_token_step,
     precision: str = "auto",
 ) -> float:

@@ -1,0 +1,233 @@
+"""Labelled texts: files -> balanced, split, padded batches for classification."""
+
+import csv
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from gpt2mini.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+LABEL_NAMES = ("label", "class", "category", "sentiment", "target")  # of a column or a JSON key
+TEXT_NAMES = ("text", "sentence", "message", "review", "content")
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Texts and the number of each one's class; the names of the classes in alphabetical order."""
+
+    texts: list[str]
+    labels: list[int]
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def subset(self, indices: Sequence[int]) -> "LabelledTexts":
+        return LabelledTexts(
+            [self.texts[i] for i in indices], [self.labels[i] for i in indices], self.class_names
+        )
+
+    def counts(self) -> dict[str, int]:
+        """How many texts each class has."""
+        numbers = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        return dict(zip(self.class_names, numbers, strict=True))
+
+
+# ---- files
+
+
+def read_labelled(path: str | Path) -> LabelledTexts:
+    """Read `label<TAB>text` lines, CSV with a header, or JSONL (by the ending .csv or .jsonl).
+
+    The label and the text are the columns (or keys) called so, or by another usual name.
+    Raises ValueError, with the number of the line, for one that is none of these, for invalid
+    UTF-8, and for a file with fewer than two classes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file of labelled texts")
+    read = {".csv": read_csv, ".jsonl": read_jsonl, ".json": read_jsonl}.get(path.suffix, read_tsv)
+    pairs = [(label, text) for label, text in read(path) if text.strip()]
+    class_names = sorted({label for label, _ in pairs})
+    if len(class_names) < 2:
+        found = f"only the class {class_names[0]!r}" if pairs else "no labelled text"
+        raise ValueError(f"{path} has {found}: there is nothing to tell apart")
+    number = {name: i for i, name in enumerate(class_names)}
+    return LabelledTexts(
+        [text for _, text in pairs], [number[label] for label, _ in pairs], class_names
+    )
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not empty, from 1, without their ends."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not UTF-8 text ({error})") from None
+        if text.strip():
+            yield number, text
+
+
+def read_tsv(path: Path) -> Iterator[tuple[str, str]]:
+    for number, line in numbered_lines(path):
+        label, tab, text = line.partition("\t")
+        if not tab or not label.strip():
+            raise ValueError(f"{path}, line {number}: expected label<TAB>text, found {line[:60]!r}")
+        yield label.strip(), text
+
+
+def read_csv(path: Path) -> Iterator[tuple[str, str]]:
+    for _ in numbered_lines(path):  # to name the line that is not UTF-8
+        pass
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        label = find_name(rows.fieldnames or [], LABEL_NAMES, path)
+        text = find_name(rows.fieldnames or [], TEXT_NAMES, path)
+        for row in rows:
+            if not row[label] or row[text] is None:
+                raise ValueError(f"{path}, line {rows.line_num}: expected {label} and {text}")
+            yield row[label].strip(), row[text]
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, str]]:
+    for number, line in numbered_lines(path):
+        try:
+            row: Any = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected an object, found {line[:60]!r}")
+        place = f"{path}, line {number}"
+        label = row[find_name(row, LABEL_NAMES, place)]
+        text = row[find_name(row, TEXT_NAMES, place)]
+        if not isinstance(text, str) or isinstance(label, (dict, list)) or label in (None, ""):
+            raise ValueError(f"{place}: expected a text and its label, found {line[:60]!r}")
+        yield str(label), text
+
+
+def find_name(available: Any, wanted: tuple[str, ...], place: Path | str) -> str:
+    """Which of the usual names a table has, whatever the case of its letters."""
+    by_lower = {str(name).strip().lower(): str(name) for name in available}
+    for name in wanted:
+        if name in by_lower:
+            return by_lower[name]
+    raise ValueError(f"{place}: expected one of {', '.join(wanted)}; found {list(available)}")
+
+
+# ---- choosing
+
+
+def balanced(data: LabelledTexts, seed: int) -> LabelledTexts:
+    """As many texts of every class as the rarest has, a seeded choice, in the order of the file."""
+    generator = np.random.default_rng(seed)
+    labels = np.array(data.labels)
+    fewest = min(count for count in data.counts().values())
+    chosen = [
+        generator.choice(np.flatnonzero(labels == label), fewest, replace=False)
+        for label in range(len(data.class_names))
+    ]
+    return data.subset(np.sort(np.concatenate(chosen)).tolist())
+
+
+def stratified_split(
+    data: LabelledTexts, shares: tuple[float, float, float], seed: int
+) -> tuple[LabelledTexts, LabelledTexts, LabelledTexts]:
+    """(training, validation, test): every class in the same shares in each, up to rounding.
+
+    A class with one text keeps it for training; from three texts on, a class is in all three.
+    Raises ValueError if a part would be empty.
+    """
+    generator = np.random.default_rng(seed)
+    labels = np.array(data.labels)
+    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for label, name in enumerate(data.class_names):
+        members = generator.permutation(np.flatnonzero(labels == label)).tolist()
+        n = len(members)
+        least = 1 if n >= 3 else 0
+        n_validation = max(least, round(shares[1] * n))
+        n_test = min(max(least, round(shares[2] * n)), n - n_validation - 1)
+        if n < 3:
+            logger.warning("the class %r has only %d texts: it cannot be tested", name, n)
+            n_validation = n_test = 0
+        parts[0].extend(members[n_validation + n_test :])
+        parts[1].extend(members[:n_validation])
+        parts[2].extend(members[n_validation : n_validation + n_test])
+    if not all(parts):
+        raise ValueError(f"{len(data)} texts are too few to train, validate and test")
+    training, validation, test = (data.subset(sorted(part)) for part in parts)
+    return training, validation, test
+
+
+# ---- batches
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Texts side by side, each with its class. `attention_mask` None: all tokens are real."""
+
+    token_ids: Int[Tensor, "batch tokens"]
+    labels: Int[Tensor, " batch"]
+    attention_mask: Int[Tensor, "batch tokens"] | None = None
+
+    def to(self, device: torch.device) -> "LabelledBatch":
+        mask = None if self.attention_mask is None else self.attention_mask.to(device)
+        return LabelledBatch(self.token_ids.to(device), self.labels.to(device), mask)
+
+
+def encode_texts(
+    texts: Sequence[str], tokenizer: Tokenizer, longest: int, keep: str = "head"
+) -> list[Tensor]:
+    """Token ids of each text, at most `longest` of them: its head or its tail, with a notice.
+
+    A text without tokens becomes <|endoftext|>, so that there is something to read.
+    """
+    if keep not in ("head", "tail"):
+        raise ValueError(f"keep must be 'head' or 'tail', not {keep!r}")
+    rows, cut = [], 0
+    for text in texts:
+        ids = tokenizer.encode(text) or [tokenizer.eos_id]
+        cut += len(ids) > longest
+        rows.append(torch.tensor(ids[:longest] if keep == "head" else ids[-longest:]))
+    if cut:
+        logger.warning(
+            "%d of %d texts were cut to their %s, %d tokens", cut, len(rows), keep, longest
+        )
+    return rows
+
+
+def pad_texts(rows: Sequence[Tensor], labels: Sequence[int]) -> LabelledBatch:
+    """Right-pad to the longest of the batch; the mask comes from the lengths."""
+    lengths = torch.tensor([len(row) for row in rows])
+    token_ids = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # (batch, tokens)
+    is_real = torch.arange(token_ids.shape[1]) < lengths[:, None]  # (batch, tokens)
+    mask = None if is_real.all() else is_real.long()
+    return LabelledBatch(token_ids, torch.tensor(labels), mask)
+
+
+def length_buckets(
+    lengths: Sequence[int], batch_size: int, generator: np.random.Generator
+) -> list[list[int]]:
+    """Shuffled batches of texts of similar length, so that little is padded: a list of indices
+    for each.
+
+    Texts are shuffled, cut into stretches of some dozens of batches, sorted by length inside a
+    stretch, and the batches shuffled: nearly as random as without, with a tenth of the padding.
+    """
+    order = generator.permutation(len(lengths))
+    stretch = 32 * batch_size
+    batches = []
+    for start in range(0, len(order), stretch):
+        inside = sorted(order[start : start + stretch].tolist(), key=lambda i: lengths[i])
+        batches += [inside[i : i + batch_size] for i in range(0, len(inside), batch_size)]
+    return [batches[i] for i in generator.permutation(len(batches))]

@@ -1,0 +1,89 @@
+"""How well does a classifier tell classes apart?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ClassificationReport:
+    """Figures of a test. Where a class was never predicted, its precision counts as 0."""
+
+    class_names: list[str]
+    confusion: np.ndarray  # (classes, classes): rows are the truth, columns what was predicted
+
+    @property
+    def n_texts(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.confusion.trace() / self.n_texts)
+
+    @property
+    def majority_baseline(self) -> float:
+        """The accuracy of always answering with the most frequent class."""
+        return float(self.confusion.sum(axis=1).max() / self.n_texts)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Of the texts predicted to be of a class, the share that is."""
+        return divide(self.confusion.diagonal(), self.confusion.sum(axis=0))
+
+    @property
+    def recall(self) -> np.ndarray:
+        """Of the texts of a class, the share that was found."""
+        return divide(self.confusion.diagonal(), self.confusion.sum(axis=1))
+
+    @property
+    def f1(self) -> np.ndarray:
+        """Harmonic mean of precision and recall of each class."""
+        return divide(2 * self.precision * self.recall, self.precision + self.recall)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes, rare and frequent ones alike."""
+        return float(self.f1.mean())
+
+    def __str__(self) -> str:
+        """Two tables: figures of each class, and the confusion matrix."""
+        width = max(8, *map(len, self.class_names))
+        lines = [f"{'':{width}}  precision  recall     F1  texts"]
+        for i, name in enumerate(self.class_names):
+            figures = f"{self.precision[i]:9.3f}  {self.recall[i]:6.3f}  {self.f1[i]:5.3f}"
+            lines.append(f"{name:{width}}  {figures}  {self.confusion[i].sum():5d}")
+        lines += [
+            "",
+            f"accuracy {self.accuracy:.3f} on {self.n_texts} texts "
+            f"(always the most frequent class: {self.majority_baseline:.3f}), "
+            f"macro-F1 {self.macro_f1:.3f}",
+            "",
+            f"{'truth':{width}}  predicted",
+            f"{'':{width}}  " + "  ".join(f"{name:>{width}}" for name in self.class_names),
+        ]
+        for name, row in zip(self.class_names, self.confusion, strict=True):
+            lines.append(f"{name:{width}}  " + "  ".join(f"{count:{width}d}" for count in row))
+        return "\n".join(lines)
+
+
+def divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """0 where there is nothing to divide by."""
+    return np.divide(above, below, out=np.zeros(len(above)), where=below > 0)
+
+
+def classification_report(
+    truth: Sequence[int], predicted: Sequence[int], class_names: Sequence[str]
+) -> ClassificationReport:
+    """The report of predicted class numbers beside the true ones.
+
+    Raises ValueError if there are none, if their numbers differ, or for a number without a name.
+    """
+    if len(truth) == 0 or len(truth) != len(predicted):
+        raise ValueError(f"{len(predicted)} predictions for {len(truth)} texts")
+    numbers = np.array([truth, predicted])
+    if numbers.min() < 0 or numbers.max() >= len(class_names):
+        raise ValueError(f"class numbers must lie in 0 to {len(class_names) - 1}")
+    confusion = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
+    np.add.at(confusion, (numbers[0], numbers[1]), 1)
+    return ClassificationReport(list(class_names), confusion)

@@ -1,0 +1,134 @@
+"""Frozen layers cost nothing: what they compute is the same in every epoch, so compute it once.
+
+Below the first layer that learns there is nothing to differentiate and nothing to update; without
+dropout the stream that enters it does not even change. `FrozenStream` computes it once for every
+text, in large batches of equal length, and hands out batches of it.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gpt2mini.classification import batches_by_length, embed, logits_from_block, run_blocks
+from gpt2mini.data.labelled import LabelledBatch, length_buckets, pad_texts
+from gpt2mini.losses import last_token_loss
+from gpt2mini.model import GPT2
+from gpt2mini.modes import evaluating
+
+BATCH_TOKENS = 4096
+LARGEST_IN_MEMORY = 2**31  # bytes; a larger stream goes to a temporary file
+
+
+def frozen_blocks(model: GPT2) -> int:
+    """How many blocks at the bottom, with the embeddings below them, learn nothing."""
+    if any(p.requires_grad for p in (model.tok_emb.weight, model.pos_emb.weight)):
+        return 0
+    for i, block in enumerate(model.trf_blocks):
+        if any(p.requires_grad for p in block.parameters()):
+            return i
+    return model.config.n_layers
+
+
+@dataclass(frozen=True)
+class StreamBatch:
+    """The stream of several texts as it enters a block, and their classes."""
+
+    first_block: int
+    stream: Float[Tensor, "batch tokens emb"]
+    labels: Int[Tensor, " batch"]
+    attention_mask: Int[Tensor, "batch tokens"] | None = None
+
+    def to(self, device: torch.device) -> "StreamBatch":
+        mask = None if self.attention_mask is None else self.attention_mask.to(device)
+        return StreamBatch(self.first_block, self.stream.to(device), self.labels.to(device), mask)
+
+
+class FrozenStream:
+    """The stream that enters the first learning block, for every text of a data set.
+
+    Raises ValueError where it would not be the same in every epoch: with dropout.
+    """
+
+    def __init__(self, model: GPT2, rows: Sequence[Tensor], labels: Sequence[int]) -> None:
+        if model.config.drop_rate:
+            raise ValueError(
+                f"with dropout ({model.config.drop_rate}) the frozen layers' output changes from "
+                "epoch to epoch and cannot be kept: load the model with drop_rate 0"
+            )
+        self.first_block = frozen_blocks(model)
+        self.labels = list(labels)
+        self.lengths = [len(row) for row in rows]
+        self.ends = np.cumsum(self.lengths)
+        self.values = allocate(int(self.ends[-1]), model)  # (tokens of all texts, emb)
+        device = model.tok_emb.weight.device
+        with evaluating(model):
+            for indices in batches_by_length(self.lengths, BATCH_TOKENS):
+                batch = pad_texts([rows[i] for i in indices], [0] * len(indices)).to(device)
+                x = embed(model, batch.token_ids, batch.attention_mask)
+                x = run_blocks(model, range(self.first_block), x, batch.attention_mask)
+                for i, stream in zip(indices, x, strict=True):
+                    self.values[self.place(i)] = stream[: self.lengths[i]].cpu()
+
+    def place(self, i: int) -> slice:
+        return slice(int(self.ends[i]) - self.lengths[i], int(self.ends[i]))
+
+    def batch(self, indices: Sequence[int]) -> StreamBatch:
+        """Some of the texts side by side, padded to the longest of them."""
+        rows = [self.values[self.place(i)] for i in indices]
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (batch, tokens, emb)
+        lengths = torch.tensor([len(row) for row in rows])
+        is_real = torch.arange(padded.shape[1]) < lengths[:, None]  # (batch, tokens)
+        mask = None if is_real.all() else is_real.long()
+        labels = torch.tensor([self.labels[i] for i in indices])
+        return StreamBatch(self.first_block, padded, labels, mask)
+
+
+def allocate(tokens: int, model: GPT2) -> Tensor:
+    """Room for the stream, in memory or in a file that is gone when the process is."""
+    like = model.tok_emb.weight
+    shape = (tokens, model.config.emb_dim)
+    if tokens * model.config.emb_dim * like.element_size() <= LARGEST_IN_MEMORY:
+        return torch.empty(shape, dtype=like.dtype)
+    folder = tempfile.TemporaryDirectory(prefix="gpt2mini-")
+    values = torch.from_file(
+        str(Path(folder.name) / "stream"), shared=True, size=tokens * shape[1], dtype=like.dtype
+    )
+    folder.cleanup()  # the mapping keeps the contents alive
+    return values.view(shape)
+
+
+def shuffled_batches(
+    data: "FrozenStream | PlainTexts", batch_size: int, seed: int
+) -> "Iterator[StreamBatch | LabelledBatch]":
+    """Batches of similar length without end, epoch after epoch in a new seeded order."""
+    generator = np.random.default_rng(seed)
+    while True:
+        for indices in length_buckets(data.lengths, batch_size, generator):
+            yield data.batch(indices)
+
+
+class PlainTexts:
+    """The same face for texts whose stream cannot be kept: with dropout, or if all layers learn."""
+
+    def __init__(self, rows: Sequence[Tensor], labels: Sequence[int]) -> None:
+        self.rows, self.labels = list(rows), list(labels)
+        self.lengths = [len(row) for row in rows]
+
+    def batch(self, indices: Sequence[int]) -> LabelledBatch:
+        return pad_texts([self.rows[i] for i in indices], [self.labels[i] for i in indices])
+
+
+def last_token_step(model: GPT2, batch: StreamBatch | LabelledBatch) -> tuple[Tensor, Tensor]:
+    """(sum of the cross entropy of each text's class at its last token, number of texts)."""
+    if isinstance(batch, StreamBatch):
+        first, x = batch.first_block, batch.stream
+    else:
+        first, x = 0, embed(model, batch.token_ids, batch.attention_mask)
+    logits = logits_from_block(model, first, x, batch.attention_mask)  # (batch, classes)
+    return last_token_loss(logits[:, None], batch.labels)
