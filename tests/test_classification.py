@@ -123,7 +123,7 @@ def test_a_bad_file_is_refused_with_the_line(
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing.tsv"):
+    with pytest.raises(FileNotFoundError, match=r"nothing.tsv"):
         read_labelled(tmp_path / "nothing.tsv")
 
 
@@ -154,7 +154,7 @@ def test_a_split_is_stratified_disjoint_and_whole(counts: list[int], seed: int) 
     for part, share in zip(parts, (0.7, 0.1, 0.2), strict=True):
         for count, found in zip(counts, part.counts().values(), strict=True):
             assert found >= 1
-            assert abs(found - share * count) <= 1.01
+            assert abs(found - share * count) <= 1.51  # two parts are rounded
     assert parts == stratified_split(data, (0.7, 0.1, 0.2), seed)
 
 
@@ -281,10 +281,8 @@ def test_gradients_are_those_of_the_whole_forward_pass(classifier: GPT2) -> None
     expected.backward()
     assert int(count) == 5
     assert_close(loss_sum, expected, atol=PRECISION, rtol=PRECISION)
-    for (name, found), other in zip(classifier.named_parameters(), twin.parameters(), strict=True):
-        assert_close(
-            found.grad, other.grad, atol=1e-3, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
-        )
+    for found, other in zip(classifier.parameters(), twin.parameters(), strict=True):
+        assert_close(found.grad, other.grad, atol=1e-3, rtol=1e-4)
 
 
 # ---- the loss

@@ -200,9 +200,8 @@ def encode_texts(
         cut += len(ids) > longest
         rows.append(torch.tensor(ids[:longest] if keep == "head" else ids[-longest:]))
     if cut:
-        logger.warning(
-            "%d of %d texts were cut to their %s, %d tokens", cut, len(rows), keep, longest
-        )
+        message = "%d of %d texts were longer than %d tokens: their %s was kept"
+        logger.warning(message, cut, len(rows), longest, keep)
     return rows
 
 
