@@ -38,12 +38,12 @@ def run(main: Callable[[], None]) -> None:
         sys.exit("\nstopped")
 
 
-def draw_losses(out: Path, title: str) -> None:
+def draw_losses(out: Path, title: str, unit: str = "nats per token") -> None:
     """Draw `out`/loss.png if matplotlib is installed; otherwise say how to get it."""
     from gpt2mini.inspection import plot_losses
 
     try:
-        plot_losses(out / "metrics.jsonl", out / "loss.png", title)
+        plot_losses(out / "metrics.jsonl", out / "loss.png", title, unit)
     except ImportError as error:
         print(f"(no loss curve: {error})")
     else:

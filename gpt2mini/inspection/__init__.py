@@ -1,5 +1,5 @@
-"""Look at what training did: plots."""
+"""Look at a run."""
 
-from gpt2mini.inspection.plots import plot_losses
+from gpt2mini.inspection.plots import plot_confusion, plot_losses
 
-__all__ = ["plot_losses"]
+__all__ = ["plot_confusion", "plot_losses"]

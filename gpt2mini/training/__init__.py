@@ -1,7 +1,14 @@
 """The training loop and what it needs: optimizers, learning-rate schedules, saved states,
 precision."""
 
-from gpt2mini.training.frozen import FrozenStream, PlainTexts, last_token_step, shuffled_batches
+from gpt2mini.training.frozen import (
+    FrozenStream,
+    PlainTexts,
+    evaluate_classes,
+    last_token_step,
+    shuffled_batches,
+    texts_to_train_on,
+)
 from gpt2mini.training.loop import LossFunction, Settings, evaluate_loss, next_token_step, train
 from gpt2mini.training.memory import recompute_activations
 from gpt2mini.training.optimizers import adamw, muon_and_adamw
@@ -14,12 +21,14 @@ __all__ = [
     "Settings",
     "adamw",
     "cosine",
+    "evaluate_classes",
     "evaluate_loss",
     "last_token_step",
     "muon_and_adamw",
     "next_token_step",
     "recompute_activations",
     "shuffled_batches",
+    "texts_to_train_on",
     "train",
     "warmup_stable_decay",
 ]

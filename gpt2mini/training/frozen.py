@@ -15,7 +15,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gpt2mini.classification import batches_by_length, embed, logits_from_block, run_blocks
+from gpt2mini.classification import (
+    batches_by_length,
+    embed,
+    last_token_logits,
+    logits_from_block,
+    run_blocks,
+)
 from gpt2mini.data.labelled import LabelledBatch, length_buckets, pad_texts
 from gpt2mini.losses import last_token_loss
 from gpt2mini.model import GPT2
@@ -126,9 +132,33 @@ class PlainTexts:
 
 def last_token_step(model: GPT2, batch: StreamBatch | LabelledBatch) -> tuple[Tensor, Tensor]:
     """(sum of the cross entropy of each text's class at its last token, number of texts)."""
-    if isinstance(batch, StreamBatch):
-        first, x = batch.first_block, batch.stream
-    else:
-        first, x = 0, embed(model, batch.token_ids, batch.attention_mask)
-    logits = logits_from_block(model, first, x, batch.attention_mask)  # (batch, classes)
-    return last_token_loss(logits[:, None], batch.labels)
+    return last_token_loss(batch_logits(model, batch)[:, None], batch.labels)
+
+
+def batch_logits(model: GPT2, batch: StreamBatch | LabelledBatch) -> Float[Tensor, "batch classes"]:
+    """The head's logits at each text's last token."""
+    if isinstance(batch, LabelledBatch):
+        return last_token_logits(model, batch.token_ids, batch.attention_mask)
+    return logits_from_block(model, batch.first_block, batch.stream, batch.attention_mask)
+
+
+def texts_to_train_on(
+    model: GPT2, rows: Sequence[Tensor], labels: Sequence[int]
+) -> FrozenStream | PlainTexts:
+    """Whichever costs less: the kept stream if there are frozen blocks and no dropout."""
+    if frozen_blocks(model) and not model.config.drop_rate:
+        return FrozenStream(model, rows, labels)
+    return PlainTexts(rows, labels)
+
+
+def evaluate_classes(model: GPT2, data: FrozenStream | PlainTexts) -> tuple[float, float]:
+    """(mean loss, accuracy) over all texts, in eval mode; the mode found is restored."""
+    loss_sum, correct = 0.0, 0
+    device = model.tok_emb.weight.device
+    with evaluating(model):
+        for indices in batches_by_length(data.lengths, BATCH_TOKENS):
+            batch = data.batch(indices).to(device)
+            logits = batch_logits(model, batch)
+            loss_sum += float(last_token_loss(logits[:, None], batch.labels)[0])
+            correct += int((logits.argmax(dim=1) == batch.labels).sum())
+    return loss_sum / len(data.lengths), correct / len(data.lengths)

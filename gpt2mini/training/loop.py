@@ -49,6 +49,7 @@ class Settings:
     evaluate_every: int = 0  # 0: only at the end
     save_every: int = 0  # 0: never
     progress: bool = True
+    unit: str = "tokens"  # what the loss function counts, for the log: tokens, or texts
 
 
 def train(
@@ -57,16 +58,17 @@ def train(
     optimizers: Iterable[Optimizer],
     settings: Settings,
     loss_function: LossFunction = next_token_step,
-    evaluate: Callable[[], float] | None = None,
+    evaluate: Callable[[], float | dict[str, float]] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    save: Callable[[GPT2, Path], object] = GPT2.save_pretrained,
 ) -> list[dict[str, Any]]:
     """Train in place; return the logged rows, which also go to `out`/metrics.jsonl.
 
     batches: an endless iterable; with `resume`, one that starts where the saved state stopped
-        (see `saved_step`). evaluate: gives the validation loss; whenever it is the lowest so far,
-        the model is saved to `out`/best. Raises FloatingPointError if the loss is no longer a
-        number.
+        (see `saved_step`). evaluate: gives the validation loss, alone or as the `validation_loss`
+        among other figures to log; whenever it is the lowest so far, `save` writes the model to
+        `out`/best. Raises FloatingPointError if the loss is no longer a number.
     """
     optimizers = list(optimizers)
     out = None if out is None else Path(out)
@@ -82,11 +84,12 @@ def train(
         if evaluate is None:
             return
         with log.clock_stopped():
-            validation_loss = evaluate()
-            log.write({"step": step, "validation_loss": validation_loss})
-            if validation_loss < best and out is not None:
-                model.save_pretrained(out / "best")
-            best = min(best, validation_loss)
+            found = evaluate()
+            figures = found if isinstance(found, dict) else {"validation_loss": found}
+            log.write({"step": step, **figures})
+            if figures["validation_loss"] < best and out is not None:
+                save(model, out / "best")
+            best = min(best, figures["validation_loss"])
 
     model.zero_grad()
     supply = iter(batches)
@@ -118,11 +121,17 @@ def train(
             bar.update()
             log.add(loss_sum, count)
             if done % settings.log_every == 0 or last:
-                row = {"step": done, **log.averages(), "learning_rate_share": share}
-                log.write({**row, "grad_norm": grad_norm})
-                bar.set_postfix_str(
-                    f"loss {row['loss']:.3f}, {row['tokens_per_second']:.0f} tokens/s"
+                loss, speed = log.averages()
+                log.write(
+                    {
+                        "step": done,
+                        "loss": loss,
+                        f"{settings.unit}_per_second": speed,
+                        "learning_rate_share": share,
+                        "grad_norm": grad_norm,
+                    }
                 )
+                bar.set_postfix_str(f"loss {loss:.3f}, {speed:.0f} {settings.unit}/s")
             if last or is_due(done, settings.evaluate_every):
                 evaluate_and_keep_best(done)
             if (
@@ -214,13 +223,10 @@ class MetricsLog:
     def add(self, loss_sum: float, count: float) -> None:
         self.loss_sum, self.count = self.loss_sum + loss_sum, self.count + count
 
-    def averages(self) -> dict[str, float]:
-        """Loss and speed since the last call."""
+    def averages(self) -> tuple[float, float]:
+        """Loss and speed (targets per second) since the last call."""
         now = time.perf_counter()
-        averages = {
-            "loss": self.loss_sum / self.count,
-            "tokens_per_second": self.count / (now - self.began),
-        }
+        averages = self.loss_sum / self.count, self.count / (now - self.began)
         self.began, self.loss_sum, self.count = now, 0.0, 0.0
         return averages
 

@@ -1,0 +1,256 @@
+"""Teach a model to tell classes of texts apart, and see what it gets right and wrong.
+
+    python examples/finetune_classifier.py                          # a minute, on a bundled sample
+    python examples/finetune_classifier.py --model gpt2 --data SMSSpamCollection --balance
+    python examples/finetune_classifier.py --data reviews.csv --method lora --epochs 3
+
+The data are label<TAB>text lines, CSV or JSONL, with any number of classes. The head is replaced by
+one output per class, read at the last token of each text. Writes metrics.jsonl, summary.json,
+loss.png, confusion.png and the model with the lowest validation loss to --out.
+"""
+
+import argparse
+import math
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from flags import common_flags, draw_losses, run, write_summary
+from torch import nn
+
+from gpt2mini import GPT2, Tokenizer
+from gpt2mini.classification import predict
+from gpt2mini.data.labelled import (
+    LabelledTexts,
+    balanced,
+    encode_texts,
+    read_labelled,
+    stratified_split,
+)
+from gpt2mini.evaluation import ClassificationReport, classification_report
+from gpt2mini.files import writable_folder
+from gpt2mini.inspection import plot_confusion
+from gpt2mini.lora import TARGETS, add_lora, load_adapter, merge_lora, save_adapter
+from gpt2mini.training import (
+    Settings,
+    adamw,
+    cosine,
+    evaluate_classes,
+    last_token_step,
+    shuffled_batches,
+    texts_to_train_on,
+    train,
+)
+from gpt2mini.training.precision import pick_device
+
+SAMPLE = Path(__file__).parent / "data" / "messages.tsv"
+PEAK_RATES = {"last-blocks": 5e-4, "full": 5e-5, "lora": 5e-4}  # of the 124M model
+SMALL = 50_000_000  # parameters; below, four times these rates
+
+
+def main() -> None:
+    args = parse_arguments()
+    out = writable_folder(args.out)
+    torch.manual_seed(args.seed)
+    device = pick_device(args.device)
+
+    data = read_labelled(args.data)
+    if args.balance:
+        data = balanced(data, args.seed)
+    print(f"{len(data)} texts: {', '.join(f'{n} {name}' for name, n in data.counts().items())}")
+    training, validation, test = stratified_split(data, (0.7, 0.1, 0.2), args.seed)
+    tokenizer = Tokenizer.from_pretrained(args.model)
+    model = GPT2.from_pretrained(args.model, device=device)
+    model.out_head = nn.Linear(model.config.emb_dim, len(data.class_names), bias=False).to(device)
+    choose_what_learns(model, args.method, args.train_blocks, args.rank)
+    describe(model, training, validation, test, args.method)
+
+    began = time.perf_counter()
+    longest = min(args.longest or model.config.context_length, model.config.context_length)
+    encoded = [
+        texts_to_train_on(
+            model, encode_texts(part.texts, tokenizer, longest, args.keep), part.labels
+        )
+        for part in (training, validation)
+    ]
+
+    def evaluate() -> dict[str, float]:
+        loss, accuracy = evaluate_classes(model, encoded[1])
+        _, training_accuracy = evaluate_classes(model, encoded[0])
+        return {
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+            "training_accuracy": training_accuracy,
+        }
+
+    steps_per_epoch = math.ceil(len(training) / args.batch_size)
+    steps = args.steps or math.ceil(args.epochs * steps_per_epoch)
+    settings = Settings(
+        steps=steps,
+        schedule=partial(cosine, steps=steps, warmup_steps=max(1, steps // 10)),
+        precision=args.dtype,
+        log_every=max(1, steps // 50),
+        evaluate_every=min(steps, steps_per_epoch),
+        unit="texts",
+    )
+    small = sum(p.numel() for p in model.parameters()) < SMALL
+    logs = train(
+        model,
+        shuffled_batches(encoded[0], args.batch_size, args.seed),
+        [adamw(model, lr=args.lr or PEAK_RATES[args.method] * (4 if small else 1))],
+        settings,
+        loss_function=last_token_step,
+        evaluate=evaluate,
+        out=out,
+        save=save_adapter if args.method == "lora" else partial(save, names=data.class_names),
+    )
+    seconds = time.perf_counter() - began
+    print_evaluations(logs)
+
+    model = load_best(args, out, data.class_names, device)
+    tokenizer.save_pretrained(out / "best")
+    found = predict(model, tokenizer, test.texts, data.class_names, args.keep)
+    number = {name: i for i, name in enumerate(data.class_names)}
+    report = classification_report(
+        test.labels, [number[p.class_name] for p in found], data.class_names
+    )
+    print(f"\n{report}\n")
+    mistakes = confident_mistakes(test, found)
+    print_mistakes(mistakes)
+    write_summary(out, summary(args, report, logs, seconds, mistakes))
+    draw(out, args, report)
+    print(f"classifier: {out / 'best'}, which transformers opens as GPT2ForSequenceClassification")
+
+
+def choose_what_learns(model: GPT2, method: str, n_blocks: int, rank: int) -> None:
+    """The last blocks with final norm and head, or everything, or adapters with the head."""
+    if method == "lora":
+        add_lora(model, rank=rank, alpha=2 * rank, targets=list(TARGETS))
+    elif method == "last-blocks":
+        if not 0 <= n_blocks <= model.config.n_layers:
+            raise ValueError(f"--train-blocks must lie in 0 to {model.config.n_layers}")
+        for parameter in model.parameters():
+            parameter.requires_grad = False
+        for module in (*model.trf_blocks[model.config.n_layers - n_blocks :], model.final_norm):
+            module.requires_grad_(True)
+    model.out_head.requires_grad_(True)
+
+
+def describe(
+    model: GPT2, training: LabelledTexts, validation: LabelledTexts, test: LabelledTexts, how: str
+) -> None:
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    print(
+        f"{len(training)} to learn from, {len(validation)} to validate, {len(test)} to test; "
+        f"{learning:,} of {total:,} parameters learn ({how})"
+    )
+
+
+def save(model: GPT2, folder: Path, names: list[str]) -> None:
+    model.save_pretrained(folder, class_names=names)
+
+
+def load_best(args: argparse.Namespace, out: Path, names: list[str], device: torch.device) -> GPT2:
+    """The model with the lowest validation loss, as it was saved; adapters are merged, once they
+    have proved themselves, so that `best` is a whole classifier."""
+    if args.method != "lora":
+        return GPT2.from_pretrained(out / "best", device=device)
+    model = GPT2.from_pretrained(args.model, device=device)
+    load_adapter(model, out / "best")
+    merge_lora(model)
+    save(model, out / "best", names)
+    return model
+
+
+def print_evaluations(logs: list[dict[str, Any]]) -> None:
+    print("\n step   validation loss   accuracy: validation   training")
+    for row in logs:
+        if "validation_loss" in row:
+            print(
+                f"{row['step']:5}   {row['validation_loss']:15.3f}   "
+                f"{row['validation_accuracy']:20.3f}   {row['training_accuracy']:8.3f}"
+            )
+
+
+def confident_mistakes(test: LabelledTexts, found: list) -> list[dict[str, Any]]:
+    """The ten wrong answers of which the model was most certain."""
+    wrong = [
+        {
+            "truth": test.class_names[label],
+            "predicted": prediction.class_name,
+            "probability": prediction.probabilities[prediction.class_name],
+            "text": text,
+        }
+        for text, label, prediction in zip(test.texts, test.labels, found, strict=True)
+        if prediction.class_name != test.class_names[label]
+    ]
+    return sorted(wrong, key=lambda mistake: -mistake["probability"])[:10]
+
+
+def print_mistakes(mistakes: list[dict[str, Any]]) -> None:
+    if not mistakes:
+        print("no mistake on the test texts")
+        return
+    print("the most confident mistakes:")
+    for mistake in mistakes:
+        what = f"{mistake['predicted']} ({mistake['probability']:.2f}), truly {mistake['truth']}"
+        print(f"  {what}: {mistake['text'][:70]!r}")
+
+
+def summary(
+    args: argparse.Namespace,
+    report: ClassificationReport,
+    logs: list[dict[str, Any]],
+    seconds: float,
+    mistakes: list[dict[str, Any]],
+) -> dict[str, Any]:
+    return {
+        "model": str(args.model),
+        "data": str(args.data),
+        "method": args.method,
+        "seconds": round(seconds, 1),
+        "validation_loss": min(r["validation_loss"] for r in logs if "validation_loss" in r),
+        "test_accuracy": report.accuracy,
+        "test_macro_f1": report.macro_f1,
+        "majority_baseline": report.majority_baseline,
+        "class_names": report.class_names,
+        "confusion": report.confusion.tolist(),
+        "mistakes": mistakes,
+    }
+
+
+def draw(out: Path, args: argparse.Namespace, report: ClassificationReport) -> None:
+    draw_losses(out, f"Classifying {Path(args.data).name} ({args.method})", unit="nats per text")
+    try:
+        plot_confusion(report.confusion, report.class_names, out / "confusion.png")
+    except ImportError:
+        return  # said already
+    print(f"confusion matrix: {out / 'confusion.png'}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = common_flags(__doc__, out="runs/finetune_classifier")
+    parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
+    parser.add_argument("--data", default=SAMPLE, help="label<TAB>text lines, .csv or .jsonl")
+    parser.add_argument("--balance", action="store_true", help="as many texts of every class")
+    parser.add_argument("--method", choices=list(PEAK_RATES), default="last-blocks")
+    parser.add_argument(
+        "--train-blocks", type=int, default=1, help="blocks that learn, from the top (default 1)"
+    )
+    parser.add_argument("--rank", type=int, default=8, help="of LoRA (default 8)")
+    parser.add_argument("--epochs", type=float, default=5.0, help="default 5")
+    parser.add_argument("--steps", type=int, help="optimizer steps; overrides --epochs")
+    parser.add_argument("--batch-size", type=int, default=8, help="texts per step (default 8)")
+    parser.add_argument("--lr", type=float, help="peak rate (default: by method and size)")
+    parser.add_argument("--longest", type=int, help="tokens per text (default: the context)")
+    parser.add_argument(
+        "--keep", choices=["head", "tail"], default="head", help="of a text that is longer"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)
