@@ -109,3 +109,28 @@ def test_pretrain_makes_a_model_and_resumes_and_grows(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "deep" / "final" / "config.json").read_text(encoding="utf-8"))
     assert config["n_layer"] == 4
+
+
+@pytest.mark.parametrize("method", ["last-blocks", "full", "lora"])
+def test_finetune_classifier_learns_by_every_method(tmp_path: Path, method: str) -> None:
+    done = run("finetune_classifier.py", "--out", tmp_path, "--method", method, "--steps", "8")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert sum(map(sum, summary["confusion"])) == 18
+    assert summary["majority_baseline"] == 0.5
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open(encoding="utf-8")]
+    assert {"loss", "texts_per_second"} <= rows[1].keys()
+    validated = [row for row in rows if "validation_loss" in row]
+    assert validated[-1]["validation_loss"] < validated[0]["validation_loss"]
+    assert (tmp_path / "confusion.png").stat().st_size > 1000
+    config = json.loads((tmp_path / "best" / "config.json").read_text(encoding="utf-8"))
+    assert config["architectures"] == ["GPT2ForSequenceClassification"]
+    assert config["id2label"] == {"0": "advert", "1": "note"}
+
+
+def test_finetune_classifier_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "one.tsv").write_text("ham\tx\nham\ty\n", encoding="utf-8")
+    done = run("finetune_classifier.py", "--data", tmp_path / "one.tsv", "--out", tmp_path / "out")
+    assert "only the class 'ham'" in done.stderr and "Traceback" not in done.stderr
+    done = run("finetune_classifier.py", "--train-blocks", "99", "--out", tmp_path / "out")
+    assert "--train-blocks must lie in 0 to 12" in done.stderr

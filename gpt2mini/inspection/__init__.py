@@ -1,4 +1,4 @@
-"""Look at a run."""
+"""Look at what training and tests did: plots."""
 
 from gpt2mini.inspection.plots import plot_confusion, plot_losses
 
