@@ -118,7 +118,8 @@ def test_finetune_classifier_learns_by_every_method(tmp_path: Path, method: str)
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert sum(map(sum, summary["confusion"])) == 18
     assert summary["majority_baseline"] == 0.5
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open(encoding="utf-8")]
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
     assert {"loss", "texts_per_second"} <= rows[1].keys()
     validated = [row for row in rows if "validation_loss" in row]
     assert validated[-1]["validation_loss"] < validated[0]["validation_loss"]

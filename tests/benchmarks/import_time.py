@@ -1,6 +1,6 @@
 """How much `import gpt2mini` adds to `import torch`, in fresh processes, taken in turns.
 
-    python tests/benchmarks/import_time.py
+python tests/benchmarks/import_time.py
 """
 
 import statistics
