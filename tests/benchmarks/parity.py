@@ -75,13 +75,11 @@ def row(name: str, folder: Path, dtype: str, device: str, tokens: int) -> str:
         [ours.gradients[n] for n in ours.gradients], [theirs.gradients[n] for n in ours.gradients]
     )
     same = (ours.logits.argmax(2) == theirs.logits.argmax(2)).double().mean().item()
-    line = (
-        f"{Path(name).name:13} {dtype:6} {device:6}  {logits}  {hidden}  {gradients}  {same:9.2%}"
-    )
-    if dtype != "fp32":
-        exact = their_numbers(folder, torch.float32, device, token_ids, gradients=False)
-        line += f"    {difference([theirs.logits], [exact.logits])}"
-    return line
+    columns = [Path(name).name, dtype, device, logits, hidden, gradients, f"{same:.1%}"]
+    if dtype == "fp32":
+        return f"| {' | '.join(columns)} | - |"
+    exact = their_numbers(folder, torch.float32, device, token_ids, gradients=False)
+    return f"| {' | '.join(columns)} | {difference([theirs.logits], [exact.logits])} |"
 
 
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> str:
