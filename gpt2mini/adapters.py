@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from gpt2mini.checkpoints.names import BLOCK
 from gpt2mini.checkpoints.stored import CheckpointError, read_safetensors, reading
-from gpt2mini.files import as_json, read_json, writable_folder, write_together
+from gpt2mini.files import as_json, read_json, text_writer, writable_folder, write_together
 from gpt2mini.lora import (
     TARGETS,
     LoRALinear,
@@ -86,7 +86,7 @@ def write_adapter(model: GPT2, folder: Path) -> None:
     writable_folder(folder)
     write_together(
         {
-            folder / CONFIG: lambda path: path.write_text(config, encoding="utf-8"),
+            folder / CONFIG: text_writer(config),
             folder / WEIGHTS: partial(save_file, tensors, metadata=notes),
         }
     )

@@ -39,8 +39,12 @@ def current_umask() -> int:
     return umask
 
 
+def text_writer(text: str) -> Write:
+    return lambda path: path.write_text(text, encoding="utf-8", newline="\n")
+
+
 def write_text(path: Path, text: str) -> None:
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8", newline="\n"))
+    write_aside(path, text_writer(text))
 
 
 def as_json(contents: Any) -> str:

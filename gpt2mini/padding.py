@@ -7,6 +7,7 @@ each absolute position. And every token may at least attend to itself, so that n
 nothing.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,6 +64,16 @@ def attention_pattern(
     if is_real is not None:
         pattern = pattern & is_real[:, None, :] | (columns == rows)  # (batch, tokens, total)
     return pattern[:, None]  # (batch or 1, 1, tokens, total)
+
+
+def pad_right(
+    rows: Sequence[Shaped[Tensor, "_ *rest"]],
+) -> tuple[Shaped[Tensor, "batch tokens *rest"], Bool[Tensor, "batch tokens"]]:
+    """Rows side by side, filled up with zeros to the longest; and which places are real, from the
+    lengths."""
+    lengths = torch.tensor([len(row) for row in rows])
+    padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
 def last_token(

@@ -13,7 +13,14 @@ from torch import nn
 from gpt2mini.checkpoints.names import CLASS_HEAD, CLASS_HEAD_BIAS, OWN_HEAD, Rule, to_published
 from gpt2mini.checkpoints.stored import Checkpoint, CheckpointError, read_weights, reading
 from gpt2mini.config import GPT2Config
-from gpt2mini.files import Write, as_json, read_json, writable_folder, write_together
+from gpt2mini.files import (
+    Write,
+    as_json,
+    read_json,
+    text_writer,
+    writable_folder,
+    write_together,
+)
 from gpt2mini.model import GPT2, TiedHead
 
 logger = logging.getLogger(__name__)
@@ -129,20 +136,15 @@ def write_folder(
     writable_folder(folder)
     config = describe_model(model, head, dtype or model.tok_emb.weight.dtype, class_names)
     files: dict[Path, Write] = {
-        folder / "config.json": text_writer(config),
+        folder / "config.json": text_writer(as_json(config)),
         folder / "model.safetensors": partial(save_file, tensors, metadata={"format": "pt"}),
     }
     if not is_classifier(head):
         eos_id = config["eos_token_id"]
         files[folder / "generation_config.json"] = text_writer(
-            {"bos_token_id": eos_id, "eos_token_id": eos_id}
+            as_json({"bos_token_id": eos_id, "eos_token_id": eos_id})
         )
     write_together(files)
-
-
-def text_writer(contents: dict[str, Any]) -> Write:
-    text = as_json(contents)
-    return lambda path: path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def head_rules(model: GPT2) -> list[Rule]:

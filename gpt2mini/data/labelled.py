@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from gpt2mini.padding import pad_right
 from gpt2mini.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -207,9 +208,7 @@ def encode_texts(
 
 def pad_texts(rows: Sequence[Tensor], labels: Sequence[int]) -> LabelledBatch:
     """Right-pad to the longest of the batch; the mask comes from the lengths."""
-    lengths = torch.tensor([len(row) for row in rows])
-    token_ids = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # (batch, tokens)
-    is_real = torch.arange(token_ids.shape[1]) < lengths[:, None]  # (batch, tokens)
+    token_ids, is_real = pad_right(rows)  # (batch, tokens), both
     mask = None if is_real.all() else is_real.long()
     return LabelledBatch(token_ids, torch.tensor(labels), mask)
 

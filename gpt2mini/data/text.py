@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt2mini.losses import IGNORED
+from gpt2mini.padding import pad_right
 from gpt2mini.tokenizer import END_OF_TEXT, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -296,9 +297,7 @@ def sequential_batches(
 
 def pad_batch(rows: list[Tensor]) -> Batch:
     """Right-pad rows of token ids to the longest; mask and labels come from the lengths."""
-    lengths = torch.tensor([len(row) for row in rows])
-    token_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (batch, tokens)
-    is_real = torch.arange(token_ids.shape[1]) < lengths[:, None]  # (batch, tokens)
+    token_ids, is_real = pad_right(rows)  # (batch, tokens), both
     if is_real.all():
         return Batch(token_ids, token_ids)
     return Batch(token_ids, token_ids.masked_fill(~is_real, IGNORED), is_real.long())

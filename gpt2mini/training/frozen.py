@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt2mini.classification import (
+    BATCH_TOKENS,
     batches_by_length,
     embed,
     last_token_logits,
@@ -26,8 +27,8 @@ from gpt2mini.data.labelled import LabelledBatch, length_buckets, pad_texts
 from gpt2mini.losses import last_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
+from gpt2mini.padding import pad_right
 
-BATCH_TOKENS = 4096
 LARGEST_IN_MEMORY = 2**31  # bytes; a larger stream goes to a temporary file
 
 
@@ -87,9 +88,7 @@ class FrozenStream:
     def batch(self, indices: Sequence[int]) -> StreamBatch:
         """Some of the texts side by side, padded to the longest of them."""
         rows = [self.values[self.place(i)] for i in indices]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (batch, tokens, emb)
-        lengths = torch.tensor([len(row) for row in rows])
-        is_real = torch.arange(padded.shape[1]) < lengths[:, None]  # (batch, tokens)
+        padded, is_real = pad_right(rows)  # (batch, tokens, emb), (batch, tokens)
         mask = None if is_real.all() else is_real.long()
         labels = torch.tensor([self.labels[i] for i in indices])
         return StreamBatch(self.first_block, padded, labels, mask)
