@@ -2,12 +2,18 @@
 
 import argparse
 import json
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from gpt2mini import GPT2, Tokenizer, generate
+
 SAMPLE_TEXT = Path(__file__).parent / "data" / "sample.txt"
+SAMPLE_EXCHANGES = Path(__file__).parent / "data" / "keeper.jsonl"
 
 
 def common_flags(description: str | None, out: str | None = None) -> argparse.ArgumentParser:
@@ -53,3 +59,52 @@ def draw_losses(out: Path, title: str, unit: str = "nats per token") -> None:
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
     text = json.dumps(summary, indent=2, ensure_ascii=False)
     (out / "summary.json").write_text(text + "\n", encoding="utf-8")
+
+
+def parse_columns(columns: str | None) -> dict[str, str]:
+    """prompt=question,completion=answer -> what our names are called in the data."""
+    pairs = [pair.split("=") for pair in columns.split(",")] if columns else []
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise ValueError(f"--columns must read ours=theirs,ours=theirs, not {columns!r}")
+    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
+
+
+def split_seeded(
+    items: list[Any], fraction: float, validation_share: float, seed: int
+) -> tuple[list[Any], list[Any]]:
+    """(to learn from, held out): a seeded choice of a share of all, in a seeded order."""
+    if not 0 < fraction <= 1 or not 0 < validation_share < 1:
+        raise ValueError("--fraction must lie in (0, 1] and --validation-share in (0, 1)")
+    shuffled = random.Random(seed).sample(items, max(2, round(fraction * len(items))))
+    n_held_out = max(1, round(validation_share * len(shuffled)))
+    if len(items) < 2:
+        raise ValueError("one record is too few: at least one to learn from and one to hold out")
+    return shuffled[n_held_out:], shuffled[:n_held_out]
+
+
+def answer(
+    model: GPT2, tokenizer: Tokenizer, prompt: str, args: argparse.Namespace
+) -> tuple[str, bool]:
+    """(a seeded answer, whether it ended by itself); a long prompt loses its beginning."""
+    room = model.config.context_length - args.answer_tokens
+    token_ids = torch.tensor([tokenizer.encode(prompt)[-room:]], device=model.tok_emb.weight.device)
+    found = generate(
+        model,
+        token_ids,
+        args.answer_tokens,
+        temperature=0.7,
+        top_k=50,
+        stop_ids=[tokenizer.eos_id],
+        generator=torch.Generator(token_ids.device).manual_seed(args.seed),
+    )
+    ids = found.token_ids[0, token_ids.shape[1] :].tolist()
+    ended = ids[-1] == tokenizer.eos_id
+    return tokenizer.decode(ids[:-1] if ended else ids).strip(), ended
+
+
+def print_answers(
+    prompts: list[str], before: list[tuple[str, bool]], after: list[tuple[str, bool]]
+) -> None:
+    for prompt, (first, _), (second, ended) in zip(prompts, before, after, strict=True):
+        print(f"\n--- {prompt}\n[before] {first}\n[after]  {second}{'' if ended else ' ...'}")
+    print()

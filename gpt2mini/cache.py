@@ -6,7 +6,7 @@ buffers are allocated once at their full size: nothing is copied as the text gro
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt2mini.config import GPT2Config
@@ -58,7 +58,7 @@ class KeyValueCache:
         ]
         self.batch_size = batch_size
         self.max_tokens = max_tokens
-        self.is_real: Bool[Tensor, "batch total"] | None = None  # None: no padding so far
+        self.text_numbers: Int[Tensor, "batch total"] | None = None  # 0: padding; None: none so far
 
     @property
     def length(self) -> int:

@@ -21,7 +21,7 @@ from gpt2mini.padding import (
     check_positions,
     count_positions,
     last_token,
-    real_tokens,
+    text_numbers,
 )
 from gpt2mini.tokenizer import Tokenizer
 
@@ -102,7 +102,7 @@ def embed(
 ) -> Float[Tensor, "batch tokens emb"]:
     """The stream as it enters the first block."""
     check_input(model.config, token_ids, attention_mask, None, None)
-    position_ids = count_positions(token_ids, real_tokens(token_ids, attention_mask, None), 0)
+    position_ids = count_positions(token_ids, text_numbers(token_ids, attention_mask, None), 0)
     check_positions(model.config, position_ids)
     return model.drop_emb(model.tok_emb(token_ids) + model.pos_emb(position_ids))
 
@@ -114,8 +114,7 @@ def run_blocks(
     attention_mask: Tensor | None,
 ) -> Float[Tensor, "batch tokens emb"]:
     """The stream after some of the blocks, one after another."""
-    is_real = None if attention_mask is None else attention_mask.bool()
-    may_attend = attention_pattern(x[..., 0], is_real, past=0)
+    may_attend = attention_pattern(x[..., 0], attention_mask, past=0)
     for i in blocks:
         x = model.trf_blocks[i](x, may_attend)
     return x

@@ -7,10 +7,9 @@ Sum the sums, sum the counts, divide at the end, and k micro-batches equal one b
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from gpt2mini.model import TiedHead
+from gpt2mini.chunked import at_least_float32, summed_cross_entropy
 from gpt2mini.padding import last_token
 
 IGNORED = -100  # a label that asks for nothing: padding, or a prompt that is only read
@@ -42,27 +41,13 @@ def chunked_next_token_loss(
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """`next_token_loss(out_head(hidden), labels)` without ever holding all the logits.
 
-    At 4 x 1024 tokens the logits of GPT-2 take 823 MB, and their gradient as much again. Here the
-    head and the cross entropy work on a few positions at a time, and ignored positions are skipped.
-
-    out_head: `model.out_head`, tied or an `nn.Linear`.
-    chunk_size: positions at a time; the default keeps the logits of a chunk in the processor's
-    cache.
+    Head and cross entropy work on a few positions at a time (see `gpt2mini.chunked`), and ignored
+    positions are skipped. out_head: `model.out_head`, tied or an `nn.Linear`. chunk_size: positions
+    at a time; the default keeps the logits of a chunk in the processor's cache.
     """
     targets = next_tokens(labels)  # (batch, tokens - 1)
     kept = targets != IGNORED  # (batch, tokens - 1)
-    if not isinstance(out_head, nn.Linear | TiedHead):
-        raise TypeError(
-            f"the head must be linear to be worked on in chunks, not {type(out_head).__name__}: "
-            "use next_token_loss(model(token_ids), labels) for any other"
-        )
-    weight, bias = out_head.weight, out_head.bias
-    rows = chunk_size or max(64, 2**22 // weight.shape[0])
-    arguments = (hidden[:, :-1][kept], weight, bias, targets[kept], rows)
-    if torch.is_grad_enabled():
-        loss_sum = ChunkedCrossEntropy.apply(*arguments)
-    else:
-        loss_sum = chunked_cross_entropy(*arguments)
+    loss_sum = summed_cross_entropy(hidden[:, :-1][kept], out_head, targets[kept], chunk_size)
     return loss_sum, kept.sum()
 
 
@@ -85,11 +70,6 @@ def last_token_loss(
         raise ValueError(f"label {int(wrong[0])} is none of {logits.shape[2]} classes, from 0")
     loss_sum = F.cross_entropy(last, labels, ignore_index=IGNORED, reduction="sum")
     return loss_sum, known.sum()
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision is enough to multiply in, not to add up thousands of probabilities."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def next_tokens(labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens-1"]:
@@ -118,71 +98,91 @@ def check_labels_not_shifted(
         )
 
 
-class ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross entropy of a linear head, chunk by chunk, its gradient computed on the way.
+# ---- preferences
 
-    The gradient of cross entropy is softmax(logits) - one_hot(target): known as soon as the logits
-    are, so the logits of a chunk can be forgotten before those of the next are computed.
+
+def pairwise_reward_loss(
+    chosen: Float[Tensor, " pairs"], rejected: Float[Tensor, " pairs"]
+) -> tuple[Float[Tensor, ""], int]:
+    """-log sigmoid(chosen - rejected): the rewards of the better answers should be the higher ones
+    (Bradley and Terry 1952; Ouyang et al. 2022, equation 1). (sum, number of pairs)."""
+    return -F.logsigmoid(chosen - rejected).sum(), len(chosen)
+
+
+def dpo_loss(
+    policy_chosen: Float[Tensor, " pairs"],
+    policy_rejected: Float[Tensor, " pairs"],
+    reference_chosen: Float[Tensor, " pairs"] | None = None,
+    reference_rejected: Float[Tensor, " pairs"] | None = None,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    variant: str = "dpo",
+) -> tuple[Float[Tensor, ""], int]:
+    """Direct preference optimization (Rafailov et al. 2023, equation 7): (sum, number of pairs).
+
+    Arguments are the log-probabilities of whole answers, from `sequence_logprobs`. Without those of
+    a reference all its answers count as equally likely (reference-free). label_smoothing: the share
+    of pairs that may be labelled the wrong way round. variant "ipo": the squared distance of the
+    margin from 1 / (2 beta) instead (Azar et al. 2023, equation 17), which does not drive it to
+    infinity.
     """
-
-    @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, chunk_size):
-        grad_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
-        grad_weight = sum_buffer(weight)
-        grad_bias = sum_buffer(bias)
-        gradients = (grad_hidden, grad_weight, grad_bias)
-        loss_sum = chunked_cross_entropy(hidden, weight, bias, targets, chunk_size, gradients)
-        ctx.save_for_backward(
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
+    if beta <= 0 or not 0 <= label_smoothing < 0.5:
+        raise ValueError(
+            "beta must be above 0 and label_smoothing in [0, 0.5), "
+            f"not {beta} and {label_smoothing}"
         )
-        return loss_sum
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
-        gradients = ctx.saved_tensors
-        if grad_output != 1:  # `loss_sum.backward()` needs no copy of the vocabulary's gradient
-            gradients = [None if g is None else g * grad_output for g in gradients]
-        return *gradients, None, None
-
-
-def sum_buffer(parameter: Tensor | None) -> Tensor | None:
-    """Zeros to add a gradient up in, chunk after chunk, if one is asked for."""
-    if parameter is None or not parameter.requires_grad:
-        return None
-    return at_least_float32(torch.zeros_like(parameter))
+    margin = policy_chosen - policy_rejected  # (pairs)
+    if reference_chosen is not None and reference_rejected is not None:
+        margin = margin - (reference_chosen - reference_rejected)
+    if variant == "ipo":
+        losses = (margin - 1 / (2 * beta)) ** 2
+    elif variant == "dpo":
+        right, wrong = F.logsigmoid(beta * margin), F.logsigmoid(-beta * margin)
+        losses = -(1 - label_smoothing) * right - label_smoothing * wrong
+    else:
+        raise ValueError(f"variant must be 'dpo' or 'ipo', not {variant!r}")
+    return losses.sum(), len(margin)
 
 
-def chunked_cross_entropy(hidden, weight, bias, targets, chunk_size, gradients=(None, None, None)):
-    """The loop of `ChunkedCrossEntropy`; fills the gradient buffers that it is given."""
-    grad_hidden, grad_weight, grad_bias = gradients
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    loss_sum = at_least_float32(hidden.new_zeros(()))
-    with torch.no_grad(), torch.autocast(device, enabled=False):
-        weight, hidden = weight.to(dtype), hidden.to(dtype)  # cast once, not once a chunk
-        bias = None if bias is None else bias.to(dtype)
-        for start in range(0, len(targets), chunk_size):
-            rows = slice(start, start + chunk_size)
-            chunk, target = hidden[rows], targets[rows, None]  # (chunk, emb), (chunk, 1)
-            logits = at_least_float32(F.linear(chunk, weight, bias))  # (chunk, vocab)
-            log_normaliser = logits.logsumexp(dim=1, keepdim=True)  # (chunk, 1)
-            loss_sum += (log_normaliser - logits.gather(1, target)).sum()
-            if grad_hidden is None and grad_weight is None and grad_bias is None:
-                continue
-            # softmax(logits) - one_hot(target), in place of the logits
-            grad_logits = logits.sub_(log_normaliser).exp_()  # (chunk, vocab)
-            grad_logits.scatter_add_(1, target, torch.full_like(log_normaliser, -1.0))
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(dim=0)
-            grad_logits = grad_logits.to(dtype)
-            if grad_hidden is not None:
-                grad_hidden[rows] = grad_logits @ weight
-            if grad_weight is not None:
-                if grad_weight.dtype == dtype:
-                    grad_weight.addmm_(grad_logits.T, chunk)  # no second tensor of its size
-                else:
-                    grad_weight += grad_logits.T @ chunk
-    return loss_sum
+# ---- on-policy reinforcement
+
+
+def ppo_loss(
+    logprobs: Float[Tensor, "batch tokens"],
+    old_logprobs: Float[Tensor, "batch tokens"],
+    advantages: Float[Tensor, "batch tokens"],
+    response_mask: Bool[Tensor, "batch tokens"],
+    clip: float = 0.2,
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """The clipped objective (Schulman et al. 2017, equation 7), to be minimised, summed over the
+    response's tokens: (sum, number of tokens).
+
+    A token that has become more likely by more than `clip` earns nothing for becoming more likely
+    yet; one that has become less likely, nothing for becoming less likely yet.
+    """
+    ratio = (logprobs - old_logprobs).exp()  # (batch, tokens)
+    objective = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    return -objective[response_mask].sum(), response_mask.sum()
+
+
+def value_loss(
+    values: Float[Tensor, "batch tokens"],
+    old_values: Float[Tensor, "batch tokens"],
+    returns: Float[Tensor, "batch tokens"],
+    response_mask: Bool[Tensor, "batch tokens"],
+    clip: float = 0.2,
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """Half the squared error of the value estimates, the worse of plain and clipped to `clip` about
+    the old ones (Ziegler et al. 2019's code): (sum, number of tokens)."""
+    clipped = old_values + (values - old_values).clamp(-clip, clip)  # (batch, tokens)
+    errors = torch.maximum((values - returns) ** 2, (clipped - returns) ** 2) / 2
+    return errors[response_mask].sum(), response_mask.sum()
+
+
+def kl_from_samples(
+    logprobs: Float[Tensor, "*axes"], reference_logprobs: Float[Tensor, "*axes"]
+) -> Float[Tensor, "*axes"]:
+    """An estimate of KL(policy, reference) at each token that the policy drew: r - 1 - log r, with
+    r = reference / policy. Unbiased, never negative, of low variance (Schulman 2020, "k3")."""
+    log_ratio = reference_logprobs - logprobs
+    return log_ratio.exp() - 1 - log_ratio

@@ -21,7 +21,7 @@ from gpt2mini.padding import (
     check_input,
     check_positions,
     count_positions,
-    real_tokens,
+    text_numbers,
 )
 
 
@@ -182,6 +182,7 @@ class GPT2(nn.Module):
         attention_mask: 1 (or True) for a real token, 0 for padding, which may stand on either side.
             With a cache it may cover the new tokens alone or the cached ones too. Outputs at real
             tokens are those of the unpadded text; outputs at padding are finite and meaningless.
+            Several texts in one row are numbered 1, 2, 3, ...: none sees the others.
         position_ids: the default counts the real tokens of each row from 0.
         cache: keys and values of earlier tokens; this call's tokens are added to it.
         Raises ValueError for too many tokens, ids outside the vocabulary, or shapes that do not
@@ -189,14 +190,14 @@ class GPT2(nn.Module):
         """
         past = 0 if cache is None else cache.length
         check_input(self.config, token_ids, attention_mask, position_ids, cache)
-        is_real = real_tokens(token_ids, attention_mask, cache)  # (batch, total) or None
+        numbers = text_numbers(token_ids, attention_mask, cache)  # (batch, total) or None
         if position_ids is None:
-            position_ids = count_positions(token_ids, is_real, past)  # (batch or 1, tokens)
+            position_ids = count_positions(token_ids, numbers, past)  # (batch or 1, tokens)
         check_positions(self.config, position_ids)
         # (batch or 1, 1, tokens, total), or None for the plain causal pattern
-        may_attend = attention_pattern(token_ids, is_real, past)
+        may_attend = attention_pattern(token_ids, numbers, past)
         if cache is not None:
-            cache.is_real = is_real  # later calls need not repeat the mask of earlier tokens
+            cache.text_numbers = numbers  # later calls need not repeat the mask of earlier tokens
 
         x = self.tok_emb(token_ids) + self.pos_emb(position_ids)  # (batch, tokens, emb)
         x = self.drop_emb(x)

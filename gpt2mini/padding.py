@@ -5,6 +5,9 @@ changing anything. Masks come from lengths and never from token ids, so a paddin
 <|endoftext|> does no harm. Positions count real tokens only, because GPT-2 learned one vector for
 each absolute position. And every token may at least attend to itself, so that no softmax is over
 nothing.
+
+Short texts can also share a row. A mask that numbers them, 1 1 1 2 2 3 3 3 0, keeps them apart:
+each sees itself alone, from position 0, as if its neighbours were not there.
 """
 
 from collections.abc import Sequence
@@ -20,50 +23,59 @@ if TYPE_CHECKING:
     from gpt2mini.cache import KeyValueCache
 
 
-def real_tokens(
+def text_numbers(
     token_ids: Tensor, attention_mask: Tensor | None, cache: "KeyValueCache | None"
-) -> Tensor | None:
-    """(batch, total): which of the cached and new tokens are real; None if there is no padding."""
-    earlier = None if cache is None else cache.is_real  # (batch, past)
+) -> Int[Tensor, "batch total"] | None:
+    """Which text each cached and each new token belongs to, 0 for padding; None: one text a row."""
+    earlier = None if cache is None else cache.text_numbers  # (batch, past)
     if attention_mask is None and earlier is None:
         return None
     batch, tokens = token_ids.shape
     past = 0 if cache is None else cache.length
-    everything_new = torch.ones(batch, tokens, dtype=torch.bool, device=token_ids.device)
-    new = (
-        everything_new if attention_mask is None else attention_mask[:, -tokens:].bool()
-    )  # (batch, tokens)
+    if attention_mask is None:
+        new = torch.ones_like(token_ids, dtype=torch.long)  # (batch, tokens)
+    else:
+        new = attention_mask[:, -tokens:].long()  # (batch, tokens)
     if earlier is None:
         earlier = new.new_ones(batch, past)
     return torch.cat([earlier, new], dim=1)  # (batch, total)
 
 
 def count_positions(
-    token_ids: Tensor, is_real: Tensor | None, past: int
+    token_ids: Tensor, numbers: Tensor | None, past: int
 ) -> Int[Tensor, "_ tokens"]:
-    """Position of each new token: how many real tokens of its row stand before it."""
+    """Position of each new token: how many tokens of its own text stand before it."""
     tokens = token_ids.shape[1]
-    if is_real is None:
+    if numbers is None:
         return torch.arange(past, past + tokens, device=token_ids.device)[None]  # (1, tokens)
-    return (is_real.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens:]  # (batch, tokens)
+    seen = same_text_so_far(numbers, tokens).sum(dim=2)  # (batch, tokens), itself included
+    return torch.where(numbers[:, -tokens:] > 0, seen - 1, 0)  # (batch, tokens)
 
 
 def attention_pattern(
-    token_ids: Tensor, is_real: Tensor | None, past: int
+    token_ids: Tensor, numbers: Tensor | None, past: int
 ) -> Bool[Tensor, "_ 1 tokens total"] | None:
-    """True where a new token (row) may attend to a token (column): real, and not after it.
+    """True where a new token (row) may attend to a token (column): of its text, and not after it.
 
     None stands for the plain causal pattern, which attention kernels know without a mask.
     """
     tokens = token_ids.shape[1]
-    if is_real is None and (past == 0 or tokens == 1):
+    if numbers is not None:
+        return same_text_so_far(numbers, tokens)[:, None]  # (batch, 1, tokens, total)
+    if past == 0 or tokens == 1:
         return None
-    columns = torch.arange(past + tokens, device=token_ids.device)  # (total)
-    rows = columns[past:, None]  # (tokens, 1)
-    pattern = (columns <= rows)[None]  # (1, tokens, total)
-    if is_real is not None:
-        pattern = pattern & is_real[:, None, :] | (columns == rows)  # (batch, tokens, total)
-    return pattern[:, None]  # (batch or 1, 1, tokens, total)
+    one_text = torch.ones(1, past + tokens, dtype=torch.long, device=token_ids.device)
+    return same_text_so_far(one_text, tokens)[:, None]  # (1, 1, tokens, total)
+
+
+def same_text_so_far(numbers: Tensor, tokens: int) -> Bool[Tensor, "_ tokens total"]:
+    """Which tokens (columns) are of the same text as each of the last `tokens` (rows), up to it.
+
+    Padding counts as a text of its own, number 0, which nobody else looks at.
+    """
+    columns = torch.arange(numbers.shape[1], device=numbers.device)  # (total)
+    rows = columns[-tokens:, None]  # (tokens, 1)
+    return (numbers[:, -tokens:, None] == numbers[:, None, :]) & (columns <= rows)
 
 
 def pad_right(
@@ -139,6 +151,8 @@ def check_input(
         )
     if torch.compiler.is_compiling():
         return  # reading values would break the compiled graph; shapes are checked above
+    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        check_numbers(attention_mask, cache)
     smallest, largest = int(token_ids.min()), int(token_ids.max())
     if smallest < 0 or largest >= config.vocab_size:
         wrong = smallest if smallest < 0 else largest
@@ -146,6 +160,16 @@ def check_input(
             f"token id {wrong} is outside the vocabulary of {config.vocab_size} "
             f"(0 to {config.vocab_size - 1}): do the tokenizer and the model belong together?"
         )
+
+
+def check_numbers(attention_mask: Tensor, cache: "KeyValueCache | None") -> None:
+    if int(attention_mask.min()) < 0:
+        raise ValueError(
+            f"attention_mask holds {int(attention_mask.min())}; expected 0 for padding and 1 for "
+            "real tokens (or 1, 2, 3, ... for several texts in a row)"
+        )
+    if cache is not None and int(attention_mask.max()) > 1:
+        raise ValueError("a cache takes one text a row: an attention_mask of 0 and 1")
 
 
 def check_positions(config: GPT2Config, position_ids: Tensor) -> None:

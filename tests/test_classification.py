@@ -108,11 +108,11 @@ def test_labels_may_be_numbers(tmp_path: Path) -> None:
         ("a.tsv", "ham\tx\nspam y\n", "line 2: expected label<TAB>text, found 'spam y'"),
         ("a.tsv", b"ham\tx\nspam\ty\nham\t\xff\n", "line 3: not UTF-8"),
         ("a.csv", b"label,text\nham,x\nspam,\xff\n", "line 3: not UTF-8"),
-        ("a.csv", "name,age\nx,1\n", "expected one of label, class.*found .'name', 'age'"),
-        ("a.csv", "label,text\nham,x\nspam\n", "line 3: expected label and text"),
+        ("a.csv", "name,age\nx,1\n", "line 2: expected 'label' or 'class'.*found name, age"),
+        ("a.csv", "label,text\nham,x\nspam\n", "line 3: expected the 2 of label, text"),
         ("a.jsonl", '{"label": "a", "text": "x"}\n{"label": ', "line 2: not valid JSON"),
         ("a.jsonl", '["a", "x"]\n', "line 1: expected an object"),
-        ("a.jsonl", '{"label": "a", "text": 5}\n', "line 1: expected a text and its label"),
+        ("a.jsonl", '{"label": "a", "text": 5}\n', "line 1: 'text' must be a text, not 5"),
     ],
 )
 def test_a_bad_file_is_refused_with_the_line(

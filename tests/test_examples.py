@@ -135,3 +135,63 @@ def test_finetune_classifier_says_what_is_wrong_in_one_line(tmp_path: Path) -> N
     assert "only the class 'ham'" in done.stderr and "Traceback" not in done.stderr
     done = run("finetune_classifier.py", "--train-blocks", "99", "--out", tmp_path / "out")
     assert "--train-blocks must lie in 0 to 12" in done.stderr
+
+
+def test_finetune_lora_learns_and_leaves_an_adapter(tmp_path: Path) -> None:
+    done = run(
+        "finetune_lora.py", "--out", tmp_path, "--steps", "6", "--log-every", "2",
+        "--answers", "1", "--answer-tokens", "4", "--targets", "query", "mlp_in",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert summary["validation_loss_tuned"] < summary["validation_loss_base"]
+    assert 0 < summary["trainable_share"] < 0.05
+    assert "parameters learn: " in done.stdout and "[before]" in done.stdout
+    assert {f.name for f in (tmp_path / "best").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors"
+    }  # fmt: skip
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+def test_finetune_lora_reads_dialogues(tmp_path: Path) -> None:
+    dialogue = "\n\nHuman: Good day, number {}\n\nAssistant: Good day to you."
+    rows = [json.dumps({"chosen": dialogue.format(i), "rejected": ""}) for i in range(5)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    done = run(
+        "finetune_lora.py", "--data", tmp_path / "a.jsonl", "--out", tmp_path / "out",
+        "--steps", "1", "--answers", "1", "--answer-tokens", "2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--- Human: Good day, number" in done.stdout
+
+
+@pytest.mark.parametrize("more", [[], ["--no-packing", "--train-on", "all"]])
+def test_finetune_instructions_learns(tmp_path: Path, more: list[str]) -> None:
+    done = run(
+        "finetune_instructions.py", "--out", tmp_path, "--steps", "4", "--fraction", "0.2",
+        "--longest", "128", "--answers", "1", "--answer-tokens", "4", *more,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert summary["validation_loss_after"] < summary["validation_loss_before"]
+    assert "outside the format" in done.stdout and "is padding" in done.stdout
+    again = run("generate.py", "--model", tmp_path / "best", "--max-new-tokens", "3")
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--template", "Answer:"], "must hold {prompt}"),
+        (["--columns", "prompt"], "--columns must read ours=theirs"),
+        (["--columns", "prompt=question"], "there is no column 'question', only prompt"),
+        (["--data", "no-such.jsonl"], "there is no file no-such.jsonl"),
+        (["--fraction", "0"], "--fraction must lie in (0, 1]"),
+    ],
+)
+def test_finetune_instructions_says_what_is_wrong(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = run("finetune_instructions.py", "--out", tmp_path, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr and "Traceback" not in done.stderr

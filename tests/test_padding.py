@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from gpt2mini import GPT2
+from gpt2mini.cache import KeyValueCache
 from gpt2mini.padding import attention_pattern
 
 PRECISION = 1e-5  # float32, logits of the size of 1; padded and unpadded sums differ in order only
@@ -152,7 +153,42 @@ def test_positions_are_used(tiny_model: GPT2) -> None:
     assert (shifted - tiny_model(ids)).abs().max() > 100 * PRECISION
 
 
+# ---- several texts in a row
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4), min_size=1, max_size=3),
+    seed=st.integers(0, 1000),
+)
+def test_texts_that_share_a_row_do_not_see_each_other(
+    tiny_model: GPT2, lengths: list[list[int]], seed: int
+) -> None:
+    """0 to 6 tokens each, so that some rows need padding at the end, or in the place of a text."""
+    tokens = max(1, max(map(sum, lengths)))
+    token_ids, numbers = random_ids(len(lengths), tokens, seed=seed), []
+    for row in lengths:
+        row_numbers = [k for k, length in enumerate(row, start=1) for _ in range(length)]
+        numbers.append(row_numbers + [0] * (tokens - len(row_numbers)))
+    mask = torch.tensor(numbers)
+    logits = tiny_model(token_ids, mask)
+    for ids, row_mask, found in zip(token_ids, mask, logits, strict=True):
+        for k in set(row_mask.tolist()) - {0}:
+            alone = tiny_model(ids[row_mask == k][None])[0]
+            assert_close(found[row_mask == k], alone, atol=PRECISION, rtol=0)
+
+
+def test_a_cache_takes_one_text_a_row(tiny_model: GPT2) -> None:
+    cache = KeyValueCache(TINY, batch_size=1, max_tokens=8)
+    with pytest.raises(ValueError, match="a cache takes one text a row"):
+        tiny_model(random_ids(1, 4), torch.tensor([[1, 1, 2, 2]]), cache=cache)
+
+
 # ---- what bad input gets
+
+
+def test_a_mask_below_zero_is_refused(tiny_model: GPT2) -> None:
+    with pytest.raises(ValueError, match="attention_mask holds -1; expected 0 for padding"):
+        tiny_model(random_ids(1, 3), torch.tensor([[1, 1, -1]]))
 
 
 def test_too_many_tokens_are_refused(tiny_model: GPT2) -> None:

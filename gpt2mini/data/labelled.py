@@ -1,18 +1,16 @@
 """Labelled texts: files -> balanced, split, padded batches for classification."""
 
-import csv
-import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from gpt2mini.data.records import HUB, numbered_lines, read_records
 from gpt2mini.padding import pad_right
 from gpt2mini.tokenizer import Tokenizer
 
@@ -47,37 +45,29 @@ class LabelledTexts:
 # ---- files
 
 
-def read_labelled(path: str | Path) -> LabelledTexts:
-    """Read `label<TAB>text` lines, CSV with a header, or JSONL (by the ending .csv or .jsonl).
+def read_labelled(source: str | Path, columns: Mapping[str, str] | None = None) -> LabelledTexts:
+    """Read records (.csv, .jsonl, .json, hf:owner/name:split) or else `label<TAB>text` lines.
 
-    The label and the text are the columns (or keys) called so, or by another usual name.
-    Raises ValueError, with the number of the line, for one that is none of these, for invalid
-    UTF-8, and for a file with fewer than two classes.
+    The label and the text are the fields called so, or by another usual name, or what `columns`
+    says: {"label": "stars"}. Raises ValueError, with the number of the line, for one that is none
+    of these, for invalid UTF-8, and for a file with fewer than two classes.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = Path(source)
+    if str(source).startswith(HUB) or path.suffix in (".csv", ".jsonl", ".json"):
+        found = read_named(source, columns)
+    elif path.is_file():
+        found = read_tsv(path)
+    else:
         raise FileNotFoundError(f"{path} is no file of labelled texts")
-    read = {".csv": read_csv, ".jsonl": read_jsonl, ".json": read_jsonl}.get(path.suffix, read_tsv)
-    pairs = [(label, text) for label, text in read(path) if text.strip()]
+    pairs = [(label, text) for label, text in found if text.strip()]
     class_names = sorted({label for label, _ in pairs})
     if len(class_names) < 2:
-        found = f"only the class {class_names[0]!r}" if pairs else "no labelled text"
-        raise ValueError(f"{path} has {found}: there is nothing to tell apart")
+        what = f"only the class {class_names[0]!r}" if pairs else "no labelled text"
+        raise ValueError(f"{source} has {what}: there is nothing to tell apart")
     number = {name: i for i, name in enumerate(class_names)}
     return LabelledTexts(
         [text for _, text in pairs], [number[label] for label, _ in pairs], class_names
     )
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not empty, from 1, without their ends."""
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not UTF-8 text ({error})") from None
-        if text.strip():
-            yield number, text
 
 
 def read_tsv(path: Path) -> Iterator[tuple[str, str]]:
@@ -88,42 +78,18 @@ def read_tsv(path: Path) -> Iterator[tuple[str, str]]:
         yield label.strip(), text
 
 
-def read_csv(path: Path) -> Iterator[tuple[str, str]]:
-    for _ in numbered_lines(path):  # to name the line that is not UTF-8
-        pass
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        label = find_name(rows.fieldnames or [], LABEL_NAMES, path)
-        text = find_name(rows.fieldnames or [], TEXT_NAMES, path)
-        for row in rows:
-            if not row[label] or row[text] is None:
-                raise ValueError(f"{path}, line {rows.line_num}: expected {label} and {text}")
-            yield row[label].strip(), row[text]
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in numbered_lines(path):
-        try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: expected an object, found {line[:60]!r}")
-        place = f"{path}, line {number}"
-        label = row[find_name(row, LABEL_NAMES, place)]
-        text = row[find_name(row, TEXT_NAMES, place)]
-        if not isinstance(text, str) or isinstance(label, (dict, list)) or label in (None, ""):
-            raise ValueError(f"{place}: expected a text and its label, found {line[:60]!r}")
-        yield str(label), text
-
-
-def find_name(available: Any, wanted: tuple[str, ...], place: Path | str) -> str:
-    """Which of the usual names a table has, whatever the case of its letters."""
-    by_lower = {str(name).strip().lower(): str(name) for name in available}
-    for name in wanted:
-        if name in by_lower:
-            return by_lower[name]
-    raise ValueError(f"{place}: expected one of {', '.join(wanted)}; found {list(available)}")
+def read_named(source: str | Path, columns: Mapping[str, str] | None) -> Iterator[tuple[str, str]]:
+    for record in read_records(source, columns):
+        name = record.find(LABEL_NAMES)
+        text = record.text(*TEXT_NAMES)
+        if name is None:
+            raise record.lacks(LABEL_NAMES)
+        if text is None:
+            raise record.lacks(TEXT_NAMES)
+        label = record.fields[name]
+        if isinstance(label, dict | list) or label is None or not str(label).strip():
+            raise ValueError(f"{record.place}: {name!r} must name a class, not {label!r}")
+        yield str(label).strip(), text
 
 
 # ---- choosing

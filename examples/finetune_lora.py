@@ -1,0 +1,171 @@
+"""Teach a model a way of answering with LoRA: a fraction of the weights learns beside the rest.
+
+    python examples/finetune_lora.py                         # a minute, on bundled questions
+    python examples/finetune_lora.py --model gpt2 --data dialogues.jsonl --targets query key value
+    python examples/finetune_lora.py --data answers.jsonl --template "Question: {prompt} Answer: "
+
+The data are JSONL, JSON or CSV with prompt and completion (or instruction, input and output), or
+dialogues ({"chosen": "...\\n\\nAssistant: ..."}), whose last answer is learned. Writes
+metrics.jsonl, summary.json, loss.png and the adapter with the lowest validation loss, in PEFT's
+format, to --out.
+"""
+
+import argparse
+import math
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from flags import (
+    SAMPLE_EXCHANGES,
+    answer,
+    common_flags,
+    draw_losses,
+    parse_columns,
+    print_answers,
+    run,
+    split_seeded,
+    write_summary,
+)
+
+from gpt2mini import GPT2, Tokenizer
+from gpt2mini.data.instructions import (
+    TEMPLATES,
+    ExchangeBatches,
+    encode_exchanges,
+    read_exchanges,
+)
+from gpt2mini.files import writable_folder
+from gpt2mini.lora import TARGETS, add_lora, load_adapter, lora_disabled, save_adapter
+from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
+from gpt2mini.training.precision import pick_device
+
+
+def main() -> None:
+    args = parse_arguments()
+    out = writable_folder(args.out)
+    torch.manual_seed(args.seed)
+    device = pick_device(args.device)
+
+    template = TEMPLATES.get(args.template, args.template)
+    exchanges = read_exchanges(args.data, template, parse_columns(args.columns))
+    training, held_out = split_seeded(exchanges, args.fraction, args.validation_share, args.seed)
+    tokenizer = Tokenizer.from_pretrained(args.model)
+    model = GPT2.from_pretrained(args.model, device=device)
+    longest = min(args.longest, model.config.context_length)
+    batches, validation = (
+        ExchangeBatches(encode_exchanges(part, tokenizer, longest), args.batch_size, args.seed)
+        for part in (training, held_out)
+    )
+
+    add_lora(model, args.rank, args.alpha or 2 * args.rank, args.dropout, args.targets)
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch)
+    print(
+        f"{len(training)} exchanges to learn from, {len(held_out)} held out; {steps} steps on "
+        f"{device}\n{learning:,} of {total:,} parameters learn: {learning / total:.2%} "
+        f"(rank {args.rank}, {', '.join(args.targets)})"
+    )
+
+    def validate() -> float:
+        return evaluate_loss(model, validation.in_order(), precision=args.dtype)
+
+    prompts = [one.prompt for one in held_out[: args.answers]]
+    answers_before = [answer(model, tokenizer, prompt, args) for prompt in prompts]
+
+    settings = Settings(
+        steps=steps,
+        schedule=partial(cosine, steps=steps, warmup_steps=max(1, steps // 10)),
+        precision=args.dtype,
+        log_every=args.log_every or max(1, steps // 20),
+        evaluate_every=max(1, steps // 5),
+    )
+    began = time.perf_counter()
+    rows = train(
+        model,
+        batches,
+        [adamw(model, lr=args.lr, weight_decay=0.0)],
+        settings,
+        evaluate=validate,
+        out=out,
+        save=save_adapter,
+    )
+    seconds = time.perf_counter() - began
+    print_losses(rows)
+
+    with lora_disabled(model):
+        base_loss = validate()
+    model = GPT2.from_pretrained(args.model, device=device)  # and the adapter as it was saved
+    load_adapter(model, out / "best")
+    tuned_loss = validate()
+    answers_after = [answer(model, tokenizer, prompt, args) for prompt in prompts]
+    print_answers(prompts, answers_before, answers_after)
+    size = sum(file.stat().st_size for file in (out / "best").iterdir())
+    print(
+        f"validation loss: base {base_loss:.3f}, tuned {tuned_loss:.3f} nats per token of the "
+        f"answers (perplexity {math.exp(base_loss):.1f} -> {math.exp(tuned_loss):.1f})"
+    )
+    write_summary(
+        out,
+        {
+            "model": str(args.model),
+            "data": str(args.data),
+            "steps": steps,
+            "seconds": round(seconds, 1),
+            "trainable_parameters": learning,
+            "trainable_share": learning / total,
+            "validation_loss_base": base_loss,
+            "validation_loss_tuned": tuned_loss,
+            "adapter_bytes": size,
+            "prompts": prompts,
+            "answers_before": [text for text, _ in answers_before],
+            "answers_after": [text for text, _ in answers_after],
+        },
+    )
+    draw_losses(out, f"LoRA on {Path(args.data).name}", unit="nats per token of the answers")
+    print(f"adapter: {out / 'best'}, {size / 1e6:.2f} MB, in PEFT's format")
+
+
+def print_losses(rows: list[dict]) -> None:
+    """Training loss, averaged over the steps between two lines, and the validation loss."""
+    print("\n step   loss since the last line   validation loss")
+    validation = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
+    for row in rows:
+        if "loss" in row:
+            found = validation.get(row["step"])
+            print(f"{row['step']:5}   {row['loss']:24.3f}   {f'{found:.3f}' if found else '':>15}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = common_flags(__doc__, out="runs/finetune_lora")
+    parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
+    parser.add_argument(
+        "--data", default=SAMPLE_EXCHANGES, help=".jsonl, .json, .csv or hf:owner/name:split"
+    )
+    parser.add_argument("--columns", help="fields called otherwise: prompt=question,completion=...")
+    parser.add_argument(
+        "--template", default="plain", help=f"{', '.join(TEMPLATES)}, or your own with {{prompt}}"
+    )
+    parser.add_argument("--fraction", type=float, default=1.0, help="seeded share of the data")
+    parser.add_argument("--validation-share", type=float, default=0.1, help="held out (default .1)")
+    parser.add_argument(
+        "--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS), help="default: all"
+    )
+    parser.add_argument("--rank", type=int, default=8, help="default 8")
+    parser.add_argument("--alpha", type=float, help="default: twice the rank")
+    parser.add_argument("--dropout", type=float, default=0.0, help="on the adapters' input")
+    parser.add_argument("--epochs", type=float, default=5.0, help="default 5")
+    parser.add_argument("--steps", type=int, help="optimizer steps; overrides --epochs")
+    parser.add_argument("--batch-size", type=int, default=8, help="exchanges per step (default 8)")
+    parser.add_argument("--longest", type=int, default=512, help="tokens per exchange, at most")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak rate (default 2e-3)")
+    parser.add_argument("--log-every", type=int, help="steps whose losses make one line")
+    parser.add_argument("--answers", type=int, default=3, help="held-out prompts to answer")
+    parser.add_argument("--answer-tokens", type=int, default=60, help="at most (default 60)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,191 @@
+"""Output head and cross entropy together, a few positions at a time: the logits never all exist.
+
+At 4 x 1024 tokens the logits of GPT-2 take 823 MB, and their gradient as much again. The gradient
+of cross entropy with respect to the logits is softmax(logits) - one_hot(target): known as soon as
+the logits are, so those of a chunk can be forgotten before those of the next are computed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from gpt2mini.model import TiedHead
+
+
+def summed_cross_entropy(
+    hidden: Float[Tensor, "n emb"],
+    out_head: nn.Module,
+    targets: Int[Tensor, " n"],
+    chunk_size: int | None = None,
+) -> Float[Tensor, ""]:
+    """Sum of -log p(target) over all positions, its gradient computed on the way.
+
+    chunk_size: positions at a time; the default keeps the logits of a chunk in the processor's
+    cache. Raises TypeError for a head that is not linear.
+    """
+    head = LinearHead.of(out_head, chunk_size)
+    if torch.is_grad_enabled():
+        return SummedCrossEntropy.apply(hidden, head.weight, head.bias, targets, head)
+    return cross_entropy_in_chunks(hidden, head.weight, head.bias, targets, head).sum()
+
+
+def cross_entropy_of_each(
+    hidden: Float[Tensor, "n emb"],
+    out_head: nn.Module,
+    targets: Int[Tensor, " n"],
+    chunk_size: int | None = None,
+) -> Float[Tensor, " n"]:
+    """-log p(target) at each position. What gradient each will get is not known before backward, so
+    backward computes the logits again."""
+    head = LinearHead.of(out_head, chunk_size)
+    return CrossEntropyOfEach.apply(hidden, head.weight, head.bias, targets, head)
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """The head's parameters, how many positions to take at a time, and in which dtype."""
+
+    weight: Tensor  # (vocab, emb)
+    bias: Tensor | None  # (vocab)
+    rows: int
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(out_head: nn.Module, chunk_size: int | None) -> "LinearHead":
+        if not isinstance(out_head, nn.Linear | TiedHead):
+            raise TypeError(
+                f"the head must be linear to be worked on in chunks, not "
+                f"{type(out_head).__name__}: use next_token_loss(model(token_ids), labels) for any "
+                "other"
+            )
+        weight, device = out_head.weight, out_head.weight.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
+        rows = chunk_size or max(64, 2**22 // weight.shape[0])
+        return LinearHead(weight, out_head.bias, rows, dtype)
+
+
+class SummedCrossEntropy(torch.autograd.Function):
+    """Gradients are computed in forward, each chunk's beside its loss."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, head):
+        gradients = Gradients.of(hidden, weight, bias)
+        losses = cross_entropy_in_chunks(hidden, weight, bias, targets, head, gradients)
+        ctx.save_for_backward(*gradients.cast(hidden, weight, bias))
+        return losses.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        gradients = ctx.saved_tensors
+        if grad_output != 1:  # `loss_sum.backward()` needs no copy of the vocabulary's gradient
+            gradients = [None if g is None else g * grad_output for g in gradients]
+        return *gradients, None, None
+
+
+class CrossEntropyOfEach(torch.autograd.Function):
+    """Gradients are computed in backward, from logits computed anew."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, head):
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.head = head
+        return cross_entropy_in_chunks(hidden, weight, bias, targets, head)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        hidden, weight, bias, targets = ctx.saved_tensors
+        asked = ctx.needs_input_grad
+        gradients = Gradients.of(hidden, weight, bias, asked)
+        cross_entropy_in_chunks(hidden, weight, bias, targets, ctx.head, gradients, grad_output)
+        return *gradients.cast(hidden, weight, bias), None, None
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Buffers in which the chunks' gradients add up; None where none is asked for."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @staticmethod
+    def of(hidden, weight, bias, asked=None) -> "Gradients":
+        asked = asked or [t is not None and t.requires_grad for t in (hidden, weight, bias)]
+        return Gradients(
+            torch.empty_like(hidden) if asked[0] else None,
+            # half precision would lose what many chunks add
+            at_least_float32(torch.zeros_like(weight)) if asked[1] else None,
+            at_least_float32(torch.zeros_like(bias)) if asked[2] else None,
+        )
+
+    def any(self) -> bool:
+        return not (self.hidden is None and self.weight is None and self.bias is None)
+
+    def add(self, rows: slice, grad_logits: Tensor, chunk: Tensor, weight: Tensor) -> None:
+        """What a chunk contributes, given the gradient of its logits, (chunk, vocab)."""
+        if self.bias is not None:
+            self.bias.add_(grad_logits.sum(dim=0))
+        grad_logits = grad_logits.to(weight.dtype)
+        if self.hidden is not None:
+            self.hidden[rows] = grad_logits @ weight
+        if self.weight is not None:
+            if self.weight.dtype == weight.dtype:
+                self.weight.addmm_(grad_logits.T, chunk)  # no second tensor of its size
+            else:
+                self.weight.add_(grad_logits.T @ chunk)
+
+    def cast(self, hidden, weight, bias) -> list[Tensor | None]:
+        return [
+            None if gradient is None else gradient.to(like.dtype)
+            for gradient, like in (
+                (self.hidden, hidden),
+                (self.weight, weight),
+                (self.bias, bias),
+            )
+        ]
+
+
+def cross_entropy_in_chunks(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    head: LinearHead,
+    gradients: Gradients | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """-log p(target) of each position; fills the gradient buffers that it is given.
+
+    scale: the gradient that each position's loss is to have, (n); 1 if there is none.
+    """
+    losses = at_least_float32(hidden.new_empty(len(targets)))
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        weight, hidden = weight.to(head.dtype), hidden.to(head.dtype)  # cast once, not once a chunk
+        bias = None if bias is None else bias.to(head.dtype)
+        for start in range(0, len(targets), head.rows):
+            rows = slice(start, start + head.rows)
+            chunk, target = hidden[rows], targets[rows, None]  # (chunk, emb), (chunk, 1)
+            logits = at_least_float32(F.linear(chunk, weight, bias))  # (chunk, vocab)
+            log_normaliser = logits.logsumexp(dim=1, keepdim=True)  # (chunk, 1)
+            losses[rows] = (log_normaliser - logits.gather(1, target))[:, 0]
+            if gradients is None or not gradients.any():
+                continue
+            # softmax(logits) - one_hot(target), in place of the logits
+            grad_logits = logits.sub_(log_normaliser).exp_()  # (chunk, vocab)
+            grad_logits.scatter_add_(1, target, torch.full_like(log_normaliser, -1.0))
+            if scale is not None:
+                grad_logits.mul_(scale[rows, None])
+            gradients.add(rows, grad_logits, chunk, weight)
+    return losses
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision is enough to multiply in, not to add up thousands of probabilities."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

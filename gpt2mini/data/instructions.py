@@ -1,0 +1,246 @@
+"""Prompts and the completions to learn: records -> token ids and labels, side by side or packed.
+
+How supervised fine-tuning works: the model reads prompt and completion as one text, and the loss
+counts only the completion's tokens, the <|endoftext|> behind it included, so that a tuned model
+stops by itself.
+"""
+
+import logging
+import re
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from gpt2mini.data.labelled import length_buckets
+from gpt2mini.data.records import Record, read_records
+from gpt2mini.data.text import Batch
+from gpt2mini.losses import IGNORED
+from gpt2mini.padding import pad_right
+from gpt2mini.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+PROMPT_NAMES = ("prompt", "instruction", "question")  # of a column or a JSON key
+COMPLETION_NAMES = ("completion", "output", "answer", "response")
+LAST_SPEAKER = "\n\nAssistant:"  # in dialogues of Anthropic's HH form: what follows is the answer
+
+PLAIN = "Question: {prompt}\nAnswer:"
+ALPACA = (  # Taori et al. 2023; the part in brackets is left out where a record has no input
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n[### Input:\n{input}\n\n]### Response:\n"
+)
+TEMPLATES = {"plain": PLAIN, "alpaca": ALPACA}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What is given, as the model reads it, and what is to be answered."""
+
+    prompt: str
+    completion: str
+
+
+# ---- records -> exchanges
+
+
+def read_exchanges(
+    source: str | Path, template: str = PLAIN, columns: Mapping[str, str] | None = None
+) -> list[Exchange]:
+    """Read prompt and completion, instruction (with or without input) and output, or dialogues.
+
+    source: .jsonl, .json, .csv or hf:owner/name:split. template: how a prompt is put to the model,
+    with {prompt}, or {instruction} and {input}. A record with `chosen` and no prompt is a dialogue,
+    split at its last "\\n\\nAssistant:", which needs no template.
+    Raises ValueError, with the line, for a field that is missing or empty.
+    """
+    check_template(template)
+    return [exchange(record, template) for record in read_records(source, columns)]
+
+
+def exchange(record: Record, template: str) -> Exchange:
+    if record.find(PROMPT_NAMES) is None and record.find(["chosen"]):
+        return Exchange(*split_dialogue(record.required_text("chosen"), record.place))
+    prompt = fill(template, record.required_text(*PROMPT_NAMES), record.text("input") or "")
+    chosen = ("chosen",) if record.find(COMPLETION_NAMES) is None else ()
+    completion = record.required_text(*COMPLETION_NAMES, *chosen)
+    return Exchange(prompt, join(prompt, completion))
+
+
+def check_template(template: str) -> None:
+    """Raise ValueError for a template that would lose the prompt or has an unknown field."""
+    unknown = set(re.findall(r"\{(\w*)\}", template)) - {"prompt", "instruction", "input"}
+    if unknown or not re.search(r"\{(prompt|instruction)\}", template):
+        raise ValueError(
+            f"the template {template!r} must hold {{prompt}}, or {{instruction}} and {{input}}, "
+            "and no other field"
+        )
+
+
+def fill(template: str, prompt: str, given: str = "") -> str:
+    """The template with a prompt in it. {prompt} is the instruction and, below it, the input; what
+    stands in square brackets around {input} goes with it."""
+    template = re.sub(r"\[([^\[\]]*\{input\}[^\[\]]*)\]", r"\1" if given else "", template)
+    fields = {
+        "instruction": prompt,
+        "input": given,
+        "prompt": f"{prompt}\n{given}" if given and "{input}" not in template else prompt,
+    }
+    return re.sub(r"\{(prompt|instruction|input)\}", lambda found: fields[found[1]], template)
+
+
+def join(prompt: str, completion: str) -> str:
+    """The completion as it follows a prompt: after a space, unless the prompt ends in one."""
+    return completion.strip() if prompt[-1:].isspace() else " " + completion.strip()
+
+
+def split_dialogue(dialogue: str, place: str) -> tuple[str, str]:
+    """(all up to the last "Assistant:", the answer)."""
+    before, mark, answer = dialogue.rpartition(LAST_SPEAKER)
+    if not mark:
+        raise ValueError(f"{place}: the dialogue has no {LAST_SPEAKER!r}, after which to answer")
+    if not answer.strip():
+        raise ValueError(f"{place}: the answer after the last {LAST_SPEAKER!r} is empty")
+    prompt = before.lstrip() + mark
+    return prompt, join(prompt, answer)
+
+
+# ---- exchanges -> token ids
+
+
+@dataclass(frozen=True)
+class EncodedExchange:
+    """The ids of prompt, completion and <|endoftext|>; `n_prompt` of them are the prompt's."""
+
+    token_ids: Int[Tensor, " tokens"]
+    n_prompt: int
+
+    def labels(self, train_on: str = "completion") -> Int[Tensor, " tokens"]:
+        """What is learned: the completion, or "all". The first token has nothing before it."""
+        labels = self.token_ids.clone()
+        labels[: self.n_prompt if train_on == "completion" else 1] = IGNORED
+        return labels
+
+
+def encode_exchanges(
+    exchanges: Sequence[Exchange], tokenizer: Tokenizer, longest: int
+) -> list[EncodedExchange]:
+    """Prompt and completion are encoded apart, as generation will meet them.
+
+    Of what is longer than `longest` tokens the prompt keeps its tail and, if the completion alone
+    is too long, that keeps its head; how often, is said in a warning.
+    """
+    found, cut_prompts, cut_completions = [], 0, 0
+    for one in exchanges:
+        completion = [*tokenizer.encode(one.completion), tokenizer.eos_id]
+        if len(completion) > longest - 1:
+            cut_completions += 1
+            completion = completion[: longest - 1]
+        prompt = tokenizer.encode(one.prompt) or [tokenizer.eos_id]
+        room = longest - len(completion)
+        cut_prompts += len(prompt) > room
+        prompt = prompt[-room:]
+        found.append(EncodedExchange(torch.tensor(prompt + completion), len(prompt)))
+    for count, what, kept in (
+        (cut_prompts, "prompts", "tail"),
+        (cut_completions, "completions", "head"),
+    ):
+        if count:
+            logger.warning(
+                "%d of %d %s did not fit %d tokens: their %s was kept",
+                count, len(found), what, longest, kept,
+            )  # fmt: skip
+    return found
+
+
+# ---- token ids -> batches
+
+
+class ExchangeBatches:
+    """Endless shuffled batches, a function of the seed.
+
+    packed: short exchanges share rows of at most `longest` tokens, numbered in the attention mask,
+    so that none sees another; otherwise each has a row of its own, beside others of its length.
+    """
+
+    def __init__(
+        self,
+        encoded: Sequence[EncodedExchange],
+        batch_size: int,
+        seed: int,
+        train_on: str = "completion",
+        packed: bool = False,
+        longest: int = 0,
+    ) -> None:
+        if train_on not in ("completion", "all"):
+            raise ValueError(f"train_on must be 'completion' or 'all', not {train_on!r}")
+        self.encoded, self.train_on = list(encoded), train_on
+        self.batch_size, self.seed = batch_size, seed
+        lengths = [len(one.token_ids) for one in self.encoded]
+        singles = [[i] for i in range(len(lengths))]
+        self.rows = pack(lengths, max(longest, *lengths)) if packed else singles
+        self.row_lengths = [sum(lengths[i] for i in row) for row in self.rows]
+        self.batches_per_epoch = -(-len(self.rows) // batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = np.random.default_rng(self.seed)
+        while True:
+            yield from self.epoch(generator)
+
+    def epoch(self, generator: np.random.Generator) -> Iterator[Batch]:
+        for rows in length_buckets(self.row_lengths, self.batch_size, generator):
+            yield self.batch(rows)
+
+    def in_order(self) -> Iterator[Batch]:
+        """Every exchange once, longest rows first, for validation."""
+        order = sorted(range(len(self.rows)), key=lambda row: -self.row_lengths[row])
+        for start in range(0, len(order), self.batch_size):
+            yield self.batch(order[start : start + self.batch_size])
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        members = [[self.encoded[i] for i in self.rows[row]] for row in rows]
+        token_ids = [torch.cat([one.token_ids for one in row]) for row in members]
+        labels = [torch.cat([one.labels(self.train_on) for one in row]) for row in members]
+        numbers = [number_texts([len(one.token_ids) for one in row]) for row in members]
+        padded_ids, is_real = pad_right(token_ids)  # (batch, tokens), both
+        padded_labels = pad_right(labels)[0].masked_fill(~is_real, IGNORED)  # (batch, tokens)
+        mask = pad_right(numbers)[0]  # (batch, tokens)
+        return Batch(padded_ids, padded_labels, None if (mask == 1).all() else mask)
+
+    @property
+    def padding_share(self) -> float:
+        """The share of all places in an epoch's batches that hold padding."""
+        generator = np.random.default_rng(self.seed)
+        places = sum(
+            len(rows) * max(self.row_lengths[row] for row in rows)
+            for rows in length_buckets(self.row_lengths, self.batch_size, generator)
+        )
+        return 1 - sum(self.row_lengths) / places
+
+
+def number_texts(lengths: Sequence[int]) -> Int[Tensor, " tokens"]:
+    """1 1 1 2 2 for lengths of 3 and 2: the attention mask of texts that share a row."""
+    return torch.arange(1, len(lengths) + 1).repeat_interleave(torch.tensor(lengths))
+
+
+def pack(lengths: Sequence[int], longest: int) -> list[list[int]]:
+    """Which texts share a row of at most `longest` tokens: the longest first, each into the fullest
+    row that has room for it ("best fit decreasing")."""
+    rows: list[list[int]] = []
+    with_room: list[tuple[int, int]] = []  # (free places, row), the fullest first
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        best = bisect_left(with_room, (lengths[i], 0))
+        if best < len(with_room):
+            free, row = with_room.pop(best)
+            rows[row].append(i)
+        else:
+            free, row = longest, len(rows)
+            rows.append([i])
+        insort(with_room, (free - lengths[i], row))
+    return rows

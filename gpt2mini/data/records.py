@@ -1,0 +1,148 @@
+"""Records: rows with named fields, from JSONL, JSON, CSV, or a data set of the Hub."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HUB = "hf:"  # hf:owner/name or hf:owner/name:split
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row: what its fields hold, and where it stands, for messages."""
+
+    fields: Mapping[str, Any]
+    place: str  # "answers.jsonl, line 3"
+
+    def text(self, *names: str) -> str | None:
+        """The text under the first of these names that there is (in any case of letters).
+
+        None if there is none of them. Raises ValueError for a field that holds no text.
+        """
+        name = self.find(names)
+        if name is None:
+            return None
+        value = self.fields[name]
+        if not isinstance(value, str):
+            raise ValueError(f"{self.place}: {name!r} must be a text, not {shorten(value)}")
+        return value
+
+    def required_text(self, *names: str) -> str:
+        """The same; raises ValueError if there is none, or nothing but white space."""
+        value = self.text(*names)
+        if value is None:
+            raise self.lacks(names)
+        if not value.strip():
+            raise ValueError(f"{self.place}: {self.find(names)!r} is empty")
+        return value
+
+    def find(self, names: Sequence[str]) -> str | None:
+        """How the first of these names is spelled here."""
+        by_lower = {name.strip().lower(): name for name in self.fields}
+        return next((by_lower[name] for name in names if name in by_lower), None)
+
+    def lacks(self, names: Sequence[str]) -> ValueError:
+        wanted = " or ".join(map(repr, names))
+        return ValueError(f"{self.place}: expected {wanted}; found {', '.join(self.fields)}")
+
+
+def read_records(source: str | Path, columns: Mapping[str, str] | None = None) -> Iterator[Record]:
+    """The rows of a .jsonl, .json (an array of objects) or .csv file, or of `hf:owner/name:split`.
+
+    columns: our names for fields that are called otherwise there, {"prompt": "question"}.
+    Raises ValueError, with the number of the line, for what cannot be read, and if there is none.
+    """
+    columns = columns or {}
+    rows = read_hub(str(source)) if str(source).startswith(HUB) else read_file(Path(source))
+    empty = True
+    for place, row in rows:
+        empty = False
+        for theirs in columns.values():
+            if theirs not in row:
+                raise ValueError(f"{place}: there is no column {theirs!r}, only {', '.join(row)}")
+        yield Record({**row, **{ours: row[theirs] for ours, theirs in columns.items()}}, place)
+    if empty:
+        raise ValueError(f"{source} holds no record")
+
+
+def read_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.suffix == ".csv":
+        yield from read_csv(path)
+    elif path.suffix == ".json" and path.read_bytes().lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"[":
+        yield from read_json_array(path)
+    elif path.suffix in (".json", ".jsonl"):
+        yield from read_json_lines(path)
+    else:
+        raise ValueError(f"{path}: expected a file that ends in .jsonl, .json or .csv")
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not empty, from 1, without their ends."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not UTF-8 text ({error})") from None
+        if text.strip():
+            yield number, text
+
+
+def read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for _ in numbered_lines(path):  # to name the line that is not UTF-8
+        pass
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        for row in rows:
+            place = f"{path}, line {rows.line_num}"
+            if None in row or None in row.values():
+                wanted = ", ".join(rows.fieldnames or [])
+                raise ValueError(f"{place}: expected the {len(rows.fieldnames or [])} of {wanted}")
+            yield place, row
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in numbered_lines(path):
+        place = f"{path}, line {number}"
+        try:
+            yield place, as_object(json.loads(line), place)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place}: not valid JSON ({error})") from None
+
+
+def read_json_array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    for number, row in enumerate(rows, start=1):
+        place = f"{path}, record {number}"
+        yield place, as_object(row, place)
+
+
+def as_object(row: Any, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: expected an object with named fields, found {shorten(row)}")
+    return row
+
+
+def read_hub(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a data set of the Hub, through the `datasets` package, which downloads and caches."""
+    name, _, split = source.removeprefix(HUB).partition(":")
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(
+            f'{source} needs the datasets package: pip install "gpt2mini[datasets]"'
+        ) from error
+    for number, row in enumerate(load_dataset(name, split=split or "train"), start=1):
+        yield f"{source}, record {number}", dict(row)
+
+
+def shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
