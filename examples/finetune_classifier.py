@@ -11,6 +11,7 @@ loss.png, confusion.png and the model with the lowest validation loss to --out.
 
 import argparse
 import math
+import random
 import time
 from functools import partial
 from pathlib import Path
@@ -71,17 +72,21 @@ def main() -> None:
     longest = min(args.longest or model.config.context_length, model.config.context_length)
     encoded = [
         texts_to_train_on(
-            model, encode_texts(part.texts, tokenizer, longest, args.keep), part.labels
+            model, encode_texts(part.texts, tokenizer, longest, args.keep), part.labels, args.dtype
         )
         for part in (training, validation)
     ]
+    some = random.Random(args.seed).sample(
+        range(len(training)), min(len(training), len(validation))
+    )
 
     def evaluate() -> dict[str, float]:
-        loss, accuracy = evaluate_classes(model, encoded[1])
-        _, training_accuracy = evaluate_classes(model, encoded[0])
+        loss, accuracy = evaluate_classes(model, encoded[1], args.dtype)
+        training_loss, training_accuracy = evaluate_classes(model, encoded[0], args.dtype, some)
         return {
             "validation_loss": loss,
             "validation_accuracy": accuracy,
+            "training_loss": training_loss,
             "training_accuracy": training_accuracy,
         }
 
@@ -94,6 +99,7 @@ def main() -> None:
         log_every=max(1, steps // 50),
         evaluate_every=min(steps, steps_per_epoch),
         unit="texts",
+        recompute=args.method != "last-blocks",  # one block's activations are no burden
     )
     small = sum(p.numel() for p in model.parameters()) < SMALL
     logs = train(
@@ -166,11 +172,11 @@ def load_best(args: argparse.Namespace, out: Path, names: list[str], device: tor
 
 
 def print_evaluations(logs: list[dict[str, Any]]) -> None:
-    print("\n step   validation loss   accuracy: validation   training")
+    print("\n step   loss: validation   training   accuracy: validation   training")
     for row in logs:
         if "validation_loss" in row:
             print(
-                f"{row['step']:5}   {row['validation_loss']:15.3f}   "
+                f"{row['step']:5}   {row['validation_loss']:16.3f}   {row['training_loss']:8.3f}   "
                 f"{row['validation_accuracy']:20.3f}   {row['training_accuracy']:8.3f}"
             )
 

@@ -79,7 +79,7 @@ def write_adapter(model: GPT2, folder: Path) -> None:
     notes = {
         "format": "pt",
         "gpt2mini.targets": ",".join(targets),
-        "gpt2mini.base": json.dumps({"dtype": str(model.tok_emb.weight.dtype), **sample(model)}),
+        "gpt2mini.base": base_note(model),
     }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     config = as_json(peft_config(first, targets, bool(head)))
@@ -144,6 +144,11 @@ def peft_config(layer: LoRALinear, targets: list[str], head: bool) -> dict[str, 
         "inference_mode": True,
         **more,
     }
+
+
+def base_note(model: GPT2) -> str:
+    """What `check_base` knows a base model by, without its adapters."""
+    return json.dumps({"dtype": str(model.tok_emb.weight.dtype), **sample(model)})
 
 
 def sample(model: GPT2) -> dict[str, list[float]]:
@@ -260,42 +265,63 @@ def pattern(config: dict[str, Any], key: str, block: int, published: str, defaul
 def make_layers(
     model: GPT2, adapters: list[Adapter], config: dict[str, Any], targets: str | None
 ) -> dict[str, LoRALinear]:
-    """The adapted layers, filled, not yet in the model."""
+    """The adapted layers, filled, not yet in the model.
+
+    targets: which of query, key and value an adapter written here holds, each its own share of the
+    rank; PEFT's own is one adapter that all three have whole.
+    """
     layers: dict[str, LoRALinear] = {}
     for adapter in adapters:
-        if adapter.block >= model.config.n_layers:
-            raise ValueError(
-                f"it is for another model: it has a block {adapter.block}, "
-                f"and this model {model.config.n_layers} blocks"
-            )
+        check_shape(model, adapter)
         ours = PUBLISHED_LAYERS[adapter.published]
         wanted = [n for n in ours if targets is None or SHORT_NAMES[n] in targets.split(",")]
         if not wanted:
             raise ValueError(f"its header does not list h.{adapter.block}.{adapter.published}")
-        width = len(adapter.a) // len(wanted) if targets is not None else len(adapter.a)
+        rank = len(adapter.a) if targets is None else len(adapter.a) // len(wanted)
         for number, name in enumerate(wanted):
+            first = 0 if targets is None else number * rank
             base = model.trf_blocks[adapter.block].get_submodule(name)
             assert isinstance(base, nn.Linear)
-            columns = slice(number * width, (number + 1) * width) if targets else slice(None)
-            out = slice(ours.index(name) * base.out_features, None)
-            a, b = adapter.a[columns], adapter.b[out][: base.out_features, columns]
-            whole = (len(ours) * base.out_features, len(adapter.a))
-            if a.shape[1] != base.in_features or adapter.b.shape != whole:
-                raise ValueError(
-                    f"it is for another model: h.{adapter.block}.{adapter.published} has an A of "
-                    f"{tuple(adapter.a.shape)} and a B of {tuple(adapter.b.shape)} for a layer of "
-                    f"{base.in_features} to {len(ours) * base.out_features}"
-                )
-            stabilised = bool(config.get("use_rslora"))
-            share = width / len(adapter.a)
-            alpha = adapter.alpha * (math.sqrt(share) if stabilised else share)
-            dropout = config.get("lora_dropout", 0.0)
-            layer = LoRALinear(base, width, alpha, dropout, stabilised).train(base.training)
-            with torch.no_grad():
-                layer.lora_A.copy_(a)
-                layer.lora_B.copy_(b)
-            layers[f"trf_blocks.{adapter.block}.{name}"] = layer
+            layers[f"trf_blocks.{adapter.block}.{name}"] = make_layer(
+                base, adapter, slice(first, first + rank), ours.index(name), config
+            )
     return layers
+
+
+def check_shape(model: GPT2, adapter: Adapter) -> None:
+    """Raise ValueError if the model has no such layer."""
+    if adapter.block >= model.config.n_layers:
+        raise ValueError(
+            f"it is for another model: it has a block {adapter.block}, "
+            f"and this model {model.config.n_layers} blocks"
+        )
+    ours = PUBLISHED_LAYERS[adapter.published]
+    base = model.trf_blocks[adapter.block].get_submodule(ours[0])
+    assert isinstance(base, nn.Linear)
+    out = len(ours) * base.out_features
+    if adapter.a.shape[1] != base.in_features or adapter.b.shape != (out, len(adapter.a)):
+        raise ValueError(
+            f"it is for another model: h.{adapter.block}.{adapter.published} has an A of "
+            f"{tuple(adapter.a.shape)} and a B of {tuple(adapter.b.shape)} for a layer of "
+            f"{base.in_features} to {out}"
+        )
+
+
+def make_layer(
+    base: nn.Linear, adapter: Adapter, ranks: slice, number: int, config: dict[str, Any]
+) -> LoRALinear:
+    """One of our layers: some ranks of a published adapter, and the outputs of its `number`th
+    part."""
+    rank = ranks.stop - ranks.start
+    stabilised = bool(config.get("use_rslora"))
+    share = rank / len(adapter.a)
+    alpha = adapter.alpha * (math.sqrt(share) if stabilised else share)
+    layer = LoRALinear(base, rank, alpha, config.get("lora_dropout", 0.0), stabilised)
+    outputs = slice(number * base.out_features, (number + 1) * base.out_features)
+    with torch.no_grad():
+        layer.lora_A.copy_(adapter.a[ranks])
+        layer.lora_B.copy_(adapter.b[outputs, ranks])
+    return layer.train(base.training)
 
 
 def check_base(model: GPT2, note: str | None) -> None:

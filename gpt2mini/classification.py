@@ -4,16 +4,17 @@ The logits are those of `last_token(model(token_ids, attention_mask), attention_
 work: in the last block only the last token's row is computed, since nobody looks at the others.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from gpt2mini.cache import LayerCache
 from gpt2mini.data.labelled import encode_texts, pad_texts
-from gpt2mini.model import GPT2, TransformerBlock
+from gpt2mini.model import GPT2, MultiHeadAttention, TransformerBlock
 from gpt2mini.modes import evaluating
 from gpt2mini.padding import (
     attention_pattern,
@@ -144,31 +145,42 @@ def logits_from_block(
 def block_at_last_token(
     block: TransformerBlock, x: Float[Tensor, "batch tokens emb"], attention_mask: Tensor | None
 ) -> Float[Tensor, "batch 1 emb"]:
-    """What a block gives at the last real token: generation's step, with a cache of all tokens.
-
-    The last token brings its own key and value again, so its place among the others is masked.
-    """
-    batch, tokens, _ = x.shape
-    normed = block.norm1(x)
-    cache = EarlierTokens(
-        block.attn.split_heads(block.attn.key(normed)),
-        block.attn.split_heads(block.attn.value(normed)),
-    )
-    places = torch.arange(tokens, device=x.device)  # (tokens)
-    is_real = x.new_ones(batch, tokens, dtype=torch.bool)
+    """What a block gives at the last real token, for a fraction of its work."""
+    if not all(type(layer) is nn.Linear for layer in (block.attn.key, block.attn.value)):
+        pattern = attention_pattern(x[..., 0], attention_mask, past=0)
+        return last_token(block(x, pattern), attention_mask)[:, None]  # adapters: the plain way
+    is_real = x.new_ones(x.shape[:2], dtype=torch.bool)  # (batch, tokens)
     if attention_mask is not None:
         is_real = attention_mask.bool()
-    is_last = places == last_token(places.expand(batch, tokens), is_real)[:, None]
-    itself = is_real.new_ones(batch, 1)
-    may_attend = torch.cat([is_real & ~is_last, itself], dim=1)[:, None, None]
-    return block(last_token(x, is_real)[:, None], may_attend, cache)
+    x_last = last_token(x, is_real)  # (batch, emb)
+    x_last = x_last + block.drop(attention_of_last_token(block.attn, block.norm1(x), is_real))
+    x_last = x_last[:, None]  # (batch, 1, emb)
+    return x_last + block.drop(block.mlp(block.norm2(x_last)))
 
 
-class EarlierTokens(LayerCache):
-    """Keys and values that are there already, with their gradients; what is new stands behind."""
+def attention_of_last_token(
+    attn: MultiHeadAttention,
+    x: Float[Tensor, "batch tokens emb"],
+    is_real: Bool[Tensor, "batch tokens"],
+) -> Float[Tensor, "batch emb"]:
+    """The last real token looks at all real ones, without their keys and values.
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
+    query @ (W x) is (query @ W) @ x: with one query, turning that one around costs less than making
+    a key of every token. And the weighted sum of values is the value of the weighted sum. (A bias
+    of the keys adds the same to every score, which softmax does not notice.)
+    """
+    places = torch.arange(x.shape[1], device=x.device).expand(is_real.shape)  # (batch, tokens)
+    last = last_token(places, is_real)  # (batch)
+    visible = is_real | (places == last[:, None])  # a row of padding sees itself
+    query = attn.query(last_token(x, is_real)).unflatten(1, (attn.n_heads, -1))
+    key_matrix = attn.key.weight.unflatten(0, (attn.n_heads, -1))  # (heads, head_dim, emb)
+    value_matrix = attn.value.weight.unflatten(0, (attn.n_heads, -1))  # (heads, head_dim, emb)
+    turned = torch.einsum("bhd,hde->bhe", query, key_matrix)  # (batch, heads, emb)
+    scores = turned @ x.mT / math.sqrt(query.shape[2])  # (batch, heads, tokens)
+    shares = scores.masked_fill(~visible[:, None], -math.inf).softmax(dim=2)
+    shares = F.dropout(shares, attn.drop_rate, attn.training)  # (batch, heads, tokens)
+    context = torch.einsum("bhe,hde->bhd", shares @ x, value_matrix)  # (batch, heads, head_dim)
+    if attn.value.bias is not None:
+        bias = attn.value.bias.unflatten(0, (attn.n_heads, -1))  # (heads, head_dim)
+        context = context + shares.sum(dim=2, keepdim=True) * bias
+    return attn.attn_out(context.flatten(1))

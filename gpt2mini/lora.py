@@ -65,8 +65,8 @@ class LoRALinear(nn.Linear):
         output = F.linear(input, self.weight, self.bias)
         if not self.enabled:
             return output
-        low = F.linear(self.lora_dropout(input), self.lora_A)  # (*axes, rank)
-        return output + F.linear(low, self.lora_B) * self.scaling
+        low = F.linear(self.lora_dropout(input), self.lora_A) * self.scaling  # (*axes, rank)
+        return output + F.linear(low, self.lora_B)
 
     def merged_weight(self) -> Float[Tensor, "out into"]:
         """W + scaling * B A, added up in float32 or better."""

@@ -28,6 +28,7 @@ from gpt2mini.losses import last_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.padding import pad_right
+from gpt2mini.training.precision import autocast
 
 LARGEST_IN_MEMORY = 2**31  # bytes; a larger stream goes to a temporary file
 
@@ -62,7 +63,13 @@ class FrozenStream:
     Raises ValueError where it would not be the same in every epoch: with dropout.
     """
 
-    def __init__(self, model: GPT2, rows: Sequence[Tensor], labels: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: GPT2,
+        rows: Sequence[Tensor],
+        labels: Sequence[int],
+        precision: str = "auto",
+    ) -> None:
         if model.config.drop_rate:
             raise ValueError(
                 f"with dropout ({model.config.drop_rate}) the frozen layers' output changes from "
@@ -74,7 +81,7 @@ class FrozenStream:
         self.ends = np.cumsum(self.lengths)
         self.values = allocate(int(self.ends[-1]), model)  # (tokens of all texts, emb)
         device = model.tok_emb.weight.device
-        with evaluating(model):
+        with evaluating(model), autocast(device, precision):
             for indices in batches_by_length(self.lengths, BATCH_TOKENS):
                 batch = pad_texts([rows[i] for i in indices], [0] * len(indices)).to(device)
                 x = embed(model, batch.token_ids, batch.attention_mask)
@@ -142,22 +149,28 @@ def batch_logits(model: GPT2, batch: StreamBatch | LabelledBatch) -> Float[Tenso
 
 
 def texts_to_train_on(
-    model: GPT2, rows: Sequence[Tensor], labels: Sequence[int]
+    model: GPT2, rows: Sequence[Tensor], labels: Sequence[int], precision: str = "auto"
 ) -> FrozenStream | PlainTexts:
     """Whichever costs less: the kept stream if there are frozen blocks and no dropout."""
     if frozen_blocks(model) and not model.config.drop_rate:
-        return FrozenStream(model, rows, labels)
+        return FrozenStream(model, rows, labels, precision)
     return PlainTexts(rows, labels)
 
 
-def evaluate_classes(model: GPT2, data: FrozenStream | PlainTexts) -> tuple[float, float]:
-    """(mean loss, accuracy) over all texts, in eval mode; the mode found is restored."""
+def evaluate_classes(
+    model: GPT2,
+    data: FrozenStream | PlainTexts,
+    precision: str = "auto",
+    only: Sequence[int] | None = None,
+) -> tuple[float, float]:
+    """(mean loss, accuracy) over all texts, or some, in eval mode; the mode found is restored."""
+    chosen = range(len(data.lengths)) if only is None else only
     loss_sum, correct = 0.0, 0
     device = model.tok_emb.weight.device
-    with evaluating(model):
-        for indices in batches_by_length(data.lengths, BATCH_TOKENS):
-            batch = data.batch(indices).to(device)
+    with evaluating(model), autocast(device, precision):
+        for places in batches_by_length([data.lengths[i] for i in chosen], BATCH_TOKENS):
+            batch = data.batch([chosen[place] for place in places]).to(device)
             logits = batch_logits(model, batch)
             loss_sum += float(last_token_loss(logits[:, None], batch.labels)[0])
             correct += int((logits.argmax(dim=1) == batch.labels).sum())
-    return loss_sum / len(data.lengths), correct / len(data.lengths)
+    return loss_sum / len(chosen), correct / len(chosen)

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from gpt2mini.training.state import load_state, save_state
 logger = logging.getLogger(__name__)
 
 # A batch is anything with `.to(device)` that the loss function understands.
-LossFunction = Callable[[GPT2, Any], tuple[Tensor, Tensor]]
+LossFunction = Callable[[Any, Any], tuple[Tensor, Tensor | int]]
 
 
 def next_token_step(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -50,10 +50,11 @@ class Settings:
     save_every: int = 0  # 0: never
     progress: bool = True
     unit: str = "tokens"  # what the loss function counts, for the log: tokens, or texts
+    recompute: bool = True  # a third less memory for a few percent of the time
 
 
 def train(
-    model: GPT2,
+    model: nn.Module,
     batches: Iterable[Any],
     optimizers: Iterable[Optimizer],
     settings: Settings,
@@ -61,14 +62,17 @@ def train(
     evaluate: Callable[[], float | dict[str, float]] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    save: Callable[[GPT2, Path], object] = GPT2.save_pretrained,
+    save: Callable[[Any, Path], object] = GPT2.save_pretrained,
+    figures: Callable[[], dict[str, float]] | None = None,
 ) -> list[dict[str, Any]]:
     """Train in place; return the logged rows, which also go to `out`/metrics.jsonl.
 
+    model: a GPT2, or a module that holds one (then `save` has to be given too).
     batches: an endless iterable; with `resume`, one that starts where the saved state stopped
         (see `saved_step`). evaluate: gives the validation loss, alone or as the `validation_loss`
         among other figures to log; whenever it is the lowest so far, `save` writes the model to
-        `out`/best. Raises FloatingPointError if the loss is no longer a number.
+        `out`/best. figures: more to log in each row, such as a `Figures` that the loss function
+        fills. Raises FloatingPointError if the loss is no longer a number.
     """
     optimizers = list(optimizers)
     out = None if out is None else Path(out)
@@ -96,7 +100,8 @@ def train(
     bar = tqdm(
         desc="training", total=settings.steps, initial=first_step, disable=not settings.progress
     )
-    with mode(model, training=True), recompute_activations(model), bar:
+    kept = recompute_activations(model) if settings.recompute else nullcontext()
+    with mode(model, training=True), kept, bar:
         if first_step == 0:
             evaluate_and_keep_best(0)
         for step in range(first_step, settings.steps):
@@ -129,6 +134,7 @@ def train(
                         f"{settings.unit}_per_second": speed,
                         "learning_rate_share": share,
                         "grad_norm": grad_norm,
+                        **({} if figures is None else figures()),
                     }
                 )
                 bar.set_postfix_str(f"loss {loss:.3f}, {speed:.0f} {settings.unit}/s")
@@ -155,7 +161,7 @@ def set_learning_rates(optimizers: list[Optimizer], share: float) -> None:
 
 
 def accumulate_gradients(
-    model: GPT2, supply: Iterator[Any], loss_function: LossFunction, settings: Settings
+    model: nn.Module, supply: Iterator[Any], loss_function: LossFunction, settings: Settings
 ) -> tuple[float, float]:
     """Backward through the micro-batches of one step; (sum of the losses, number of targets).
 

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from gpt2mini.model import GPT2
+from gpt2mini.model import TransformerBlock
 
 
 @contextmanager
-def recompute_activations(model: GPT2) -> Iterator[None]:
+def recompute_activations(model: nn.Module) -> Iterator[None]:
     """Inside, forward passes keep less for backward; gradients are the same, bit for bit."""
     pairs = [
         (Recomputed(producer), consumer)
-        for block in model.trf_blocks
+        for block in model.modules()
+        if isinstance(block, TransformerBlock)
         for producer, consumer in (
             (block.get_submodule("norm1"), block.get_submodule("attn")),
             (block.get_submodule("norm2"), block.get_submodule("mlp.mlp_in")),

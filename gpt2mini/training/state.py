@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from gpt2mini.files import write_aside
-from gpt2mini.model import GPT2
 
 
 def save_state(
-    path: Path, model: GPT2, optimizers: Iterable[Optimizer], step: int, best: float
+    path: Path, model: nn.Module, optimizers: Iterable[Optimizer], step: int, best: float
 ) -> None:
     """Write the state aside and rename it: a crash leaves the old file or the new one."""
     state = {
@@ -25,7 +25,7 @@ def save_state(
     write_aside(path, lambda aside: torch.save(state, aside))
 
 
-def load_state(path: Path, model: GPT2, optimizers: Iterable[Optimizer]) -> tuple[int, float]:
+def load_state(path: Path, model: nn.Module, optimizers: Iterable[Optimizer]) -> tuple[int, float]:
     """Fill model and optimizers in place; return (steps done, best validation loss)."""
     state = read_state(path)
     model.load_state_dict(state["model"])

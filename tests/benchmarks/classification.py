@@ -290,6 +290,7 @@ def run_gpt2mini(
         evaluate_every=steps_per_epoch,
         progress=False,
         unit="texts",
+        recompute=False,
     )
     print(
         f"gpt2mini: epochs: {args.epochs}, steps in each: {steps_per_epoch}, "
