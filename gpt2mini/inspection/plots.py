@@ -1,15 +1,26 @@
 """Pictures of a run. matplotlib is optional: pip install 'gpt2mini[plots]'."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def new_figure(width: float, height: float) -> tuple[Any, Any]:
-    """An empty figure and its axes, drawn without a screen and without global state."""
+    from gpt2mini.inspection.compare import ModelComparison
+    from gpt2mini.inspection.heads import HeadScores
+    from gpt2mini.inspection.lens import Lens
+    from gpt2mini.preferences.rewards import CalibrationBin
+    from gpt2mini.tokenizer import Tokenizer
+
+
+def new_figure(width: float, height: float, panels: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    """An empty figure and its axes (several side by side or in rows: an array), drawn without a
+    screen and without global state."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -17,7 +28,7 @@ def new_figure(width: float, height: float) -> tuple[Any, Any]:
         raise ImportError("plots need matplotlib: pip install 'gpt2mini[plots]'") from None
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    return figure, figure.subplots(rows, panels)
 
 
 def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], picture: str | Path) -> None:
@@ -45,8 +56,7 @@ def plot_losses(
     Raises ImportError, saying what to install, where matplotlib is missing.
     """
     figure, axes = new_figure(7, 4)
-    lines = Path(metrics).read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = read_metrics(metrics)
     for name, label, style in (
         ("loss", "training", {"color": "0.55", "linewidth": 1.2}),
         ("validation_loss", "validation (held out)", {"color": "black", "marker": "o"}),
@@ -56,4 +66,210 @@ def plot_losses(
     axes.set(title=title, xlabel="step", ylabel=f"loss ({unit})")
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(picture, dpi=120)
+
+
+def plot_figures(
+    metrics: str | Path, names: Sequence[str], picture: str | Path, title: str
+) -> None:
+    """Some of the figures in a run's metrics.jsonl over the steps, side by side, as a PNG. Raises
+    ImportError as `plot_losses`."""
+    rows = read_metrics(metrics)
+    shown = [name for name in names if any(name in row for row in rows)]
+    figure, panels = new_figure(4 * max(1, len(shown)), 3.2, max(1, len(shown)))
+    for name, axes in zip(shown, np.atleast_1d(panels), strict=True):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axes.plot(*zip(*points, strict=True), color="black", linewidth=1.2)
+        axes.set(title=name.replace("_", " "), xlabel="step")
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.savefig(picture, dpi=120)
+
+
+def plot_calibration(bins: "Sequence[CalibrationBin]", picture: str | Path) -> None:
+    """How often a reward model is right where it is so sure (`rewards.calibration`), as a PNG; on
+    the diagonal it is as good as it believes. Raises ImportError as `plot_losses`."""
+    figure, axes = new_figure(4.5, 4.5)
+    axes.plot([0.5, 1], [0.5, 1], color="0.55", linestyle="--", label="perfectly calibrated")
+    most = max(one.pairs for one in bins)
+    axes.scatter(
+        [one.confidence for one in bins],
+        [one.correct for one in bins],
+        s=[20 + 200 * one.pairs / most for one in bins],
+        color="black",
+        label="pairs (area: how many)",
+    )
+    axes.set(xlabel="probability given to the preferred answer", ylabel="share that was right")
+    axes.set(xlim=(0.48, 1.02), ylim=(-0.04, 1.04))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(picture, dpi=120)
+
+
+def read_metrics(metrics: str | Path) -> list[dict[str, Any]]:
+    lines = Path(metrics).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def plot_runs(
+    runs: Mapping[str, str | Path],
+    picture: str | Path,
+    title: str,
+    name: str = "loss",
+    unit: str = "nats per token",
+    average_every: int = 1,
+) -> None:
+    """One figure of several runs over the steps, as a PNG; told apart by their dashes and markers.
+
+    runs: what to call each -> its metrics.jsonl. average_every: from 2 on, the mean over so many
+    logged steps stands before the raw curve. Raises ImportError as `plot_losses`.
+    """
+    if average_every < 1:
+        raise ValueError(f"average_every must be at least 1, not {average_every}")
+    figure, axes = new_figure(7, 4)
+    for i, (label, metrics) in enumerate(runs.items()):
+        points = [(row["step"], row[name]) for row in read_metrics(metrics) if name in row]
+        if not points:
+            raise ValueError(f"{metrics} has no figure {name!r}")
+        steps, figures = np.array(points, dtype=float).T
+        colour = ("black", "0.4", "0.6")[i % 3]
+        if average_every > 1:
+            axes.plot(steps, figures, color=colour, alpha=0.4, linewidth=0.6)
+            steps, figures = averaged(steps, average_every), averaged(figures, average_every)
+            label += f" (mean of {average_every})"
+        style = {"linestyle": ("-", "--", ":", "-.")[i % 4], "marker": "os^Dv"[i % 5]}
+        axes.plot(steps, figures, label=label, color=colour, markevery=0.1, markersize=4, **style)
+    axes.set(title=title, xlabel="step", ylabel=f"{name.replace('_', ' ')} ({unit})")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture, dpi=120)
+
+
+def averaged(figures: np.ndarray, n: int) -> np.ndarray:
+    """The mean of every n in a row; fewer may be left for the last."""
+    return np.array([figures[i : i + n].mean() for i in range(0, len(figures), n)])
+
+
+# ---- inside a model
+
+
+def token_labels(tokenizer: "Tokenizer", token_ids: Sequence[int]) -> list[str]:
+    """Tokens as labels: a space shows as an open box, the unprintable and parts of characters as
+    escapes."""
+    from gpt2mini.inspection.lens import escape
+
+    texts = [tokenizer.token_bytes(i).decode("utf-8", "backslashreplace") for i in token_ids]
+    return [escape(text).removesuffix("\n").replace(" ", "\u2423") for text in texts]
+
+
+def plot_attention(
+    attention: "Tensor", tokens: Sequence[str], picture: str | Path, title: str
+) -> None:
+    """Who looks at whom, as a PNG: a panel for each head of one layer, or one for one head.
+
+    attention: (heads, tokens, tokens), as `trace` has it for one row. Raises ImportError as
+    `plot_losses`.
+    """
+    heads, n_tokens = len(attention), len(tokens)
+    if attention.shape[1:] != (n_tokens, n_tokens):
+        raise ValueError(f"{n_tokens} tokens for attention of the shape {tuple(attention.shape)}")
+    columns = min(4, math.ceil(math.sqrt(heads)))
+    rows = math.ceil(heads / columns)
+    side = min(8.0, max(3.2, 1.2 + 0.19 * n_tokens))
+    figure, panels = new_figure(side * columns + 1, side * rows + 0.5, columns, rows)
+    panels = np.atleast_1d(panels).flatten()
+    for head, axes in enumerate(panels):
+        if head >= heads:
+            axes.set_axis_off()
+            continue
+        image = axes.imshow(attention[head].float().cpu().numpy(), cmap="Greys", vmin=0, vmax=1)
+        axes.set_title(f"head {head}" if heads > 1 else "", fontsize=10)
+        label_tokens(axes.set_xticks, tokens, rotation=90)
+        label_tokens(axes.set_yticks, tokens)
+        axes.set(xlabel="looked at (key)", ylabel="" if head % columns else "looks (query)")
+    figure.colorbar(image, ax=list(panels), label="attention (share of 1)", shrink=0.6)
+    figure.suptitle(title)
+    figure.savefig(picture, dpi=120)
+
+
+def label_tokens(set_ticks: Any, tokens: Sequence[str], **style: Any) -> None:
+    """Name the places of an axis: by the tokens if there is room, else every eighth by number."""
+    every = 1 if len(tokens) <= 72 else 8
+    places = list(range(0, len(tokens), every))
+    labels = [drawable(tokens[i]) if every == 1 else str(i) for i in places]
+    set_ticks(places, labels, fontsize=7, parse_math=False, **style)
+
+
+def drawable(text: str) -> str:
+    """The text with a box for what matplotlib's own font has no glyph of, such as Chinese."""
+    from matplotlib.font_manager import findfont, get_font
+
+    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
+    return "".join(c if ord(c) in glyphs else "\u25a1" for c in text)
+
+
+def plot_lens(
+    lens: "Lens", tokenizer: "Tokenizer", token_ids: "Tensor", picture: str | Path, title: str
+) -> None:
+    """The likeliest next token after each layer (upwards) at each position (to the right), the
+    darker the surer, as a PNG. token_ids: the row that the lens was made of. Raises ImportError as
+    `plot_losses`."""
+    ids, probabilities = lens.token_ids[:, 0, :, 0], lens.probabilities[:, 0, :, 0].numpy()
+    layers, n_tokens = ids.shape
+    figure, axes = new_figure(2 + 0.72 * n_tokens, 1.6 + 0.3 * layers)
+    image = axes.imshow(probabilities, cmap="Greys", vmin=0, vmax=1, aspect="auto", origin="lower")
+    for layer in range(layers):
+        for place, text in enumerate(token_labels(tokenizer, ids[layer].tolist())):
+            shown = drawable(text if len(text) <= 9 else text[:8] + "\u2026")
+            colour = "white" if probabilities[layer, place] > 0.6 else "black"
+            style = {"ha": "center", "va": "center", "fontsize": 7, "parse_math": False}
+            axes.text(place, layer, shown, color=colour, **style)
+    read = token_labels(tokenizer, token_ids.flatten().tolist())
+    axes.set_xticks(range(n_tokens), map(drawable, read), fontsize=8, rotation=45, parse_math=False)
+    names = [name.removesuffix(".stream").replace("blocks.", "block ") for name in lens.layers]
+    axes.set_yticks(range(layers), names, fontsize=8)
+    axes.set(title=title, xlabel="token read", ylabel="stream after")
+    figure.colorbar(image, label="probability of the token shown")
+    figure.savefig(picture, dpi=120)
+
+
+def plot_change(comparison: "ModelComparison", picture: str | Path, title: str) -> None:
+    """How far each layer's weights have moved, and each block's stream if a text was compared, as a
+    PNG. Raises ImportError as `plot_losses`."""
+    streams = [x for x in comparison.activations if x.name.endswith((".stream", "embedding"))]
+    panels = {"weights": comparison.layers} | ({"activations (stream)": streams} if streams else {})
+    height = 1.4 + 0.27 * max(map(len, panels.values()))
+    figure, all_axes = new_figure(5 * len(panels), height, len(panels))
+    for (what, differences), axes in zip(panels.items(), np.atleast_1d(all_axes), strict=True):
+        finite = [100 * x.relative if math.isfinite(x.relative) else 0.0 for x in differences]
+        bars = axes.barh([x.layer for x in differences], finite, color="0.6", edgecolor="black")
+        labels = [f" {100 * x.relative:.2g}" for x in differences]
+        axes.bar_label(bars, labels, fontsize=8)
+        axes.margins(x=0.15)
+        axes.locator_params(axis="x", nbins=6)
+        axes.invert_yaxis()
+        axes.set(title=what, xlabel="relative change |b - a| / |a| (%)")
+        axes.grid(axis="x", alpha=0.3)
+    figure.suptitle(title)
+    figure.savefig(picture, dpi=120)
+
+
+def plot_head_scores(scores: "HeadScores", picture: str | Path, title: str) -> None:
+    """Previous-token and induction score of every head, as a PNG. Raises ImportError as
+    `plot_losses`."""
+    layers, heads = scores.induction.shape
+    figure, panels = new_figure(2 * (1.6 + 0.55 * heads), 1.6 + 0.32 * layers, 2)
+    named = {"previous token": scores.previous_token, "induction": scores.induction}
+    for (name, of_heads), axes in zip(named.items(), panels, strict=True):
+        image = axes.imshow(of_heads.numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto")
+        for layer in range(layers):
+            for head in range(heads):
+                score = float(of_heads[layer, head])
+                style = {"ha": "center", "va": "center", "fontsize": 7}
+                axes.text(head, layer, f"{score:.2f}", color="w" if score > 0.6 else "k", **style)
+        axes.set_xticks(range(heads))
+        axes.set_yticks(range(layers))
+        axes.set(title=name, xlabel="head", ylabel="layer")
+    figure.colorbar(image, ax=list(panels), label="score (share of 1)")
+    figure.suptitle(title)
     figure.savefig(picture, dpi=120)

@@ -1,6 +1,7 @@
 """The training loop and what it needs: optimizers, learning-rate schedules, saved states,
 precision."""
 
+from gpt2mini.training.figures import Figures
 from gpt2mini.training.frozen import (
     FrozenStream,
     PlainTexts,
@@ -15,6 +16,7 @@ from gpt2mini.training.optimizers import adamw, muon_and_adamw
 from gpt2mini.training.schedules import cosine, warmup_stable_decay
 
 __all__ = [
+    "Figures",
     "FrozenStream",
     "LossFunction",
     "PlainTexts",

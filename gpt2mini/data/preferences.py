@@ -1,0 +1,186 @@
+"""Preferences: a prompt, the better of two answers, and the other; records -> batches of pairs."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gpt2mini.data.instructions import (
+    COMPLETION_NAMES,
+    LAST_SPEAKER,
+    PLAIN,
+    PROMPT_NAMES,
+    EncodedExchange,
+    Exchange,
+    check_template,
+    encode_exchanges,
+    fill,
+    join,
+)
+from gpt2mini.data.labelled import length_buckets
+from gpt2mini.data.records import Record, read_records
+from gpt2mini.padding import pad_right
+from gpt2mini.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+CHOSEN_NAMES = ("chosen", *COMPLETION_NAMES)  # of a column or a JSON key
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What is given, as the model reads it, and two answers, of which somebody preferred one."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+# ---- records -> preferences
+
+
+def read_preferences(
+    source: str | Path, template: str = PLAIN, columns: Mapping[str, str] | None = None
+) -> list[Preference]:
+    """Read prompt, chosen and rejected, instruction (with or without input), output and rejected,
+    or pairs of dialogues.
+
+    source: .jsonl, .json, .csv or hf:owner/name:split. template: how a prompt is put to the model,
+    with {prompt}, or {instruction} and {input}; dialogues need none. Pairs of equal answers teach
+    nothing and are dropped, as are dialogues of which one breaks off before its answer; how many,
+    is said in a warning. Raises ValueError, with the line, for a field that is missing or empty.
+    """
+    check_template(template)
+    pairs = [preference(record, template) for record in read_records(source, columns)]
+    different = [one for one in pairs if one.chosen != one.rejected]
+    found = [one for one in different if one.chosen.strip() and one.rejected.strip()]
+    for dropped, what in (
+        (len(pairs) - len(different), "both answers are the same"),
+        (len(different) - len(found), "an answer is empty"),
+    ):
+        if dropped:
+            logger.warning("%s: %d of %d pairs dropped: %s", source, dropped, len(pairs), what)
+    if not found:
+        raise ValueError(f"{source} holds no pair of two different answers")
+    return found
+
+
+def preference(record: Record, template: str) -> Preference:
+    chosen = record.required_text(*CHOSEN_NAMES)
+    rejected = record.required_text("rejected")
+    if record.find(PROMPT_NAMES) is None and record.find(["chosen"]):
+        return split_dialogues(chosen, rejected, record.place)
+    prompt = fill(template, record.required_text(*PROMPT_NAMES), record.text("input") or "")
+    return Preference(prompt, join(prompt, chosen), join(prompt, rejected))
+
+
+def split_dialogues(chosen: str, rejected: str, place: str) -> Preference:
+    """Two dialogues of Anthropic's HH form, split at the last "Assistant:" that they share.
+
+    That is the last one of each, but for 12 of the 5103 pairs of HH's helpful test sets: there one
+    of the answers goes on to play both parts, and its own turns are no part of what was given.
+    """
+    both = enumerate(zip(chosen, rejected, strict=False))
+    alike = next((i for i, (one, other) in both if one != other), min(len(chosen), len(rejected)))
+    before, mark, _ = chosen[:alike].rpartition(LAST_SPEAKER)
+    if not mark:
+        raise ValueError(
+            f"{place}: expected a prompt, or two dialogues that begin alike up to {LAST_SPEAKER!r}"
+        )
+    prompt = before.lstrip() + mark
+    answers = [dialogue[len(before + mark) :] for dialogue in (chosen, rejected)]
+    return Preference(prompt, *(join(prompt, answer) for answer in answers))
+
+
+# ---- preferences -> token ids
+
+
+@dataclass(frozen=True)
+class EncodedPreference:
+    """Token ids of prompt and answer, twice; the prompts are the same."""
+
+    chosen: EncodedExchange
+    rejected: EncodedExchange
+    reference: tuple[float, float] | None = None  # log p of both answers under the reference model
+
+    @property
+    def length(self) -> int:
+        return max(len(self.chosen.token_ids), len(self.rejected.token_ids))
+
+
+def encode_preferences(
+    preferences: Sequence[Preference], tokenizer: Tokenizer, longest: int
+) -> list[EncodedPreference]:
+    """Answers end in <|endoftext|>. Of what is longer than `longest` tokens the prompt keeps its
+    tail, the same for both answers; how often, is said in a warning."""
+    exchanges = [Exchange(one.prompt, one.chosen) for one in preferences]
+    exchanges += [Exchange(one.prompt, one.rejected) for one in preferences]
+    encoded = encode_exchanges(exchanges, tokenizer, longest)
+    pairs = zip(encoded[: len(preferences)], encoded[len(preferences) :], strict=True)
+    return [with_one_prompt(chosen, rejected) for chosen, rejected in pairs]
+
+
+def with_one_prompt(chosen: EncodedExchange, rejected: EncodedExchange) -> EncodedPreference:
+    """The longer answer leaves less room for its prompt: what it had to forget, both forget."""
+    n_prompt = min(chosen.n_prompt, rejected.n_prompt)
+
+    def cut(one: EncodedExchange) -> EncodedExchange:
+        return EncodedExchange(one.token_ids[one.n_prompt - n_prompt :], n_prompt)
+
+    return EncodedPreference(cut(chosen), cut(rejected))
+
+
+# ---- token ids -> batches
+
+
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """All chosen answers, then all rejected ones, so that one forward pass reads them all.
+
+    `rows` is 2 * pairs; `tensor.chunk(2)` parts them again.
+    """
+
+    token_ids: Int[Tensor, "rows tokens"]
+    response_mask: Bool[Tensor, "rows tokens"]  # the answers, <|endoftext|> included
+    attention_mask: Bool[Tensor, "rows tokens"] | None = None  # None: all tokens are real
+    reference_logprobs: Float[Tensor, " rows"] | None = None  # of the answers
+
+    def to(self, device: torch.device) -> "PreferenceBatch":
+        mask, reference = self.attention_mask, self.reference_logprobs
+        return PreferenceBatch(
+            self.token_ids.to(device),
+            self.response_mask.to(device),
+            None if mask is None else mask.to(device),
+            None if reference is None else reference.to(device),
+        )
+
+
+def pad_pairs(pairs: Sequence[EncodedPreference]) -> PreferenceBatch:
+    """Right-pad to the longest of the batch; masks come from lengths."""
+    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    token_ids, is_real = pad_right([row.token_ids for row in rows])  # (rows, tokens), both
+    n_prompt = torch.tensor([[row.n_prompt] for row in rows])  # (rows, 1)
+    is_response = is_real & (torch.arange(token_ids.shape[1]) >= n_prompt)  # (rows, tokens)
+    known = [pair.reference for pair in pairs if pair.reference is not None]
+    reference = torch.tensor(known).T.flatten() if len(known) == len(pairs) else None  # (rows)
+    return PreferenceBatch(token_ids, is_response, None if is_real.all() else is_real, reference)
+
+
+class PreferenceBatches:
+    """Endless shuffled batches of pairs of similar length, a function of the seed."""
+
+    def __init__(self, pairs: Sequence[EncodedPreference], batch_size: int, seed: int) -> None:
+        self.pairs, self.batch_size, self.seed = list(pairs), batch_size, seed
+        self.lengths = [pair.length for pair in self.pairs]
+        self.batches_per_epoch = -(-len(self.pairs) // batch_size)
+
+    def __iter__(self) -> Iterator[PreferenceBatch]:
+        generator = np.random.default_rng(self.seed)
+        while True:
+            for indices in length_buckets(self.lengths, self.batch_size, generator):
+                yield pad_pairs([self.pairs[i] for i in indices])

@@ -1,0 +1,136 @@
+"""Direct preference optimization: learn from pairs without a reward model and without sampling.
+
+Rafailov et al. 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward
+Model". The policy is its own reward model (equation 5, but for a term that depends on the prompt
+alone):
+
+    reward(prompt, answer) = beta * log (p_policy(answer | prompt) / p_reference(answer | prompt))
+
+and the loss is that of a reward model's pairs (equation 7, `losses.dpo_loss`). At first policy and
+reference are the same, all rewards 0 and the loss ln 2; but its gradient is not 0: half of
+beta * (grad log p(rejected) - grad log p(chosen)).
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gpt2mini.classification import BATCH_TOKENS, batches_by_length
+from gpt2mini.data.preferences import EncodedPreference, PreferenceBatch, pad_pairs
+from gpt2mini.logprobs import sequence_logprobs
+from gpt2mini.lora import lora_layers
+from gpt2mini.losses import dpo_loss
+from gpt2mini.model import GPT2
+from gpt2mini.modes import evaluating
+from gpt2mini.preferences.reference import using_reference
+from gpt2mini.preferences.rewards import RewardReport
+from gpt2mini.training.figures import Figures
+from gpt2mini.training.precision import autocast
+
+NO_REFERENCE = (
+    "the pairs have no log-probabilities of a reference: pairs = with_reference(pairs, model) "
+    "before training, or reference_free=True"
+)
+
+
+def dpo_step(
+    model: GPT2,
+    batch: PreferenceBatch,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    variant: str = "dpo",
+    reference_free: bool = False,
+    figures: Figures | None = None,
+) -> tuple[Tensor, int]:
+    """(sum of the loss, number of pairs) of a batch, for `training.train`.
+
+    reference_free: compare with a reference that finds all answers equally likely. Otherwise the
+    pairs must have been given their reference log-probabilities (`with_reference`).
+    """
+    logprobs = batch_logprobs(model, batch)  # (rows)
+    reference = None if reference_free else batch.reference_logprobs  # (rows)
+    if reference is None and not reference_free:
+        raise ValueError(NO_REFERENCE)
+    chosen, rejected = logprobs.chunk(2)  # (pairs) each
+    reference_chosen, reference_rejected = (None, None) if reference is None else reference.chunk(2)
+    if figures is not None:
+        rewards = beta * (logprobs if reference is None else logprobs - reference)
+        figures.add(**reward_figures(*rewards.chunk(2)))
+    return dpo_loss(
+        chosen,
+        rejected,
+        reference_chosen,
+        reference_rejected,
+        beta,
+        label_smoothing,
+        variant,
+    )
+
+
+def reward_figures(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    return {
+        "chosen_reward": chosen,
+        "rejected_reward": rejected,
+        "margin": chosen - rejected,
+        "accuracy": chosen > rejected,
+    }
+
+
+def batch_logprobs(model: GPT2, batch: PreferenceBatch) -> Float[Tensor, " rows"]:
+    """log p of each answer, given its prompt."""
+    return sequence_logprobs(model, batch.token_ids, batch.attention_mask, batch.response_mask)[0]
+
+
+def pair_logprobs(
+    model: GPT2, pairs: Sequence[EncodedPreference], precision: str = "auto"
+) -> Float[Tensor, "pairs 2"]:
+    """log p of the chosen and the rejected answers of many pairs, without gradients; on the CPU."""
+    device = model.tok_emb.weight.device
+    found = torch.empty(len(pairs), 2)
+    with evaluating(model), autocast(device, precision):
+        for indices in batches_by_length([2 * pair.length for pair in pairs], BATCH_TOKENS):
+            batch = pad_pairs([pairs[i] for i in indices]).to(device)
+            found[indices] = batch_logprobs(model, batch).view(2, -1).T.cpu()
+    return found
+
+
+def with_reference(
+    pairs: Sequence[EncodedPreference],
+    policy: GPT2,
+    reference: GPT2 | None = None,
+    precision: str = "auto",
+) -> list[EncodedPreference]:
+    """The pairs with the log-probabilities that the reference gives their answers.
+
+    It never changes, so this is done once, not once an epoch. reference: a frozen model; the
+    default is the policy without its adapters or, where it has none, as it is now.
+    """
+    as_it_is = reference is None and not lora_layers(policy)
+    with nullcontext(policy) if as_it_is else using_reference(policy, reference) as model:
+        logprobs = pair_logprobs(model, pairs, precision)  # (pairs, 2)
+    return [
+        replace(pair, reference=(row[0], row[1]))
+        for pair, row in zip(pairs, logprobs.tolist(), strict=True)
+    ]
+
+
+def evaluate_dpo(
+    model: GPT2,
+    pairs: Sequence[EncodedPreference],
+    beta: float = 0.1,
+    reference_free: bool = False,
+    precision: str = "auto",
+) -> RewardReport:
+    """The rewards that the policy implies, for pairs that have their reference's."""
+    logprobs = pair_logprobs(model, pairs, precision)  # (pairs, 2)
+    if not reference_free:
+        known = [pair.reference for pair in pairs if pair.reference is not None]
+        if len(known) < len(pairs):
+            raise ValueError(NO_REFERENCE)
+        logprobs = logprobs - torch.tensor(known)
+    chosen, rejected = (beta * logprobs).unbind(dim=1)  # (pairs) each
+    return RewardReport(chosen, rejected)

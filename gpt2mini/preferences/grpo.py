@@ -1,0 +1,84 @@
+"""Group relative policy optimization: PPO without a critic.
+
+Shao et al. 2024, "DeepSeekMath", section 4.1. Each prompt is answered several times, and an answer
+is as good as it is better than its siblings:
+
+    advantage = (reward - mean of the group) / standard deviation of the group
+
+for all of its tokens. The KL to the reference stands in the loss, not in the reward, as the
+estimate "k3" of equation 4. Unlike equation 3, which gives every answer the same weight, the loss
+is a mean over tokens, as in Yu et al. 2025 ("DAPO").
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gpt2mini.logprobs import token_logprobs
+from gpt2mini.losses import kl_from_samples, ppo_loss
+from gpt2mini.model import GPT2
+from gpt2mini.preferences.ppo import clipped
+from gpt2mini.preferences.reward_functions import RewardFunction
+from gpt2mini.preferences.rollouts import Experience, OnPolicyBatches, Rollout, RolloutSettings
+from gpt2mini.tokenizer import Tokenizer
+from gpt2mini.training.figures import Figures
+
+
+def group_advantages(rewards: Float[Tensor, " batch"], num_samples: int) -> Float[Tensor, " batch"]:
+    """How many standard deviations each reward lies above its group's mean; neighbouring rows are a
+    group. A group whose rewards are all the same teaches nothing: 0."""
+    check_group(num_samples)
+    groups = rewards.view(-1, num_samples)  # (prompts, samples)
+    centred = groups - groups.mean(dim=1, keepdim=True)
+    return (centred / (groups.std(dim=1, keepdim=True) + 1e-4)).flatten()
+
+
+def check_group(num_samples: int) -> None:
+    if num_samples < 2:
+        raise ValueError("GRPO compares answers to one prompt: num_samples must be at least 2")
+
+
+def grpo_experience(
+    rollout: Rollout, rewards: Float[Tensor, " batch"], num_samples: int
+) -> Experience:
+    """Every token of an answer has the answer's advantage."""
+    advantages = group_advantages(rewards, num_samples)[:, None]  # (batch, 1)
+    return Experience(**vars(rollout), advantages=advantages * rollout.response_mask)
+
+
+def grpo_batches(
+    policy: GPT2,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    reward: RewardFunction,
+    rollouts: RolloutSettings,
+    generator: torch.Generator,
+    reference: GPT2 | None = None,
+    figures: Figures | None = None,
+) -> OnPolicyBatches:
+    """Endless minibatches for `training.train(policy, batches, ..., partial(grpo_step, ...))`."""
+    check_group(rollouts.num_samples)
+    learn_from = partial(grpo_experience, num_samples=rollouts.num_samples)
+    return OnPolicyBatches(
+        policy, tokenizer, prompts, reward, learn_from, rollouts, generator, reference, figures
+    )
+
+
+def grpo_step(
+    model: GPT2,
+    batch: Experience,
+    kl_coefficient: float = 0.04,
+    clip: float = 0.2,
+    figures: Figures | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(sum of the clipped objective and of the KL, number of response tokens) of a minibatch."""
+    mask = batch.response_mask
+    logprobs = token_logprobs(model, batch.token_ids, batch.attention_mask, mask)
+    policy_sum, count = ppo_loss(logprobs, batch.logprobs, batch.advantages, mask, clip)
+    kl = kl_from_samples(logprobs, batch.reference_logprobs)[mask]  # (response tokens)
+    if figures is not None:
+        figures.add(policy_loss=policy_sum / count, clip_fraction=clipped(logprobs, batch, clip))
+    return policy_sum + kl_coefficient * kl.sum(), count

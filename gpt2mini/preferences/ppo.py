@@ -1,0 +1,246 @@
+"""Proximal policy optimization for language models: answer, rate, make good answers likelier.
+
+Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences"; Stiennon et al. 2020;
+Ouyang et al. 2022. The clipped objective is Schulman et al. 2017's (`losses.ppo_loss`), the
+advantages are Schulman et al. 2016's. A token is an action, a text so far a state:
+
+    reward of token t   -kl_coefficient * (log p_policy - log p_reference), at each token,
+                        + the answer's reward, at its last one
+    value of token t    what the critic expects of the rest, read one position to the left
+    advantage           how much better it came than expected, over the rest of the answer
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gpt2mini.logprobs import check_response, logprobs_from_hidden
+from gpt2mini.losses import ppo_loss, value_loss
+from gpt2mini.model import GPT2
+from gpt2mini.modes import evaluating
+from gpt2mini.preferences.reward_functions import RewardFunction
+from gpt2mini.preferences.rewards import check_reward_head
+from gpt2mini.preferences.rollouts import Experience, OnPolicyBatches, Rollout, RolloutSettings
+from gpt2mini.tokenizer import Tokenizer
+from gpt2mini.training.figures import Figures
+from gpt2mini.training.precision import autocast
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    gamma: float = 1.0  # an answer's reward is worth the same however late it comes
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_weight: float = 0.1  # of the value loss beside the policy's
+    whiten_rewards: bool = False
+
+
+class ActorCritic(nn.Module):
+    """A policy and its critic: two heads on one trunk, or two models."""
+
+    def __init__(self, policy: GPT2, value_model: GPT2 | None = None) -> None:
+        """value_model: a GPT-2 with one output, for instance a copy of the reward model; by default
+        the critic is a linear layer on the policy's own trunk, and expects 0 at first."""
+        super().__init__()
+        self.policy, self.value_model = policy, value_model
+        if value_model is not None:
+            check_reward_head(value_model)
+            return
+        like = policy.tok_emb.weight
+        self.value_head = nn.Linear(policy.config.emb_dim, 1, device=like.device, dtype=like.dtype)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(
+        self,
+        token_ids: Int[Tensor, "batch tokens"],
+        attention_mask: Bool[Tensor, "batch tokens"],
+        response_mask: Bool[Tensor, "batch tokens"],
+    ) -> tuple[Float[Tensor, "batch tokens"], Float[Tensor, "batch tokens"]]:
+        """(log-probabilities, values) of the response tokens; 0 elsewhere."""
+        check_response(token_ids, attention_mask, response_mask)
+        hidden = self.policy.hidden_states(token_ids, attention_mask)  # (batch, tokens, emb)
+        logprobs = logprobs_from_hidden(hidden, self.policy.out_head, token_ids, response_mask)
+        if self.value_model is None:
+            outputs = self.value_head(hidden)  # (batch, tokens, 1)
+        else:
+            outputs = self.value_model(token_ids, attention_mask)  # (batch, tokens, 1)
+        return logprobs, values_of_tokens(outputs[..., 0].float(), response_mask)
+
+
+def values_of_tokens(
+    outputs: Float[Tensor, "batch tokens"], response_mask: Bool[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch tokens"]:
+    """The value of the state in which each token was chosen: the critic's output to its left."""
+    to_the_left = torch.cat([outputs[:, :1], outputs[:, :-1]], dim=1)
+    return to_the_left * response_mask
+
+
+# ---- from rewards to advantages
+
+
+def token_rewards(
+    rollout: Rollout, rewards: Float[Tensor, " batch"], kl_coefficient: float
+) -> Float[Tensor, "batch tokens"]:
+    """Ziegler et al. 2019, equation 2: what each token costs in KL, and at the last the reward."""
+    found = -kl_coefficient * (rollout.logprobs - rollout.reference_logprobs)  # (batch, tokens)
+    places = torch.arange(found.shape[1], device=found.device)  # (tokens)
+    last = (places * rollout.response_mask).argmax(dim=1)  # (batch)
+    found[torch.arange(len(found), device=found.device), last] += rewards
+    return found
+
+
+def generalised_advantages(
+    rewards: Float[Tensor, "batch tokens"],
+    values: Float[Tensor, "batch tokens"],
+    response_mask: Bool[Tensor, "batch tokens"],
+    gamma: float = 1.0,
+    gae_lambda: float = 0.95,
+) -> Float[Tensor, "batch tokens"]:
+    """Schulman et al. 2016, equation 16: the sum of (gamma lambda)^k delta_(t+k), where delta_t =
+    reward_t + gamma value_(t+1) - value_t. Worked out from the last token to the first."""
+    advantages = torch.zeros_like(rewards)
+    advantage = next_value = torch.zeros_like(rewards[:, 0])  # (batch): beyond the last there is 0
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]  # (batch)
+        advantage = (delta + gamma * gae_lambda * advantage) * response_mask[:, t]
+        next_value = values[:, t] * response_mask[:, t]
+        advantages[:, t] = advantage
+    return advantages
+
+
+def whiten(
+    x: Float[Tensor, "batch tokens"],
+    response_mask: Bool[Tensor, "batch tokens"],
+    keep_mean: bool = False,
+) -> Float[Tensor, "batch tokens"]:
+    """Variance 1 and, unless it is kept, mean 0, over the response tokens."""
+    chosen = x[response_mask]
+    mean, variance = chosen.mean(), chosen.var(correction=0)
+    whitened = (x - mean) * torch.rsqrt(variance + 1e-8) + (mean if keep_mean else 0.0)
+    return whitened * response_mask
+
+
+class KLController:
+    """The KL coefficient: fixed, or moved so that the KL of an answer stays near a target (Ziegler
+    et al. 2019, section 2.2)."""
+
+    def __init__(self, coefficient: float, target: float | None = None) -> None:
+        """target: nats per answer; None: the coefficient stays as it is."""
+        if coefficient < 0 or (target is not None and target <= 0):
+            raise ValueError(
+                f"the KL coefficient must be at least 0 and its target above 0, not {coefficient} "
+                f"and {target}"
+            )
+        self.coefficient, self.target = coefficient, target
+
+    def update(self, kl: float) -> None:
+        if self.target is not None:
+            error = min(0.2, max(-0.2, kl / self.target - 1))
+            self.coefficient *= 1 + 0.1 * error
+
+
+# ---- what `train` calls
+
+
+def ppo_batches(
+    model: ActorCritic,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    reward: RewardFunction,
+    rollouts: RolloutSettings,
+    settings: PPOSettings,
+    controller: KLController,
+    generator: torch.Generator,
+    reference: GPT2 | None = None,
+    figures: Figures | None = None,
+) -> OnPolicyBatches:
+    """Endless minibatches for `training.train(model, batches, ..., partial(ppo_step, ...))`."""
+    learn_from = partial(
+        ppo_experience,
+        model=model,
+        controller=controller,
+        settings=settings,
+        minibatch_rows=rollouts.minibatch_rows,
+        precision=rollouts.precision,
+        figures=figures,
+    )
+    return OnPolicyBatches(
+        model.policy,
+        tokenizer,
+        prompts,
+        reward,
+        learn_from,
+        rollouts,
+        generator,
+        reference,
+        figures,
+    )
+
+
+@torch.no_grad()
+def ppo_experience(
+    rollout: Rollout,
+    rewards: Float[Tensor, " batch"],
+    model: ActorCritic,
+    controller: KLController,
+    settings: PPOSettings,
+    minibatch_rows: int,
+    precision: str = "auto",
+    figures: Figures | None = None,
+) -> Experience:
+    """The advantages of a rollout. The KL coefficient moves afterwards, for the next."""
+    values = rollout_values(model, rollout, minibatch_rows, precision)  # (batch, tokens)
+    of_tokens = token_rewards(rollout, rewards, controller.coefficient)  # (batch, tokens)
+    if settings.whiten_rewards:
+        of_tokens = whiten(of_tokens, rollout.response_mask, keep_mean=True)
+    advantages = generalised_advantages(
+        of_tokens, values, rollout.response_mask, settings.gamma, settings.gae_lambda
+    )
+    if figures is not None:
+        figures.add(kl_coefficient=torch.tensor(controller.coefficient))
+    controller.update(float(rollout.kl.mean()))
+    return Experience(
+        **vars(rollout),
+        advantages=whiten(advantages, rollout.response_mask),
+        values=values,
+        returns=advantages + values,
+    )
+
+
+def rollout_values(
+    model: ActorCritic, rollout: Rollout, minibatch_rows: int, precision: str
+) -> Float[Tensor, "batch tokens"]:
+    rows = (rollout.token_ids, rollout.attention_mask, rollout.response_mask)
+    parts = zip(*(tensor.split(minibatch_rows) for tensor in rows), strict=True)
+    with evaluating(model), autocast(rollout.token_ids.device, precision):
+        return torch.cat([model(*part)[1] for part in parts])
+
+
+def ppo_step(
+    model: ActorCritic, batch: Experience, settings: PPOSettings, figures: Figures | None = None
+) -> tuple[Tensor, Tensor]:
+    """(sum of policy and value loss, number of response tokens) of a minibatch."""
+    assert batch.values is not None and batch.returns is not None
+    mask = batch.response_mask
+    logprobs, values = model(batch.token_ids, batch.attention_mask, mask)
+    policy_sum, count = ppo_loss(logprobs, batch.logprobs, batch.advantages, mask, settings.clip)
+    value_sum, _ = value_loss(values, batch.values, batch.returns, mask, settings.value_clip)
+    if figures is not None:
+        figures.add(
+            policy_loss=policy_sum / count,
+            value_loss=value_sum / count,
+            clip_fraction=clipped(logprobs, batch, settings.clip),
+        )
+    return policy_sum + settings.value_weight * value_sum, count
+
+
+def clipped(logprobs: Tensor, batch: Experience, clip: float) -> Bool[Tensor, " n"]:
+    """Which response tokens' ratios have left the interval about 1."""
+    ratio = (logprobs - batch.logprobs).exp()[batch.response_mask]
+    return (ratio - 1).abs() > clip

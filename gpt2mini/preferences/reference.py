@@ -1,0 +1,44 @@
+"""The reference: the model that a policy starts from and is not to stray from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gpt2mini.adapters import base_note, check_base
+from gpt2mini.lora import lora_disabled, lora_layers
+from gpt2mini.model import GPT2
+from gpt2mini.modes import evaluating
+
+
+@contextmanager
+def using_reference(policy: GPT2, reference: GPT2 | None = None) -> Iterator[GPT2]:
+    """Inside, a model to compare with, in eval mode and without gradients: the one given, or the
+    policy without its adapters, which needs no second copy of the weights."""
+    check_reference(policy, reference)
+    if reference is not None:
+        with evaluating(reference):
+            yield reference
+    else:
+        with lora_disabled(policy), evaluating(policy):
+            yield policy
+
+
+def check_reference(policy: GPT2, reference: GPT2 | None) -> None:
+    """Raise ValueError for a reference that the policy cannot have started from."""
+    if reference is None:
+        if not lora_layers(policy):
+            raise ValueError(
+                "there is no reference: the policy has no adapters to switch off; pass "
+                "reference=deepcopy(policy) before you train it, or add_lora(policy)"
+            )
+        return
+    if reference is policy:
+        raise ValueError("the reference is the policy itself, and would change with it: copy it")
+    if reference.config != policy.config:
+        raise ValueError(
+            f"the reference is another model: {reference.config}; the policy is {policy.config}"
+        )
+    if lora_layers(policy):
+        try:
+            check_base(policy, base_note(reference))
+        except ValueError as error:
+            raise ValueError(f"the reference is not the base of the adapter: {error}") from None

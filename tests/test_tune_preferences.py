@@ -1,0 +1,78 @@
+"""examples/tune_preferences.py, run as a user would run it, only shorter."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_examples import run
+
+SHORT = ["--answer-tokens", "4", "--compare", "4", "--answers", "1", "--best-of", "2"]
+SHORT += ["--steps", "2", "--batch-size", "4", "--rollout-rows", "4", "--fraction", "0.1"]
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(summary.json, the rows of metrics.jsonl)"""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return summary, [json.loads(line) for line in lines]
+
+
+def test_a_reward_model_is_learned_and_serves_as_a_reward(tmp_path: Path) -> None:
+    reward = tmp_path / "reward"
+    done = run("tune_preferences.py", "--method", "reward", "--out", reward, *SHORT)
+    assert done.returncode == 0, done.stderr
+    summary, rows = read(reward)
+    assert 0 <= summary["held_out_accuracy"] <= 1 and summary["held_out_pairs"] == 3
+    assert {"validation_loss", "validation_accuracy"} <= rows[0].keys()
+    assert (reward / "calibration.png").stat().st_size > 1000
+    config = json.loads((reward / "best" / "config.json").read_text(encoding="utf-8"))
+    assert config["id2label"] == {"0": "reward"}
+    name = str(reward / "best")
+    tuned = tmp_path / "grpo"
+    arguments = ["--method", "grpo", "--reward", name, "--num-samples", "2", "--lora"]
+    done = run("tune_preferences.py", "--out", tuned, *arguments, *SHORT)
+    assert done.returncode == 0, done.stderr
+    summary, rows = read(tuned)
+    assert {"mean_before", "mean_after", "win_rate", "best_of_n"} <= summary.keys()
+    assert (tuned / "final" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize("lora", [[], ["--lora"]])
+def test_dpo_leaves_its_results(tmp_path: Path, lora: list[str]) -> None:
+    done = run("tune_preferences.py", "--method", "dpo", "--out", tmp_path, *SHORT, *lora)
+    assert done.returncode == 0, done.stderr
+    summary, rows = read(tmp_path)
+    assert rows[0]["validation_loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert {"chosen_reward", "rejected_reward", "margin", "accuracy"} <= rows[1].keys()
+    assert len(summary["answers_after"]) == 3
+    assert (tmp_path / "best" / ("adapter_config.json" if lora else "config.json")).is_file()
+    assert "held out: accuracy" in done.stdout and "[before" in done.stdout
+
+
+def test_ppo_logs_its_figures_and_draws_them(tmp_path: Path) -> None:
+    done = run("tune_preferences.py", "--out", tmp_path, *SHORT)
+    assert done.returncode == 0, done.stderr
+    summary, rows = read(tmp_path)
+    assert {"reward", "kl", "entropy", "clip_fraction", "value_loss"} <= rows[0].keys()
+    assert summary["method"] == "ppo" and summary["reward_function"] == "toy"
+    assert (tmp_path / "figures.png").stat().st_size > 1000
+    assert (tmp_path / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--reward", "tyo"], "neither 'toy' nor a folder"),
+        (["--rollout-rows", "10"], "must be a multiple"),
+        (["--method", "grpo", "--num-samples", "1"], "num_samples must be at least 2"),
+        (["--data", "no.jsonl"], "there is no file no.jsonl"),
+        (["--columns", "prompt"], "--columns must read"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = run("tune_preferences.py", "--out", tmp_path, *SHORT, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr and "Traceback" not in done.stderr
