@@ -24,6 +24,7 @@ from flags import (
     draw_losses,
     parse_columns,
     print_answers,
+    report_forgetting,
     run,
     split_seeded,
     write_summary,
@@ -105,6 +106,9 @@ def main() -> None:
         f"validation loss {losses[0]:.3f} -> {min(losses):.3f} nats per token of the completions "
         f"(perplexity {first:.1f} -> {best:.1f}); {ended} of {n} answers ended by themselves"
     )
+    base = GPT2.from_pretrained(args.model, device=device)
+    held_out_text = "\n\n".join(one.prompt + one.completion for one in held_out)
+    forgotten = report_forgetting(base, model, tokenizer, held_out_text)
     write_summary(
         out,
         {
@@ -116,6 +120,7 @@ def main() -> None:
             "validation_loss_before": losses[0],
             "validation_loss_after": min(losses),
             "answers_that_ended": ended,
+            "forgetting": forgotten,
             "prompts": prompts,
             "answers_before": [text for text, _ in answers_before],
             "answers_after": [text for text, _ in answers_after],

@@ -24,6 +24,7 @@ from flags import (
     draw_losses,
     parse_columns,
     print_answers,
+    report_forgetting,
     run,
     split_seeded,
     write_summary,
@@ -107,6 +108,8 @@ def main() -> None:
         f"validation loss: base {base_loss:.3f}, tuned {tuned_loss:.3f} nats per token of the "
         f"answers (perplexity {math.exp(base_loss):.1f} -> {math.exp(tuned_loss):.1f})"
     )
+    held_out_text = "\n\n".join(one.prompt + one.completion for one in held_out)
+    forgotten = report_forgetting(None, model, tokenizer, held_out_text)  # None: adapters off
     write_summary(
         out,
         {
@@ -119,6 +122,7 @@ def main() -> None:
             "validation_loss_base": base_loss,
             "validation_loss_tuned": tuned_loss,
             "adapter_bytes": size,
+            "forgetting": forgotten,
             "prompts": prompts,
             "answers_before": [text for text, _ in answers_before],
             "answers_after": [text for text, _ in answers_after],

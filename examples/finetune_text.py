@@ -4,8 +4,9 @@
     python examples/finetune_text.py --data novel.txt --epochs 3
     python examples/finetune_text.py --model gpt2 --data books/ --fraction 0.01
 
-Prints the model's continuation of the same prompt before and after, and the perplexity of text that
-it was not trained on. Writes metrics.jsonl, summary.json, loss.png and the tuned model to --out.
+Prints the model's continuation of the same prompt before and after, the perplexity of text that it
+was not trained on, and what it has forgotten of general prose. Writes metrics.jsonl, summary.json,
+loss.png and the tuned model to --out.
 """
 
 import argparse
@@ -15,7 +16,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from flags import SAMPLE_TEXT, common_flags, draw_losses, run, write_summary
+from flags import (
+    SAMPLE_TEXT,
+    common_flags,
+    draw_losses,
+    report_forgetting,
+    run,
+    write_summary,
+)
 
 from gpt2mini import GPT2, Tokenizer, complete
 from gpt2mini.data.text import (
@@ -97,6 +105,10 @@ def main() -> None:
     )
     if losses[-1] > min(losses) + 0.01:
         print(f"(it had risen again to {losses[-1]:.3f} at the end: fewer epochs would do)")
+    base = GPT2.from_pretrained(args.model, device=device)
+    ends = [(document.start, min(document.stop, document.start + 5000)) for document in validation]
+    held_out = "\n\n".join(tokenizer.decode(corpus.tokens[start:end]) for start, end in ends[:20])
+    forgotten = report_forgetting(base, model, tokenizer, held_out)
     write_summary(
         out,
         {
@@ -108,6 +120,7 @@ def main() -> None:
             "validation_loss_after": min(losses),
             "perplexity_before": first,
             "perplexity_after": best,
+            "forgetting": forgotten,
             "prompt": prompt,
             "sample_before": before,
             "sample_after": after,

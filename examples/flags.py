@@ -14,6 +14,7 @@ from gpt2mini import GPT2, Tokenizer, generate
 
 SAMPLE_TEXT = Path(__file__).parent / "data" / "sample.txt"
 SAMPLE_EXCHANGES = Path(__file__).parent / "data" / "keeper.jsonl"
+GENERAL_TEXT = Path(__file__).parent / "data" / "general.txt"  # letters, a recipe, news, a dialogue
 
 
 def common_flags(description: str | None, out: str | None = None) -> argparse.ArgumentParser:
@@ -54,6 +55,22 @@ def draw_losses(out: Path, title: str, unit: str = "nats per token") -> None:
         print(f"(no loss curve: {error})")
     else:
         print(f"loss curve: {out / 'loss.png'}")
+
+
+def report_forgetting(
+    base: GPT2 | None, tuned: GPT2, tokenizer: Tokenizer, new_text: str
+) -> dict[str, Any]:
+    """Print what tuning has changed on general prose and on held-out text; a dict for the summary.
+
+    base: the model before; None for a model with LoRA. Only the beginning of a long text is read:
+    this is a glance, not a test.
+    """
+    from gpt2mini.evaluation import forgetting
+
+    general = GENERAL_TEXT.read_text(encoding="utf-8")
+    found = forgetting(base, tuned, tokenizer, general, new_text[:20_000])
+    print(f"\nwhat has it forgotten? (general text: {GENERAL_TEXT.name})\n{found}\n")
+    return found.as_dict()
 
 
 def write_summary(out: Path, summary: dict[str, Any]) -> None:

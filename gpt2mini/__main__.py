@@ -3,6 +3,7 @@
 python -m gpt2mini download gpt2 --to models/gpt2
 python -m gpt2mini convert models/124M models/gpt2 --dtype float16
 python -m gpt2mini push models/gpt2 my-name/my-gpt2
+python -m gpt2mini explore --model gpt2 --text "The old keeper lit the lamp" --out page.html
 """
 
 import argparse
@@ -77,13 +78,22 @@ def push(args: argparse.Namespace) -> None:
         ) from error
 
 
+def explore(args: argparse.Namespace) -> None:
+    """Write a page on which a model reading a text can be explored, in any browser."""
+    from gpt2mini.inspection.explorer import write_page
+
+    tokenizer, out = Tokenizer.from_pretrained(args.model), Path(args.out)
+    write_page(load_model(args.model), tokenizer, args.text, out, name=args.model)
+    print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m gpt2mini",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="download | convert | push")
+    commands = parser.add_subparsers(required=True, metavar="download | convert | push | explore")
 
     command = commands.add_parser("download", help=download.__doc__)
     command.set_defaults(command=download)
@@ -101,6 +111,14 @@ def parse_arguments() -> argparse.Namespace:
     command.add_argument("folder", help="a Hugging Face folder, as `convert` writes it")
     command.add_argument("repository", help="owner/name")
     command.add_argument("--private", action="store_true")
+
+    command = commands.add_parser("explore", help=explore.__doc__)
+    command.set_defaults(command=explore)
+    command.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
+    command.add_argument(
+        "--text", default="The old keeper lit the lamp. Then the old keeper", help="what it reads"
+    )
+    command.add_argument("--out", default="page.html", help="the file to write (default page.html)")
     return parser.parse_args()
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.classification import (
@@ -304,6 +305,36 @@ def test_with_dropout_the_last_token_is_right_on_average(padded: bool) -> None:
     mean = torch.stack(found).mean(dim=0)
     attn.eval()
     assert_close(mean, attn(x[:, : last + 1])[:, -1], atol=0.1, rtol=0)
+
+
+def test_a_loop_that_knows_nothing_of_us_classifies(own_model: GPT2) -> None:
+    """The published recipe's calls: every text padded to one length with an id, no mask, the last
+    position of plain logits; freezing and the new head by the attributes' names."""
+    for parameter in own_model.parameters():
+        parameter.requires_grad = False
+    own_model.out_head = torch.nn.Linear(in_features=own_model.config.emb_dim, out_features=2)
+    for module in (own_model.trf_blocks[-1], own_model.final_norm):
+        for parameter in module.parameters():
+            parameter.requires_grad = True
+    ids, labels = random_ids(8, 10), torch.arange(8) % 2
+    loader = DataLoader(TensorDataset(ids, labels), batch_size=4)
+    optimizer = torch.optim.AdamW(own_model.parameters(), lr=5e-3, weight_decay=0.1)
+
+    def accuracy() -> float:
+        own_model.eval()
+        with torch.no_grad():
+            hits = [own_model(x)[:, -1, :].argmax(dim=-1) == y for x, y in loader]
+        return float(torch.cat(hits).float().mean())
+
+    for _ in range(15):
+        own_model.train()
+        for input_batch, target_batch in loader:
+            optimizer.zero_grad()
+            logits = own_model(input_batch)[:, -1, :]
+            F.cross_entropy(logits, target_batch).backward()
+            optimizer.step()
+    assert accuracy() == 1.0
+    assert own_model.trf_blocks[0].get_parameter("attn.query.weight").grad is None
 
 
 # ---- the loss

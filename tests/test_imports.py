@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The outer ring of the package: what one does with a GPT-2. All the rest is the core: what it is.
 WORKSHOP = {"losses", "chunked", "logprobs", "lora", "adapters", "classification"}
 WORKSHOP |= {"data", "training", "preferences", "evaluation", "inspection"}
+WORKSHOP |= {"__main__"}  # the commands
 
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 

@@ -1,6 +1,19 @@
-"""How well does a model predict a text, or tell classes apart?"""
+"""How well does a model predict a text, or tell classes apart, and what has tuning changed?"""
 
 from gpt2mini.evaluation.classification import ClassificationReport, classification_report
+from gpt2mini.evaluation.forgetting import Forgetting, forgetting
+from gpt2mini.evaluation.generation_quality import GenerationQuality, generation_quality
 from gpt2mini.evaluation.perplexity import Perplexity, perplexity
+from gpt2mini.evaluation.zero_shot import zero_shot
 
-__all__ = ["ClassificationReport", "Perplexity", "classification_report", "perplexity"]
+__all__ = [
+    "ClassificationReport",
+    "Forgetting",
+    "GenerationQuality",
+    "Perplexity",
+    "classification_report",
+    "forgetting",
+    "generation_quality",
+    "perplexity",
+    "zero_shot",
+]

@@ -2,13 +2,25 @@
 
 Per token it depends on the vocabulary, so it compares models of one tokenizer only. Per word and
 per byte it does not: there the same text has the same length for every model.
+
+A text longer than the context is read through a window that moves on:
+
+    context_length 4, stride 2      the cat sat on
+                                            sat on the mat          scored: the mat
+                                                       the mat .    scored: .
+
+Each token is scored once, by the first window that it is in, so a short stride gives every token
+more to go by, and costs more.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm import tqdm
 
 from gpt2mini.data.text import Batch, pad_batch
 from gpt2mini.losses import IGNORED
@@ -19,76 +31,145 @@ from gpt2mini.training.loop import evaluate_loss
 
 @dataclass(frozen=True)
 class Perplexity:
-    """The surprise of a model at a text: nats in all, and what to divide them by."""
+    """The surprise of a model at a text: nats in all, and what to divide them by.
+
+    Where the first token is not scored, it counts in `nats` with the mean of the others, so that
+    words and bytes are those of the whole text; `scored` says how many were.
+    """
 
     nats: float
     tokens: int
     words: int
     bytes: int
+    scored: int
+
+    @staticmethod
+    def of(
+        mean: float, texts: Sequence[str], encoded: Sequence[Tensor], rows: Sequence["Window"]
+    ) -> "Perplexity":
+        """From the mean loss of what the windows score."""
+        tokens = sum(map(len, encoded))
+        return Perplexity(
+            nats=mean * tokens,
+            tokens=tokens,
+            words=max(1, sum(len(text.split()) for text in texts)),
+            bytes=sum(len(text.encode("utf-8", errors="replace")) for text in texts),
+            scored=sum(len(row.token_ids) - row.seen for row in rows),
+        )
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
 
     @property
     def per_token(self) -> float:
-        return math.exp(self.nats / self.tokens)
+        return exponential(self.loss)
 
     @property
     def per_word(self) -> float:
-        """Words are what white space separates."""
-        return math.exp(self.nats / self.words)
+        """Words are what white space separates in the original text."""
+        return exponential(self.nats / self.words)
 
     @property
     def bits_per_byte(self) -> float:
+        """Bytes of UTF-8."""
         return self.nats / math.log(2) / self.bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.per_token:.2f} per token, {self.per_word:.2f} per word, "
+            f"{self.bits_per_byte:.3f} bits per byte "
+            f"({self.tokens:,} tokens, {self.words:,} words, {self.bytes:,} bytes)"
+        )
 
 
 def perplexity(
     model: GPT2,
     tokenizer: Tokenizer,
-    text: str,
+    text: str | Sequence[str],
     context_length: int | None = None,
     stride: int | None = None,
     batch_size: int = 8,
+    score_first: bool = True,
+    precision: str = "fp32",
+    progress: bool = False,
 ) -> Perplexity:
-    """Score every token of a text once; the first is predicted from <|endoftext|>.
+    """Score every token of a text, or of several texts that do not see each other, once.
 
     context_length: tokens that the model sees at once; the default is all it can. stride: how far
     the window moves each time; the default is half of the context, so that a token has at least the
-    other half before it. The result does not depend on the batch size.
+    other half before it. (Where the two are equal, the first token of a later window has nothing
+    before it and is not scored.) score_first: the first token of a text is predicted from
+    <|endoftext|>, which GPT-2 saw between documents; False leaves it out, as `transformers` does.
+    precision: "fp32", "bf16", or "auto" for bf16 where the device gains from it, which moves the
+    figure by some thousandths. The result does not depend on the batch size.
+
+    Raises ValueError for an empty text, one of a single token, or a stride beyond the context.
     """
-    if not text:
-        raise ValueError("the text is empty: there is nothing to score")
-    context_length = context_length or model.config.context_length
-    stride = stride or max(1, context_length // 2)
-    if not 1 <= stride <= context_length <= model.config.context_length:
+    texts = [text] if isinstance(text, str) else list(text)
+    if not texts:
+        raise ValueError("there is no text to score")
+    context_length, stride = check_window(model, context_length, stride)
+    encoded = [encode(tokenizer, one, number) for number, one in enumerate(texts, start=1)]
+    prefix = torch.tensor([tokenizer.eos_id] if score_first else [], dtype=torch.long)
+    rows = windows([torch.cat([prefix, ids]) for ids in encoded], context_length, stride)
+    batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    bar = tqdm(batches, desc="perplexity", disable=not progress)
+    mean = evaluate_loss(model, map(as_batch, bar), precision=precision)
+    return Perplexity.of(mean, texts, encoded, rows)
+
+
+def check_window(model: GPT2, context_length: int | None, stride: int | None) -> tuple[int, int]:
+    """Context and stride, or their defaults; raises ValueError for those that cannot be."""
+    longest = model.config.context_length
+    context_length = longest if context_length is None else context_length
+    stride = max(1, context_length // 2) if stride is None else stride
+    if not 2 <= context_length <= longest or not 1 <= stride <= context_length:
         raise ValueError(
-            f"expected 1 <= stride ({stride}) <= context_length ({context_length}) "
-            f"<= the model's {model.config.context_length}"
+            f"expected 1 <= stride ({stride}) <= context_length ({context_length}), which lies in "
+            f"2 to the model's {longest}"
         )
-    ids = [tokenizer.eos_id, *tokenizer.encode(text)]
-    batches = windows(torch.tensor(ids), context_length, stride, batch_size)
-    mean = evaluate_loss(model, batches)
-    tokens = len(ids) - 1
-    return Perplexity(mean * tokens, tokens, max(1, len(text.split())), len(text.encode()))
+    return context_length, stride
 
 
-def windows(
-    ids: torch.Tensor, context_length: int, stride: int, batch_size: int
-) -> Iterator[Batch]:
-    """Overlapping windows in batches; labels keep only what no earlier window has scored."""
-    rows: list[torch.Tensor] = []
-    fresh: list[int] = []  # where in each row the targets begin that were not scored before
-    scored = 1  # the first token, <|endoftext|>, is no target
-    for start in range(0, len(ids), stride):
-        end = min(start + context_length, len(ids))
-        if scored < end:
-            rows.append(ids[start:end])
-            fresh.append(scored - start)
-            scored = end
-        if rows and (len(rows) == batch_size or scored == len(ids)):
-            batch = pad_batch(rows)
-            column = torch.arange(batch.labels.shape[1])  # (tokens)
-            is_old = column < torch.tensor(fresh)[:, None]  # (batch, tokens)
-            labels = batch.labels.masked_fill(is_old, IGNORED)
-            yield Batch(batch.token_ids, labels, batch.attention_mask)
-            rows, fresh = [], []
-        if scored == len(ids):
-            return
+def encode(tokenizer: Tokenizer, text: str, number: int = 1) -> Int[Tensor, " tokens"]:
+    """Ids of a text that is long enough to be scored; `number` is for the message if not."""
+    ids = tokenizer.encode(text)
+    if len(ids) < 2:
+        found = "is empty" if not ids else f"has one token only ({text!r})"
+        raise ValueError(f"text {number} {found}: perplexity needs at least two tokens")
+    return torch.tensor(ids)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a text. Its first `seen` tokens are context only."""
+
+    token_ids: Int[Tensor, " tokens"]
+    seen: int
+
+
+def windows(texts: Sequence[Tensor], context_length: int, stride: int) -> list[Window]:
+    """Windows in which every token but the first of each text is new once, longest first, so that
+    only the last rows need padding."""
+    overlap = max(1, context_length - stride)  # with no token before it, none can be predicted
+    found = []
+    for ids in texts:
+        starts = [0, *range(stride, len(ids) - overlap, stride)]
+        for start in starts:
+            found.append(Window(ids[start : start + context_length], overlap if start else 1))
+    return sorted(found, key=lambda window: -len(window.token_ids))
+
+
+def as_batch(rows: Sequence[Window]) -> Batch:
+    """Windows side by side; the labels keep what is new in each."""
+    batch = pad_batch([row.token_ids for row in rows])
+    column = torch.arange(batch.labels.shape[1])  # (tokens)
+    is_seen = column < torch.tensor([row.seen for row in rows])[:, None]  # (batch, tokens)
+    return Batch(batch.token_ids, batch.labels.masked_fill(is_seen, IGNORED), batch.attention_mask)
+
+
+def exponential(x: float) -> float:
+    """e to the x; infinity where that is more than a float can hold."""
+    return math.exp(x) if x < 700 else math.inf

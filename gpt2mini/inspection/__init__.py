@@ -1,5 +1,62 @@
-"""Look at what training and tests did: plots."""
+"""Look inside: trace a forward pass, compare two models, the logit lens, heads, plots."""
 
-from gpt2mini.inspection.plots import plot_calibration, plot_confusion, plot_figures, plot_losses
+from gpt2mini.inspection.compare import Difference, ModelComparison, compare_models
+from gpt2mini.inspection.heads import (
+    HeadScores,
+    head_scores,
+    induction_score,
+    previous_token_score,
+)
+from gpt2mini.inspection.lens import (
+    Lens,
+    Piece,
+    logit_lens,
+    nearest_tokens,
+    score_text,
+    surprise_legend,
+    surprise_text,
+)
+from gpt2mini.inspection.plots import (
+    plot_attention,
+    plot_calibration,
+    plot_change,
+    plot_confusion,
+    plot_figures,
+    plot_head_scores,
+    plot_lens,
+    plot_losses,
+    plot_runs,
+    token_labels,
+)
+from gpt2mini.inspection.tracing import Trace, activation_names, patched, trace
 
-__all__ = ["plot_calibration", "plot_confusion", "plot_figures", "plot_losses"]
+__all__ = [
+    "Difference",
+    "HeadScores",
+    "Lens",
+    "ModelComparison",
+    "Piece",
+    "Trace",
+    "activation_names",
+    "compare_models",
+    "head_scores",
+    "induction_score",
+    "logit_lens",
+    "nearest_tokens",
+    "patched",
+    "plot_attention",
+    "plot_calibration",
+    "plot_change",
+    "plot_confusion",
+    "plot_figures",
+    "plot_head_scores",
+    "plot_lens",
+    "plot_losses",
+    "plot_runs",
+    "previous_token_score",
+    "score_text",
+    "surprise_legend",
+    "surprise_text",
+    "token_labels",
+    "trace",
+]

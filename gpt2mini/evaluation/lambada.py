@@ -1,0 +1,88 @@
+"""LAMBADA: which word ends the passage? (Paperno et al. 2016)
+
+The last sentence can be finished only by somebody who has read the whole passage. Two forms of the
+5,153 test passages are about: OpenAI's (JSONL, plain prose) and the original (a passage a line, cut
+into words, lower case).
+"""
+
+from pathlib import Path
+
+from gpt2mini.data.records import numbered_lines, read_records
+from gpt2mini.evaluation.continuations import Continuation, score_continuations
+from gpt2mini.evaluation.perplexity import exponential
+from gpt2mini.evaluation.table import PAPER, Options, Row, percent
+from gpt2mini.model import GPT2
+from gpt2mini.tokenizer import Tokenizer
+
+# English stop words of the Snowball project (M. Porter, BSD licence), which NLTK has too.
+SNOWBALL = """
+    i me my myself we our ours ourselves you your yours yourself yourselves he him his himself
+    she her hers herself it its itself they them their theirs themselves what which who whom this
+    that these those am is are was were be been being have has had having do does did doing would
+    should could ought a an the and but if or because as until while of at by for with about against
+    between into through during before after above below to from up down in out on off over under
+    again further then once here there when where why how all any both each few more most other some
+    such no nor not only own same so than too very
+"""
+STOP_WORDS = frozenset(SNOWBALL.split())
+
+
+def lambada(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) -> list[Row]:
+    """Perplexity of the last word, and how often it is the greedy guess.
+
+    The guess counts if each token of the word is the likeliest one, the tokens before it given.
+    With the stop-word filter, the first token may be no whole stop word (" the", " him"): those are
+    passed over, the next likeliest counts. The paper (section 3.3) has such a filter because the
+    model often goes on with words that cannot end a sentence; it gives neither list nor rule. What
+    its figures count is not said either: it seems to be the last token alone, which is easier where
+    a word has several (github.com/EleutherAI/lm-evaluation-harness/issues/350).
+    """
+    passages = read_passages(path)[: options.limit]
+    continuations = [Continuation.of(tokenizer, before, word) for before, word in passages]
+    excluded = stop_word_ids(tokenizer)
+    scores = score_continuations(
+        model, continuations, excluded, options.precision, options.progress
+    )
+    word = -sum(score.logprob for score in scores) / len(scores)
+    token = -sum(float(score.logprobs[-1]) for score in scores) / len(scores)
+    hits = [all(score.is_likeliest) for score in scores]
+    filtered = [
+        score.first_is_likeliest_allowed and all(score.is_likeliest[1:]) for score in scores
+    ]
+    task = "LAMBADA" if path.suffix == ".jsonl" else "LAMBADA, original"
+    form = "OpenAI's text" if path.suffix == ".jsonl" else "as in the file, cut into words"
+
+    def row(metric: str, value: float, setting: str, paper: str) -> Row:
+        setting = f"{setting}; {form}"
+        return Row(task, metric, value, len(scores), "passages", setting, PAPER[paper])
+
+    return [
+        row("perplexity", exponential(word), "whole last word", "LAMBADA perplexity"),
+        row("perplexity", exponential(token), "last token alone", "LAMBADA perplexity"),
+        row("accuracy %", percent(hits), "whole word, no filter", "LAMBADA accuracy"),
+        row("accuracy %", percent(filtered), "stop-word filter", "LAMBADA accuracy, filtered"),
+    ]
+
+
+def read_passages(path: Path) -> list[tuple[str, str]]:
+    """(all up to the last word, a space and the last word) of each passage."""
+    if path.suffix == ".jsonl":
+        texts = [(one.required_text("text"), one.place) for one in read_records(path)]
+    else:
+        texts = [(line, f"{path}, line {number}") for number, line in numbered_lines(path)]
+    found = []
+    for text, place in texts:
+        before, space, word = text.rstrip().rpartition(" ")
+        if not before.strip():
+            raise ValueError(f"{place}: a passage needs a word before its last, not {text!r}")
+        found.append((before, space + word))
+    if not found:
+        raise ValueError(f"{path} holds no passage")
+    return found
+
+
+def stop_word_ids(tokenizer: Tokenizer) -> set[int]:
+    """The tokens that are, after a space, a whole stop word in any case of letters."""
+    forms = (f" {form}" for word in STOP_WORDS for form in (word, word.capitalize(), word.upper()))
+    encoded = (tokenizer.encode(form) for form in forms)
+    return {ids[0] for ids in encoded if len(ids) == 1}

@@ -1,0 +1,87 @@
+"""Tasks that are a long text: WikiText, enwik8, text8, or a file of your own."""
+
+import codecs
+import math
+from pathlib import Path
+
+from gpt2mini.evaluation.detokenizers import count_wikitext_tokens, detokenize_wikitext
+from gpt2mini.evaluation.perplexity import Perplexity, check_window, exponential, perplexity
+from gpt2mini.evaluation.table import PAPER, Options, Row
+from gpt2mini.model import GPT2
+from gpt2mini.tokenizer import Tokenizer
+
+
+def wikitext(
+    model: GPT2, tokenizer: Tokenizer, path: Path, options: Options, task: str
+) -> list[Row]:
+    """Perplexity per original token: the nats of the plain prose, divided by the number of tokens
+    that the file has, whatever number GPT-2 makes of them (Radford et al. 2019, section 3.1)."""
+    text = read_text(path, options.limit)
+    found = measure(model, tokenizer, detokenize_wikitext(text), options)
+    tokens = count_wikitext_tokens(text)
+    value = exponential(found.nats / tokens)
+    setting = f"{describe_window(model, options)}, de-tokenised, per original token"
+    return [Row(task, "perplexity", value, tokens, "tokens", setting, PAPER[task])]
+
+
+def bits(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options, task: str) -> list[Row]:
+    """Bits per byte (enwik8) or per character (text8) of the file as it is. The paper does not say
+    which part it read; the usual test part is the last 5 MB."""
+    text = read_text(path, options.limit)
+    found = measure(model, tokenizer, text, options)
+    setting = f"{describe_window(model, options)}, the file as it is"
+    if task == "enwik8":
+        value, count, unit = found.bits_per_byte, found.bytes, "byte"
+    else:
+        value, count, unit = found.nats / math.log(2) / len(text), len(text), "character"
+    return [Row(task, f"bits per {unit}", value, count, f"{unit}s", setting, PAPER[task])]
+
+
+def any_text(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) -> list[Row]:
+    """Every normalisation of the perplexity of a file of your own."""
+    text = read_text(path, options.limit)
+    found = measure(model, tokenizer, text, options)
+    setting = describe_window(model, options)
+    per_character = found.nats / math.log(2) / len(text)
+    return [
+        Row(path.name, metric, value, count, counted, setting)
+        for metric, value, count, counted in (
+            ("perplexity per token", found.per_token, found.tokens, "tokens"),
+            ("perplexity per word", found.per_word, found.words, "words"),
+            ("bits per byte", found.bits_per_byte, found.bytes, "bytes"),
+            ("bits per character", per_character, len(text), "characters"),
+        )
+    ]
+
+
+def measure(model: GPT2, tokenizer: Tokenizer, text: str, options: Options) -> Perplexity:
+    return perplexity(
+        model,
+        tokenizer,
+        text,
+        options.context_length,
+        options.stride,
+        options.batch_size,
+        precision=options.precision,
+        progress=options.progress,
+    )
+
+
+def describe_window(model: GPT2, options: Options) -> str:
+    context_length, stride = check_window(model, options.context_length, options.stride)
+    return f"context {context_length}, stride {stride}"
+
+
+def read_text(path: Path, limit: int | None) -> str:
+    """A UTF-8 file, or its first `limit` thousand characters and the rest of their line.
+
+    Half a character at the end, as files cut after so many bytes have it, is left out.
+    """
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+    if limit is not None and len(text) > 1000 * limit:
+        end = text.find("\n", 1000 * limit, 1000 * limit + 10_000) + 1
+        text = text[: end or 1000 * limit]
+    return text

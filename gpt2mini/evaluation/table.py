@@ -1,0 +1,87 @@
+"""One table of figures: ours beside the GPT-2 paper's."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SIZES = ("117M", "345M", "762M", "1542M")  # as the paper counts them; gpt2 ... gpt2-xl today
+
+# Radford et al. 2019, table 3, for the four sizes; accuracies in percent.
+PAPER = {
+    "LAMBADA perplexity": (35.13, 15.60, 10.87, 8.63),
+    "LAMBADA accuracy, filtered": (45.99, 55.48, 60.12, 63.24),
+    "LAMBADA accuracy": (None, None, None, 52.66),  # section 3.3, without the stop-word filter
+    "CBT-CN": (87.65, 92.35, 93.45, 93.30),
+    "CBT-NE": (83.4, 87.1, 88.0, 89.05),
+    "WikiText-2": (29.41, 22.76, 19.93, 18.34),
+    "PTB": (65.85, 47.33, 40.31, 35.76),
+    "enwik8": (1.16, 1.01, 0.97, 0.93),
+    "text8": (1.17, 1.06, 1.02, 0.98),
+    "WikiText-103": (37.50, 26.37, 22.05, 17.48),
+    "1BW": (75.20, 55.72, 44.575, 42.16),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to evaluate; the same for all tasks of a table."""
+
+    context_length: int | None = None  # None: all that the model can read
+    stride: int | None = None  # None: half of the context
+    limit: int | None = None  # examples per task; thousands of characters of a running text
+    batch_size: int = 8
+    precision: str = "fp32"
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure, how it was found, and what the paper gives for the four sizes, if it does."""
+
+    task: str
+    metric: str
+    value: float
+    count: int
+    counted: str  # what `count` is a number of
+    setting: str
+    paper: tuple[float | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that print side by side."""
+
+    rows: list[Row]
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """For JSON: each row with the paper's figures by size."""
+        return [
+            {
+                **asdict(row),
+                "paper": dict(zip(SIZES, row.paper, strict=True)) if row.paper else None,
+            }
+            for row in self.rows
+        ]
+
+    def __str__(self) -> str:
+        head = ["task", "metric", "ours", *SIZES, "of", "setting"]
+        cells = [head, *(as_cells(row) for row in self.rows)]
+        widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
+        is_number = [False, False, *[True] * 6, False]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if right else cell.ljust(width)
+                for cell, width, right in zip(line, widths, is_number, strict=True)
+            ).rstrip()
+            for line in cells
+        )
+
+
+def as_cells(row: Row) -> list[str]:
+    paper = ["-" if figure is None else f"{figure:.2f}" for figure in row.paper or [None] * 4]
+    ours = f"{row.value:.3g}" if row.value >= 1000 else f"{row.value:.2f}"
+    return [row.task, row.metric, ours, *paper, f"{row.count:,} {row.counted}", row.setting]
+
+
+def percent(hits: Sequence[bool]) -> float:
+    return 100 * sum(hits) / len(hits)

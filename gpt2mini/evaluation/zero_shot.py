@@ -1,0 +1,61 @@
+"""The GPT-2 paper's zero-shot table (Radford et al. 2019, table 3)."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from gpt2mini.evaluation.lambada import lambada
+from gpt2mini.evaluation.multiple_choice import childrens_books, hellaswag
+from gpt2mini.evaluation.running_text import any_text, bits, wikitext
+from gpt2mini.evaluation.table import Options, Row, Table
+from gpt2mini.model import GPT2
+from gpt2mini.tokenizer import Tokenizer
+
+TASKS: dict[str, Callable[[GPT2, Tokenizer, Path, Options], list[Row]]] = {
+    "lambada": lambada,  # OpenAI's .jsonl
+    "lambada-original": lambada,  # a passage a line
+    "wikitext-2": partial(wikitext, task="WikiText-2"),
+    "wikitext-103": partial(wikitext, task="WikiText-103"),
+    "enwik8": partial(bits, task="enwik8"),
+    "text8": partial(bits, task="text8"),
+    "cbt-cn": partial(childrens_books, task="CBT-CN"),  # common nouns
+    "cbt-ne": partial(childrens_books, task="CBT-NE"),  # named entities
+    "hellaswag": hellaswag,
+    "text": any_text,
+}
+
+
+def zero_shot(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    tasks: Mapping[str, str | Path],
+    context_length: int | None = None,
+    stride: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    precision: str = "fp32",
+    progress: bool = False,
+) -> Table:
+    """Rows for every task, {"lambada": "lambada_test.jsonl", ...}, beside the paper's figures.
+
+    tasks: names among TASKS, and their files. context_length and stride as for `perplexity`; they
+    concern running texts. limit: so many examples of each task, or thousand characters of a running
+    text, for a quick look.
+    Raises ValueError for an unknown task and FileNotFoundError for a missing file, before the first
+    task begins; ValueError, with the line, for a file that is not of its task's format.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit}")
+    for name, file in tasks.items():
+        if name not in TASKS:
+            raise ValueError(f"there is no task {name!r}: choose among {', '.join(TASKS)}")
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"the file of the task {name} is not there: {file}")
+    options = Options(context_length, stride, limit, batch_size, precision, progress)
+    return Table(
+        [
+            row
+            for name, file in tasks.items()
+            for row in TASKS[name](model, tokenizer, Path(file), options)
+        ]
+    )

@@ -1,0 +1,287 @@
+"""What has changed from one model to another: training's traces, parameter by parameter.
+
+    comparison = compare_models(base, tuned, token_ids)
+    print(comparison)                  # layers, parameters and activations, the most changed first
+    comparison.summary()               # the same for JSON
+
+Every line compares two tensors of one shape, a and b, with these figures of the change d = b - a:
+
+    mean |d|, max |d|, std d    over all numbers; std is the root mean square about the mean of d
+    cosine                      mean cosine similarity of the rows of a and b
+    distance                    mean Euclidean length of the rows of d
+    relative                    |d| / |a|, Euclidean (Frobenius) norms; the tables' order
+    rank                        effective rank of d
+
+A row is what lies along the last axis: a neuron's weights, or one token's activations. Two rows of
+nothing but zeros are alike (cosine 1). The effective rank (Roy and Vetterli 2007) is the
+exponential of the entropy of the singular values divided by their sum: r equal ones give r, and a
+LoRA of rank 8 gives at most 8.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gpt2mini.inspection.tracing import trace
+from gpt2mini.lora import lora_layers
+from gpt2mini.model import GPT2
+
+OF_BLOCKS = ("blocks.*.attn_out", "blocks.*.mlp_out", "blocks.*.stream")
+ACTIVATIONS = ("embedding", *OF_BLOCKS, "final_norm", "logits")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two tensors of one shape, or all tensors of a layer together, differ (see above)."""
+
+    name: str
+    layer: str
+    shape: tuple[int, ...]  # of a layer: (how many numbers,)
+    mean_absolute: float
+    maximum: float
+    standard_deviation: float
+    cosine: float
+    distance: float
+    relative: float  # infinite where a is zero and b is not
+    effective_rank: float | None  # None where there is no matrix
+
+    def summary(self) -> dict[str, Any]:
+        """For JSON, which has no infinity: null instead."""
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """Differences of the parameters, of the layers that they make up, and, if a text was given, of
+    the activations; each in the order of the model."""
+
+    layers: list[Difference]
+    parameters: list[Difference]
+    activations: list[Difference]
+
+    def summary(self) -> dict[str, list[dict[str, Any]]]:
+        return {
+            "layers": [difference.summary() for difference in self.layers],
+            "parameters": [difference.summary() for difference in self.parameters],
+            "activations": [difference.summary() for difference in self.activations],
+        }
+
+    def table(self, longest: int | None = None) -> str:
+        """Three tables, the largest relative change first. longest: rows of each; None is all."""
+        parts = {
+            "layer (all its weights)": self.layers,
+            "parameter": self.parameters,
+            "activation": self.activations,
+        }
+        shown = [table(title, part, longest) for title, part in parts.items() if part]
+        return "\n\n".join(shown)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def compare_models(
+    a: GPT2,
+    b: GPT2,
+    token_ids: Int[Tensor, "batch tokens"] | None = None,
+    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
+) -> ModelComparison:
+    """How far b is from a, in weights and, on given tokens, in activations (at real tokens only).
+
+    A layer with an adapter counts with its effective weight, W + scaling * B A, so an adapted model
+    and the same one merged are equal. The models stay as they are.
+    Raises ValueError, saying what differs, for models that have not the same parameters.
+    """
+    ours, theirs = effective_weights(a), effective_weights(b)
+    check_same_shapes(ours, theirs)
+    parameters, layers = [], []
+    for layer in dict.fromkeys(map(layer_of, ours)):
+        names = [name for name in ours if layer_of(name) == layer]
+        pairs = [Pair.of(ours[name], theirs[name]) for name in names]
+        parameters += [
+            pair.difference(name, layer, tuple(ours[name].shape), pair.effective_rank())
+            for name, pair in zip(names, pairs, strict=True)
+        ]
+        numbers = sum(pair.numbers for pair in pairs)
+        layers.append(Pair.sum(pairs).difference(layer, layer, (numbers,), None))
+    activations = [] if token_ids is None else compare_activations(a, b, token_ids, attention_mask)
+    return ModelComparison(layers, parameters, activations)
+
+
+def compare_activations(
+    a: GPT2, b: GPT2, token_ids: Tensor, attention_mask: Tensor | None
+) -> list[Difference]:
+    ours, theirs = (
+        trace(
+            model,
+            token_ids.to(model.tok_emb.weight.device),
+            None if attention_mask is None else attention_mask.to(model.tok_emb.weight.device),
+            ACTIVATIONS,
+        )
+        for model in (a, b)
+    )
+    is_real = torch.ones_like(token_ids) if attention_mask is None else attention_mask
+    is_real = is_real.bool().cpu()  # (batch, tokens)
+    found = []
+    for name in ours:
+        pair = Pair.of(ours[name].cpu()[is_real], theirs[name].cpu()[is_real])
+        rank = pair.effective_rank()
+        found.append(pair.difference(name, layer_of(name), tuple(ours[name].shape), rank))
+    return found
+
+
+def effective_weights(model: GPT2) -> dict[str, Tensor]:
+    """Every parameter by its name; where there is an enabled adapter, the weight with it."""
+    weights = {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if not name.endswith((".lora_A", ".lora_B"))
+    }
+    for name, layer in lora_layers(model).items():
+        if layer.enabled:
+            weights[f"{name}.weight"] = layer.merged_weight().detach()
+    return weights
+
+
+def layer_of(name: str) -> str:
+    """trf_blocks.3.attn.query.weight and blocks.3.attn_out -> block 3; else the module's name."""
+    parts = name.split(".")
+    return f"block {parts[1]}" if parts[0] in ("trf_blocks", "blocks") else parts[0]
+
+
+def check_same_shapes(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    lines = [
+        f"{name} is {shape_in(ours, name)} in the first and {shape_in(theirs, name)} in the second"
+        for name in {**ours, **theirs}
+        if shape_in(ours, name) != shape_in(theirs, name)
+    ]
+    if lines:
+        more = f" (and {len(lines) - 4} more)" if len(lines) > 4 else ""
+        raise ValueError(
+            f"only models of the same shape can be compared: {'; '.join(lines[:4])}{more}"
+        )
+
+
+def shape_in(weights: dict[str, Tensor], name: str) -> str:
+    return " x ".join(map(str, weights[name].shape)) if name in weights else "missing"
+
+
+# ---- the figures
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Sums over two tensors, from which every figure follows, also those of several pairs."""
+
+    numbers: int
+    rows: int
+    absolute: float
+    maximum: float
+    total: float  # of d
+    squares: float  # of d
+    squares_of_a: float
+    cosines: float
+    distances: float
+    change: Tensor  # (rows, columns)
+
+    @staticmethod
+    def of(a: Tensor, b: Tensor) -> "Pair":
+        # In float64: a mean over 38 million numbers, and the difference of nearly equal ones.
+        a, b = a.double().cpu(), b.double().cpu()
+        a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])  # (rows, columns)
+        d = b - a
+        return Pair(
+            d.numel(),
+            len(d),
+            float(d.abs().sum()),
+            float(d.abs().max()),
+            float(d.sum()),
+            float(d.square().sum()),
+            float(a.square().sum()),
+            float(row_cosines(a, b).sum()),
+            float(d.norm(dim=1).sum()),
+            d,
+        )
+
+    @staticmethod
+    def sum(pairs: Sequence["Pair"]) -> "Pair":
+        """All of them together, as if their rows were of one tensor."""
+        return Pair(
+            sum(pair.numbers for pair in pairs),
+            sum(pair.rows for pair in pairs),
+            sum(pair.absolute for pair in pairs),
+            max(pair.maximum for pair in pairs),
+            sum(pair.total for pair in pairs),
+            sum(pair.squares for pair in pairs),
+            sum(pair.squares_of_a for pair in pairs),
+            sum(pair.cosines for pair in pairs),
+            sum(pair.distances for pair in pairs),
+            torch.empty(0),  # rows of different lengths are no matrix
+        )
+
+    def difference(
+        self, name: str, layer: str, shape: tuple[int, ...], effective_rank: float | None
+    ) -> Difference:
+        mean = self.total / self.numbers
+        return Difference(
+            name,
+            layer,
+            shape,
+            mean_absolute=self.absolute / self.numbers,
+            maximum=self.maximum,
+            standard_deviation=math.sqrt(max(0.0, self.squares / self.numbers - mean**2)),
+            cosine=self.cosines / self.rows,
+            distance=self.distances / self.rows,
+            relative=ratio(math.sqrt(self.squares), math.sqrt(self.squares_of_a)),
+            effective_rank=effective_rank,
+        )
+
+    def effective_rank(self) -> float | None:
+        return effective_rank(self.change) if len(self.change) > 1 else None
+
+
+def row_cosines(a: Tensor, b: Tensor) -> Float[Tensor, " rows"]:
+    cosines = torch.nn.functional.cosine_similarity(a, b, dim=1)
+    return torch.where((a == b).all(dim=1), 1.0, cosines)  # two zero vectors have no angle
+
+
+def ratio(change: float, size: float) -> float:
+    if size == 0:
+        return math.inf if change else 0.0
+    return change / size
+
+
+def effective_rank(matrix: Float[Tensor, "rows columns"]) -> float:
+    """exp(entropy of the singular values over their sum) (Roy and Vetterli 2007); 0 for zeros."""
+    if not matrix.any():
+        return 0.0
+    singular = torch.linalg.svdvals(matrix.float()).double()
+    shares = singular / singular.sum()
+    return float(torch.special.entr(shares).sum().exp())
+
+
+# ---- on the screen
+
+
+def table(title: str, differences: Sequence[Difference], longest: int | None = None) -> str:
+    """A line for each, the largest relative change first."""
+    order = sorted(differences, key=lambda difference: -difference.relative)[:longest]
+    width = max(len(title), *(len(difference.name) for difference in order))
+    heads = ("relative", "mean |d|", "max |d|", "std d", "cosine", "distance", "rank")
+    lines = [f"{title:<{width}}" + "".join(f"{head:>11}" for head in heads)]
+    for x in order:
+        figures = (x.relative, x.mean_absolute, x.maximum, x.standard_deviation)
+        cells = [f"{figure:>11.3g}" for figure in figures]
+        rank = "-" if x.effective_rank is None else f"{x.effective_rank:.1f}"
+        cells += [f"{x.cosine:>11.6f}", f"{x.distance:>11.3g}", f"{rank:>11}"]
+        lines.append(f"{x.name:<{width}}" + "".join(cells))
+    left_out = len(differences) - len(order)
+    return "\n".join([*lines, f"... and {left_out} more"] if left_out else lines)

@@ -1,0 +1,72 @@
+"""What does a head do? Two scores that find the best-known kinds, on random tokens said twice.
+
+    A7 K2 Q9 M4 A7 K2 Q9 M4          nothing in them but their order to go by
+
+A **previous-token head** looks one token back. An **induction head** looks for the earlier place of
+the present token and then at the one after it: at the second K2, at Q9. Together they continue a
+pattern seen once, the simplest learning from context (Elhage et al. 2021, "A Mathematical Framework
+for Transformer Circuits"; Olsson et al. 2022, "In-context Learning and Induction Heads", where the
+induction score is called prefix matching).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gpt2mini.inspection.tracing import trace
+from gpt2mini.model import GPT2
+
+
+def previous_token_score(
+    attention: Float[Tensor, "batch heads tokens tokens"],
+) -> Float[Tensor, " heads"]:
+    """mean over t >= 1 of attention[t, t - 1]: 1 if the head always looks one token back."""
+    if attention.shape[2] < 2:
+        raise ValueError("the first token has none before it: at least two are needed")
+    return attention.diagonal(-1, dim1=2, dim2=3).mean(dim=(0, 2))
+
+
+def induction_score(
+    attention: Float[Tensor, "batch heads tokens tokens"], period: int
+) -> Float[Tensor, " heads"]:
+    """mean over t >= period of attention[t, t - period + 1], for tokens that repeat after `period`:
+    1 if the head always looks at what came after the present token the last time."""
+    tokens = attention.shape[2]
+    if not 2 <= period < tokens:
+        raise ValueError(f"expected 2 <= period ({period}) < tokens ({tokens})")
+    # The diagonal begins at row period - 1, where the token has not been said before: without it.
+    return attention.diagonal(1 - period, dim1=2, dim2=3)[..., 1:].mean(dim=(0, 2))
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """Both scores of every head, from 0 to 1."""
+
+    previous_token: Float[Tensor, "layers heads"]
+    induction: Float[Tensor, "layers heads"]
+
+    def strongest(self, kind: str, n: int = 5) -> list[tuple[int, int, float]]:
+        """(layer, head, score), the highest score first. kind: previous_token or induction."""
+        if kind not in ("previous_token", "induction"):
+            raise ValueError(f"there is no score {kind!r}: previous_token or induction")
+        scores = getattr(self, kind)
+        order = scores.flatten().argsort(descending=True)[:n].tolist()
+        n_heads = scores.shape[1]
+        return [(i // n_heads, i % n_heads, float(scores.flatten()[i])) for i in order]
+
+
+def head_scores(model: GPT2, period: int = 32, batch_size: int = 4, seed: int = 0) -> HeadScores:
+    """Both scores of every head on `batch_size` rows of `period` random tokens, said twice."""
+    longest = model.config.context_length // 2
+    if not 2 <= period <= longest:
+        raise ValueError(f"period must be from 2 to {longest}, half of the context, not {period}")
+    generator = torch.Generator().manual_seed(seed)
+    once = torch.randint(model.config.vocab_size, (batch_size, period), generator=generator)
+    token_ids = once.repeat(1, 2).to(model.tok_emb.weight.device)  # (batch, 2 * period)
+    layers = trace(model, token_ids, names=["blocks.*.attention"]).of_each_block("attention")
+    return HeadScores(
+        torch.stack([previous_token_score(attention) for attention in layers]).cpu(),
+        torch.stack([induction_score(attention, period) for attention in layers]).cpu(),
+    )

@@ -1,0 +1,180 @@
+"""What the model thinks on its way: the logit lens, neighbours of an embedding, and how surprised
+it is by each token of a text.
+
+The **logit lens** (nostalgebraist 2020, "interpreting GPT: the logit lens") reads the residual
+stream after every block as if it were the last: through the final norm and the output head. Early
+layers still name tokens near the input; the answer takes shape in between.
+"""
+
+import codecs
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt2mini.inspection.tracing import trace
+from gpt2mini.logprobs import token_logprobs
+from gpt2mini.model import GPT2
+from gpt2mini.modes import evaluating
+from gpt2mini.tokenizer import Tokenizer
+
+# ---- the logit lens
+
+
+@dataclass(frozen=True)
+class Lens:
+    """The likeliest next tokens after each layer, at each position. Layer 0 is the embedding, layer
+    n the stream after block n - 1; the last is the model's own prediction."""
+
+    layers: list[str]  # names as in `trace`
+    token_ids: Int[Tensor, "layers batch tokens k"]
+    probabilities: Float[Tensor, "layers batch tokens k"]
+
+    def summary(self, tokenizer: Tokenizer, row: int = 0) -> list[dict[str, Any]]:
+        """For JSON: layer by layer, at each position, the tokens and their probabilities."""
+        ids, probabilities = self.token_ids[:, row].tolist(), self.probabilities[:, row].tolist()
+        return [
+            {
+                "layer": layer,
+                "tokens": [[tokenizer.decode([i]) for i in position] for position in of_ids],
+                "probabilities": [[round(p, 6) for p in position] for position in of_probabilities],
+            }
+            for layer, of_ids, of_probabilities in zip(self.layers, ids, probabilities, strict=True)
+        ]
+
+
+def logit_lens(
+    model: GPT2,
+    token_ids: Int[Tensor, "batch tokens"],
+    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
+    k: int = 5,
+) -> Lens:
+    """The k likeliest next tokens after each layer, at each position (the logits of all layers
+    together would take layers x tokens x vocab numbers)."""
+    names = ["embedding", "blocks.*.stream"]
+    streams = trace(model, token_ids, attention_mask, names)
+    with evaluating(model):
+        best = [
+            read_stream(model, streams[name]).float().softmax(dim=2).topk(k, dim=2)
+            for name in streams
+        ]
+    return Lens(
+        streams.names,
+        torch.stack([layer.indices for layer in best]).cpu(),
+        torch.stack([layer.values for layer in best]).cpu(),
+    )
+
+
+def read_stream(model: GPT2, stream: Float[Tensor, "*axes emb"]) -> Float[Tensor, "*axes vocab"]:
+    """The logits of a residual stream, as if it had left the last block."""
+    return model.out_head(model.final_norm(stream))
+
+
+# ---- embeddings
+
+
+@torch.no_grad()
+def nearest_tokens(
+    model: GPT2, token: int | Float[Tensor, " emb"], k: int = 10
+) -> list[tuple[int, float]]:
+    """(token id, cosine), the most similar first, of a token's embedding (itself among them) or of
+    any vector of the stream's width."""
+    table = model.tok_emb.weight
+    if isinstance(token, int):
+        if not 0 <= token < len(table):
+            raise ValueError(f"token id {token} is not in the vocabulary of {len(table)}")
+        token = table[token]
+    cosines = F.cosine_similarity(token.to(table)[None], table, dim=1)  # (vocab)
+    best = cosines.topk(min(k, len(table)))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
+# ---- a text, token by token
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token of a text, or the few tokens that only together are a character."""
+
+    text: str
+    token_ids: list[int]
+    logprob: float  # in nats, given all that stands before it
+
+
+def score_text(model: GPT2, tokenizer: Tokenizer, text: str) -> list[Piece]:
+    """How likely the model finds each token of a text, the first after <|endoftext|>.
+
+    Raises ValueError for an empty text, and for one that is too long for the context.
+    """
+    if not text:
+        raise ValueError("the text is empty: there is nothing to score")
+    ids = tokenizer.encode(text)
+    token_ids = torch.tensor([[tokenizer.eos_id, *ids]], device=model.tok_emb.weight.device)
+    asked = torch.ones_like(token_ids, dtype=torch.bool)
+    asked[:, 0] = False
+    with evaluating(model):
+        logprobs = token_logprobs(model, token_ids, None, asked)[0, 1:]  # (tokens - 1)
+    return list(whole_characters(tokenizer, ids, logprobs.tolist()))
+
+
+def whole_characters(
+    tokenizer: Tokenizer, ids: Sequence[int], logprobs: Sequence[float]
+) -> Iterator[Piece]:
+    """One piece for each token, but for tokens that share a character one together."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    start = 0
+    for end, token_id in enumerate(ids, start=1):
+        text = decoder.decode(tokenizer.token_bytes(token_id), final=end == len(ids))
+        if decoder.getstate()[0] == b"":
+            yield Piece(text, list(ids[start:end]), sum(logprobs[start:end]))
+            start = end
+        elif text:  # whole characters and the beginning of another: wait with them
+            decoder.setstate((text.encode() + decoder.getstate()[0], 0))
+
+
+# The least probability of each degree of surprise, its brackets, and its ANSI colours (of the 256:
+# from black on white to white on dark red, so that lightness alone tells them apart).
+DEGREES = (
+    (0.1, 0, "30;48;5;231"),
+    (0.01, 1, "30;48;5;223"),
+    (0.001, 2, "30;48;5;209"),
+    (0.0, 3, "97;48;5;88"),
+)
+
+
+def surprise_text(pieces: Sequence[Piece], colour: bool = True) -> str:
+    """A text for the terminal, in which surprising tokens stand out: by colour, or in brackets,
+    the more the less likely. Control characters are escaped, so that no text steers the terminal.
+    """
+    return "".join(mark(escape(piece.text), piece.logprob, colour) for piece in pieces)
+
+
+def surprise_legend(colour: bool = True) -> str:
+    """What the colours or brackets of `surprise_text` mean."""
+    names = ("p >= 0.1", "p >= 0.01", "p >= 0.001", "less likely")
+    samples = [
+        mark(name, math.log(max(least, 1e-9)), colour)
+        for name, (least, _, _) in zip(names, DEGREES, strict=True)
+    ]
+    return "  ".join(samples)
+
+
+def mark(text: str, logprob: float, colour: bool) -> str:
+    depth, code = next(
+        (depth, code) for least, depth, code in DEGREES if least == 0 or logprob >= math.log(least)
+    )
+    shown, line_end, _ = text.partition("\n") if text.endswith("\n") else (text, "", "")
+    if colour:
+        return f"\x1b[{code}m{shown}\x1b[0m{line_end}"
+    return "[" * depth + shown + "]" * depth + line_end
+
+
+def escape(text: str) -> str:
+    r"""Control and other invisible characters as \x1b, \t, ...; a line's end as \n and itself."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown) + ("\n" if text.endswith("\n") else "")

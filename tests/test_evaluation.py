@@ -1,0 +1,559 @@
+"""Evaluation: every figure equals what a plainer computation over all logits gives."""
+
+import json
+import math
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import enlarge, shared_data
+from hypothesis import given
+from hypothesis import strategies as st
+from test_examples import run
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt2mini import GPT2, GPT2Config, Tokenizer
+from gpt2mini.data.text import sequential_batches
+from gpt2mini.evaluation import forgetting, generation_quality, perplexity, zero_shot
+from gpt2mini.evaluation.continuations import Continuation, score_continuations
+from gpt2mini.evaluation.detokenizers import (
+    count_wikitext_tokens,
+    detokenize_penn,
+    detokenize_wikitext,
+    tokenize_wikitext,
+)
+from gpt2mini.evaluation.forgetting import surprises
+from gpt2mini.evaluation.generation_quality import distinct_n, repetition_rate, script_shares
+from gpt2mini.evaluation.lambada import stop_word_ids
+from gpt2mini.evaluation.multiple_choice import read_childrens_books, read_hellaswag
+from gpt2mini.evaluation.perplexity import windows
+from gpt2mini.lora import add_lora, lora_layers
+
+ENGLISH = (
+    "The old man mended nets. He had no boat, only a chair, a needle and the whole harbour to talk "
+    "to; and when the wind was in the north he talked to that.\n\n" * 4
+)
+CHINESE = "却说那日天色已晚，众人都散了。他独自坐在灯下，看了半夜的书，忽听得门外有人叩门。\n" * 2
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_pretrained("gpt2-nano")
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> GPT2:
+    """A tiny model with a real vocabulary: read it, do not change it."""
+    config = GPT2Config(tokenizer.vocab_size, context_length=64, emb_dim=48, n_heads=6, n_layers=2)
+    torch.manual_seed(0)
+    model = GPT2(config)
+    enlarge(model)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def theirs(model: GPT2, tmp_path_factory: pytest.TempPathFactory):
+    """The same model, as transformers opens it."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("exported")
+    model.save_pretrained(folder)
+    return transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+
+
+# ---- perplexity
+
+
+def recipe(theirs, ids: Tensor, context_length: int, stride: int) -> tuple[float, int]:
+    """(mean loss, targets): the sliding window of transformers' own documentation, one window at a
+    time, full logits, labels of -100 for what an earlier window has scored."""
+    nats, count, previous_end = 0.0, 0, 0
+    for start in range(0, len(ids), stride):
+        end = min(start + context_length, len(ids))
+        labels = ids[start:end].clone()
+        labels[: previous_end - start] = -100
+        with torch.no_grad():
+            logits = theirs(ids[None, start:end]).logits[0]
+        nats += F.cross_entropy(logits[:-1].double(), labels[1:], reduction="sum").item()
+        count += int((labels[1:] != -100).sum())
+        previous_end = end
+        if end == len(ids):
+            break
+    return nats / count, count
+
+
+@pytest.mark.parametrize("text", [ENGLISH, CHINESE], ids=["english", "chinese"])
+@pytest.mark.parametrize(
+    ("context_length", "stride"), [(64, 32), (64, 64), (24, 1), (37, 13), (16, 15), (2, 1)]
+)
+def test_perplexity_is_that_of_transformers(
+    model: GPT2, theirs, tokenizer: Tokenizer, text: str, context_length: int, stride: int
+) -> None:
+    ids = torch.tensor(tokenizer.encode(text))
+    found = perplexity(model, tokenizer, text, context_length, stride, score_first=False)
+    mean, count = recipe(theirs, ids, context_length, stride)
+    assert found.per_token == pytest.approx(math.exp(mean), rel=1e-4)
+    assert (found.scored, found.tokens) == (count, len(ids))
+
+    with_first = perplexity(model, tokenizer, text, context_length, stride)
+    mean, count = recipe(theirs, F.pad(ids, (1, 0), value=tokenizer.eos_id), context_length, stride)
+    assert with_first.per_token == pytest.approx(math.exp(mean), rel=1e-4)
+    assert with_first.scored == count
+    assert count == len(ids) or stride == context_length
+
+
+@pytest.mark.parametrize("score_first", [True, False])
+def test_normalisations_are_of_the_original_text(
+    model: GPT2, tokenizer: Tokenizer, score_first: bool
+) -> None:
+    found = perplexity(model, tokenizer, CHINESE + ENGLISH, score_first=score_first)
+    assert found.bytes == len((CHINESE + ENGLISH).encode())
+    assert found.words == len((CHINESE + ENGLISH).split())
+    nats = math.log(found.per_token) * found.tokens
+    assert found.per_word == pytest.approx(math.exp(nats / found.words))
+    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / found.bytes)
+    assert "per token" in str(found)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_perplexity_does_not_depend_on_the_batch_size(
+    model: GPT2, tokenizer: Tokenizer, batch_size: int
+) -> None:
+    texts = [ENGLISH, CHINESE, "Two words"]
+    expected = perplexity(model, tokenizer, texts, 40, 17)
+    found = perplexity(model, tokenizer, texts, 40, 17, batch_size=batch_size)
+    assert found.per_token == pytest.approx(expected.per_token, rel=1e-5)
+
+
+def test_several_texts_do_not_see_each_other(model: GPT2, tokenizer: Tokenizer) -> None:
+    alone = [perplexity(model, tokenizer, text) for text in (ENGLISH, CHINESE)]
+    together = perplexity(model, tokenizer, [ENGLISH, CHINESE])
+    assert together.nats == pytest.approx(sum(one.nats for one in alone), rel=1e-5)
+    assert together.tokens == sum(one.tokens for one in alone)
+
+
+def test_windows_of_validation_are_those_of_a_stride_one_below_the_context(model: GPT2) -> None:
+    ids = torch.randint(8192, (150,), generator=torch.Generator().manual_seed(0))
+    rows = windows([ids], context_length=20, stride=19)
+    batches = list(sequential_batches(ids.numpy(), [range(150)], 1, 20))
+    assert [row.token_ids.tolist() for row in rows] == [b.token_ids[0].tolist() for b in batches]
+
+
+def test_bfloat16_moves_perplexity_a_little(model: GPT2, tokenizer: Tokenizer) -> None:
+    exact, rough = (
+        perplexity(model, tokenizer, ENGLISH[:200], precision=precision)
+        for precision in ("fp32", "bf16")
+    )
+    assert 0 < abs(rough.loss - exact.loss) < 0.02 * exact.loss
+
+
+def test_the_model_is_given_back_as_it_was(model: GPT2, tokenizer: Tokenizer) -> None:
+    own = deepcopy(model).train()
+    state = torch.get_rng_state()
+    perplexity(own, tokenizer, "Two words")
+    forgetting(own, own, tokenizer, "Two words", "and more")
+    score_continuations(own, [Continuation([1], [2])])
+    assert all(module.training for module in own.modules())
+    assert all(parameter.requires_grad for parameter in own.parameters())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("", {}, "text 1 is empty"),
+        ("a", {}, "one token only"),
+        (["fine text", ""], {}, "text 2 is empty"),
+        ([], {}, "no text to score"),
+        (ENGLISH, {"stride": 65}, r"stride \(65\) <= context_length \(64\)"),
+        (ENGLISH, {"context_length": 8, "stride": 9}, r"stride \(9\) <= context_length \(8\)"),
+        (ENGLISH, {"context_length": 65}, "to the model's 64"),
+        (ENGLISH, {"stride": 0}, r"1 <= stride \(0\)"),
+        (ENGLISH, {"precision": "fp8"}, "precision must be"),
+    ],
+)
+def test_perplexity_refuses(
+    model: GPT2, tokenizer: Tokenizer, text, arguments: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        perplexity(model, tokenizer, text, **arguments)
+
+
+# ---- continuations, against every logit
+
+
+def dense(model: GPT2, context: list[int], ids: list[int]) -> Tensor:
+    """log p of the whole vocabulary at each token of a continuation, (tokens, vocab)."""
+    row = (context + ids)[-model.config.context_length :]
+    with torch.no_grad():
+        return model(torch.tensor([row]))[0, -len(ids) - 1 : -1].log_softmax(dim=1)
+
+
+def test_continuations_are_scored_as_by_brute_force(model: GPT2) -> None:
+    generator = torch.Generator().manual_seed(1)
+    continuations = []
+    for n_context, n_ids in [(1, 1), (5, 3), (63, 1), (200, 4), (30, 34), (7, 63)]:
+        ids = torch.randint(8192, (n_context + n_ids,), generator=generator).tolist()
+        continuations.append(Continuation(ids[:n_context], ids[n_context:]))
+    # one whose tokens are the likeliest ones
+    context = continuations[1].context
+    best = int(dense(model, context, [0])[0].argmax())
+    continuations.append(Continuation(context, [best]))
+    scores = score_continuations(model, continuations, excluded={best})
+    for one, score in zip(continuations, scores, strict=True):
+        every = dense(model, one.context, one.ids)
+        targets = torch.tensor(one.ids)
+        torch.testing.assert_close(
+            score.logprobs, every.gather(1, targets[:, None])[:, 0], atol=1e-4, rtol=1e-5
+        )
+        assert score.is_likeliest == (every.argmax(dim=1) == targets).tolist()
+        every[0, best] = -torch.inf
+        assert score.first_is_likeliest_allowed == (int(every[0].argmax()) == one.ids[0])
+    assert scores[-1].is_likeliest == [True] and not scores[-1].first_is_likeliest_allowed
+
+
+@pytest.mark.parametrize("length", [0, 64])
+def test_a_continuation_must_have_tokens_and_fit(model: GPT2, length: int) -> None:
+    with pytest.raises(ValueError, match=f"continuation of {length} tokens"):
+        score_continuations(model, [Continuation([1], [2] * length)])
+
+
+def write_lines(path: Path, rows: list) -> Path:
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_lambada_is_that_of_brute_force(model: GPT2, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = deepcopy(model)
+    him, man = (tokenizer.encode(word)[0] for word in (" him", " man"))
+    model.out_head = torch.nn.Linear(48, tokenizer.vocab_size)
+    with torch.no_grad():  # " him" is always the likeliest, a stop word; " man" always the second
+        model.out_head.bias[him], model.out_head.bias[man] = 30, 25
+    prompts = ["She looked at the man and his", "It was late, and in the harbour the"] * 2
+    words = ["him", "lighthouse", "man", "him"]
+    texts = [f"{prompt} {word}" for prompt, word in zip(prompts, words, strict=True)]
+    file = write_lines(tmp_path / "passages.jsonl", [{"text": text} for text in texts])
+    rows = zero_shot(model, tokenizer, {"lambada": file}).rows
+    nats, last = [], []
+    for prompt, word in zip(prompts, words, strict=True):
+        ids = tokenizer.encode(" " + word)
+        every = dense(model, tokenizer.encode(prompt), ids)
+        nats.append(-sum(float(every[i, token]) for i, token in enumerate(ids)))
+        last.append(-float(every[-1, ids[-1]]))
+    found = [row.value for row in rows]
+    expected = [math.exp(sum(nats) / 4), math.exp(sum(last) / 4), 50, 25]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert rows[0].paper == (35.13, 15.60, 10.87, 8.63)
+    assert "stop-word filter" in rows[3].setting
+
+    plain = write_lines(tmp_path / "plain.txt", list(texts))
+    again = zero_shot(model, tokenizer, {"lambada-original": plain}).rows
+    assert [row.value for row in again] == pytest.approx(found)
+    assert again[0].task == "LAMBADA, original"
+
+
+def test_stop_words_are_whole_tokens(tokenizer: Tokenizer) -> None:
+    words = {tokenizer.decode([i]) for i in stop_word_ids(tokenizer)}
+    assert {" the", " The", " him"} <= words
+    assert all(word.startswith(" ") for word in words)
+
+
+def test_hellaswag_is_that_of_brute_force(
+    model: GPT2, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    endings = ["sits.", "extraordinarily long", "he is at it as is my old cat", "goes home now"]
+    records, by_sum = [], []
+    for person in ("A man", "The woman", "A child", "The cat", "A dog"):
+        context = f"Fishing: {person} opens the door. {person}"
+        sums = []
+        for ending in endings:
+            ids = tokenizer.encode(" " + ending)
+            every = dense(model, tokenizer.encode(context), ids)
+            sums.append(sum(float(every[i, token]) for i, token in enumerate(ids)))
+        per_character = [s / len(e) for s, e in zip(sums, endings, strict=True)]
+        right = per_character.index(max(per_character))
+        records.append({"ctx": context, "endings": endings, "label": right})
+        by_sum.append(sums.index(max(sums)) == right)
+    file = write_lines(tmp_path / "h.jsonl", records)
+    rows = zero_shot(model, tokenizer, {"hellaswag": file}).rows
+    assert [row.value for row in rows] == [20 * sum(by_sum), 100]
+    assert not all(by_sum) and rows[0].paper is None
+
+
+def test_hellaswag_as_published_is_read_as_by_the_harness(tmp_path: Path) -> None:
+    record = {
+        "activity_label": "Removing ice", "ctx_a": "A man [header] scrapes.", "ctx_b": "then he",
+        "ctx": "A man scrapes. then he", "endings": ["[step] rests."], "label": "0",
+    }  # fmt: skip
+    (question,) = read_hellaswag(write_lines(tmp_path / "h.jsonl", [record]))
+    assert question.context == "Removing ice: A man scrapes. Then he"
+    assert question.endings == [" rests."]
+
+
+def childrens_book(query: str, answer: str, candidates: list[str]) -> list[str]:
+    lines = [f"{i} the boat was old , number {i} ." for i in range(1, 21)]
+    return [*lines, f"21 {query}\t{answer}\t\t{'|'.join(candidates)}", ""]
+
+
+def test_childrens_books_are_scored_by_word_and_rest(
+    model: GPT2, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    candidates = ["net", "boat", "door", "man", "sea", "lamp", "cat", "bread", "wind", "chair"]
+    lines = childrens_book("`` He took the XXXXX , '' she said .", "door", candidates)
+    file = write_lines(tmp_path / "cbt.txt", lines * 2)
+    questions = read_childrens_books(file)
+    assert questions[0].context.endswith('20. "He took the')
+    assert questions[0].endings[0] == ' net," she said.'
+    sums = []
+    for ending in questions[0].endings:
+        ids = tokenizer.encode(ending)
+        every = dense(model, tokenizer.encode(questions[0].context), ids)
+        sums.append(sum(float(every[i, token]) for i, token in enumerate(ids)))
+    (row,) = zero_shot(model, tokenizer, {"cbt-cn": file}).rows
+    assert row.value == 100 * (sums.index(max(sums)) == candidates.index("door"))
+    assert (row.task, row.count) == ("CBT-CN", 2)
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "message"),
+    [
+        ("lambada", [{"text": "one"}], "line 1: a passage needs a word before its last"),
+        ("lambada", [{"word": "one"}], "line 1: expected 'text'; found word"),
+        ("lambada", ["{"], "line 1: not valid JSON"),
+        ("hellaswag", [{"ctx": "a", "endings": ["b"], "label": 1}], "'label' must be 0 to 0"),
+        ("hellaswag", [{"ctx": "a", "endings": "b", "label": 0}], "'endings' must be a list"),
+        ("cbt-ne", ["1 a", "3 b"], "line 2: expected sentence 2 of 21"),
+        ("cbt-ne", ["1 a"], "ends after sentence 1 of 21"),
+        ("cbt-ne", childrens_book("no gap", "a", ["a", "b"]), "expected one XXXXX"),
+        ("cbt-ne", childrens_book("XXXXX .", "c", ["a", "b"]), "expected one XXXXX"),
+        ("text", [""], "at least two tokens"),
+    ],
+)
+def test_zero_shot_names_what_is_wrong_in_a_file(
+    model: GPT2, tokenizer: Tokenizer, tmp_path: Path, task: str, rows: list, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        zero_shot(model, tokenizer, {task: write_lines(tmp_path / "file.jsonl", rows)})
+
+
+def test_zero_shot_refuses_before_it_begins(
+    model: GPT2, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="there is no task 'lambda': choose among lambada"):
+        zero_shot(model, tokenizer, {"lambda": "x"})
+    with pytest.raises(FileNotFoundError, match="file of the task text is not there"):
+        zero_shot(model, tokenizer, {"text": tmp_path / "no.txt"})
+    with pytest.raises(ValueError, match="limit must be at least 1"):
+        zero_shot(model, tokenizer, {}, limit=0)
+
+
+def test_running_texts_and_the_table(model: GPT2, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    wikitext = " \n = Nets = \n \n The net , 2 @.@ 5 m long , was <unk> . \n"
+    wiki = tmp_path / "wiki.txt"
+    wiki.write_text(wikitext, encoding="utf-8")
+    plain = tmp_path / "plain.txt"
+    plain.write_bytes(CHINESE.encode() + "门".encode()[:2])  # cut in the middle of a character
+    files = {"wikitext-2": wiki, "enwik8": plain, "text8": plain, "text": plain}
+    table = zero_shot(model, tokenizer, files, context_length=32, stride=8)
+    values = {(row.task, row.metric): row.value for row in table.rows}
+    prose = perplexity(model, tokenizer, detokenize_wikitext(wikitext), 32, 8)
+    assert count_wikitext_tokens(wikitext) == 1 + 4 + 1 + 13
+    assert values["WikiText-2", "perplexity"] == pytest.approx(math.exp(prose.nats / 19))
+    whole = perplexity(model, tokenizer, CHINESE, 32, 8)
+    assert values["enwik8", "bits per byte"] == pytest.approx(whole.bits_per_byte)
+    bits = whole.nats / math.log(2)
+    assert values["text8", "bits per character"] == pytest.approx(bits / len(CHINESE))
+    assert values["plain.txt", "perplexity per word"] == pytest.approx(whole.per_word)
+    shown = str(table)
+    assert "context 32, stride 8" in shown and "29.41" in shown and "1542M" in shown
+    first = json.loads(json.dumps(table.as_dicts()))[0]
+    assert first["paper"]["1542M"] == 18.34
+
+
+# ---- de-tokenisers
+
+
+word = st.sampled_from(["net", "Harbour", "<unk>", "1890", "it", "Mr.", "U.S.", "°", "girls '"])
+joined = st.lists(st.sampled_from(["net", "mend", "x1"]), min_size=1, max_size=3).map(" @-@ ".join)
+number = st.tuples(st.integers(0, 99), st.sampled_from(".,"), st.integers(100, 999)).map(
+    lambda parts: f"{parts[0]} @{parts[1]}@ {parts[2]}"
+)
+possessive = st.sampled_from(["cat 's", "don 't", "O 'Neil", "<unk> 's", "we 've"])
+plain_words = st.lists(word | joined | number | possessive, min_size=1, max_size=6).map(" ".join)
+phrase = plain_words | plain_words.map("( {} )".format) | plain_words.map('" {} "'.format)
+sentence = st.lists(phrase, min_size=1, max_size=4).map(lambda parts: " , ".join(parts) + " end .")
+heading = st.integers(1, 3).map(lambda depth: f"{'= ' * depth}A net {'= ' * depth}".strip())
+
+
+@given(st.lists(sentence | heading, min_size=1, max_size=4))
+def test_wikitext_prose_is_cut_into_the_same_words_again(lines: list[str]) -> None:
+    text = "\n".join(lines)
+    assert tokenize_wikitext(detokenize_wikitext(text)) == text
+
+
+def test_detokenised_wikitext_is_prose() -> None:
+    line = (
+        " The \" old \" man 's net ( 2 @.@ 5 m , 1 @,@ 000 lb ) was $ 5 ; it didn 't tear @-@ up . "
+    )
+    prose = "The \"old\" man's net (2.5 m, 1,000 lb) was $5; it didn't tear-up."
+    assert detokenize_wikitext(line) == prose
+    assert detokenize_wikitext(" the girls ' school ") == "the girls' school"
+    assert detokenize_wikitext(" = = Early life = = ") == "== Early life =="
+
+
+@pytest.mark.parametrize("name", ["wikitext-2", "wikitext-103"])
+@pytest.mark.parametrize("part", ["test", "valid"])
+def test_real_wikitext_survives(name: str, part: str) -> None:
+    """Over 98 % of the lines with text in them come back; the rest ask for more than prose says."""
+    text = shared_data(f"eval/{name}.{part}.txt").read_text(encoding="utf-8")
+    if part == "test":
+        assert count_wikitext_tokens(text) == 245_569  # as published
+    lines = [" ".join(line.split()) for line in text.split("\n") if line.strip()][::7]
+    again = tokenize_wikitext(detokenize_wikitext("\n".join(lines))).split("\n")
+    same = sum(a == b for a, b in zip(lines, again, strict=True))
+    assert same / len(lines) > 0.98
+
+
+def test_penn_marks_are_undone() -> None:
+    text = "`` I ca n't , '' he said -LRB- it 's late -RRB- ; `` the girls ' net ! ''"
+    assert detokenize_penn(text) == '"I can\'t," he said (it\'s late); "the girls\' net!"'
+
+
+# ---- forgetting
+
+
+def test_equal_models_have_forgotten_nothing(model: GPT2, tokenizer: Tokenizer) -> None:
+    found = forgetting(model, deepcopy(model), tokenizer, ENGLISH, CHINESE)
+    for change in (found.general, found.new):
+        assert change.kl == pytest.approx(0, abs=1e-6)
+        assert change.loss_change == pytest.approx(0, abs=1e-6)
+    expected = perplexity(model, tokenizer, ENGLISH)
+    assert found.general.base.per_token == pytest.approx(expected.per_token, rel=1e-5)
+
+
+@pytest.fixture
+def tuned(model: GPT2) -> GPT2:
+    tuned = deepcopy(model)
+    enlarge(tuned, seed=5)
+    return tuned
+
+
+def test_forgetting_is_that_of_dense_softmaxes(
+    model: GPT2, tuned: GPT2, tokenizer: Tokenizer
+) -> None:
+    text = "The old man mended nets, and the wind was in the north."
+    found = forgetting(model, tuned, tokenizer, text, ENGLISH, batch_size=3)
+    ids = torch.tensor([[tokenizer.eos_id, *tokenizer.encode(text)]])
+    with torch.no_grad():
+        log_base, log_tuned = (one(ids)[0, :-1].double().log_softmax(1) for one in (model, tuned))
+    kl = (log_tuned.exp() * (log_tuned - log_base)).sum(dim=1).mean()
+    assert found.general.kl == pytest.approx(float(kl), rel=1e-4)
+    loss = F.nll_loss(log_tuned, ids[0, 1:])
+    assert found.general.tuned.loss == pytest.approx(float(loss), rel=1e-5)
+    one_by_one = forgetting(model, tuned, tokenizer, text, ENGLISH, batch_size=1)
+    assert found.new.kl == pytest.approx(one_by_one.new.kl, rel=1e-5)
+    assert "KL(tuned, base)" in str(found)
+    assert json.loads(json.dumps(found.as_dict()))["new"]["loss_change"] == found.new.loss_change
+
+
+def test_surprises_do_not_depend_on_the_chunk(model: GPT2, tuned: GPT2) -> None:
+    hidden = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(20)
+    heads = (model.out_head, tuned.out_head)
+    with torch.no_grad():
+        whole, pieces = (
+            surprises((hidden[0], hidden[1]), heads, targets, chunk_size) for chunk_size in (64, 3)
+        )
+    torch.testing.assert_close(whole, pieces)
+
+
+def test_the_base_of_a_lora_model_needs_no_copy(model: GPT2, tokenizer: Tokenizer) -> None:
+    tuned = deepcopy(model)
+    add_lora(tuned, rank=2)
+    for layer in lora_layers(tuned).values():
+        torch.nn.init.normal_(layer.lora_B)
+    found = forgetting(None, tuned, tokenizer, ENGLISH, CHINESE)
+    expected = forgetting(model, tuned, tokenizer, ENGLISH, CHINESE)
+    assert found.new.kl == pytest.approx(expected.new.kl, rel=1e-5)
+    assert found.new.kl > 1e-3
+    assert found.general.base.loss == pytest.approx(expected.general.base.loss, rel=1e-6)
+    assert all(layer.enabled for layer in lora_layers(tuned).values())
+
+
+def test_forgetting_refuses(model: GPT2, tiny_model: GPT2, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="vocabularies of 211 and 8192"):
+        forgetting(tiny_model, model, tokenizer, ENGLISH, CHINESE)
+    with pytest.raises(ValueError, match="text 1 is empty"):
+        forgetting(model, model, tokenizer, ENGLISH, "")
+    with pytest.raises(ValueError, match="an adapter that is not there"):
+        forgetting(None, model, tokenizer, ENGLISH, CHINESE)
+
+
+# ---- generation quality
+
+
+def test_distinct_and_repetition_count_n_grams() -> None:
+    assert distinct_n(["abab", "abc"], 1) == 3 / 7
+    assert distinct_n(["abab", "abc"], 2) == 3 / 5  # ab ba ab, ab bc
+    assert repetition_rate(["abab", "abc"], 2) == pytest.approx((1 / 3 + 0) / 2)
+    assert repetition_rate(["ab"]) == distinct_n(["ab"], 3) == distinct_n([], 1) == 0
+    with pytest.raises(ValueError, match="n must be at least 1"):
+        distinct_n(["ab"], 0)
+
+
+@given(st.lists(st.integers(0, 3), min_size=4, max_size=30))
+def test_of_one_text_repetition_is_what_is_not_distinct(tokens: list[int]) -> None:
+    assert repetition_rate([tokens], 4) == pytest.approx(1 - distinct_n([tokens], 4))
+
+
+def test_scripts_are_told_apart() -> None:
+    text = "net 网々 сеть δίχτυ شبكة あみアミー 그물 12,！ ｎ ก\u200b"
+    found = script_shares(text)
+    n = sum(not character.isspace() for character in text)
+    counts = {name: round(share * n) for name, share in found.items()}
+    assert counts == {
+        "CJK": 2, "Kana": 5, "Hangul": 2, "Latin": 4, "Cyrillic": 4, "Greek": 5, "Arabic": 4,
+        "digits, signs": 4, "other": 2,
+    }  # fmt: skip
+    assert sum(found.values()) == pytest.approx(1)
+    assert sum(script_shares(" ").values()) == 0
+
+
+@given(st.text(min_size=1))
+def test_shares_add_up_for_any_text(text: str) -> None:
+    assert sum(script_shares(text).values()) == pytest.approx(0 if not text.strip() else 1)
+
+
+def test_generation_quality_has_it_all(model: GPT2, tokenizer: Tokenizer) -> None:
+    texts = ["round and round and round and round and round we go", "门外有人叩门。"]
+    found = generation_quality(model, tokenizer, texts)
+    assert found.self_perplexity == perplexity(model, tokenizer, texts).per_token
+    assert found.distinct[1] == distinct_n([tokenizer.encode(text) for text in texts], 1)
+    assert found.repetition > 0.1
+    assert "CJK" in str(found) and json.dumps(found.as_dict())
+
+
+# ---- the example
+
+
+def test_the_example_runs_offline_without_flags(tmp_path: Path) -> None:
+    done = run("evaluate.py", "--out", tmp_path, "--samples", "2", "--sample-tokens", "12")
+    assert done.returncode == 0, done.stderr
+    assert "general.txt  perplexity per word" in done.stdout and "distinct-2" in done.stdout
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert len(summary["rows"]) == 4 and len(summary["texts"]) == 2
+
+
+def test_the_example_finds_files_and_says_what_is_missing(tmp_path: Path) -> None:
+    write_lines(tmp_path / "lambada_test.jsonl", [{"text": "She went down to the sea"}] * 3)
+    done = run(
+        "evaluate.py", "--out", tmp_path / "out", "--data", tmp_path, "--limit", "2",
+        "--tasks", "lambada",
+    )  # fmt: skip
+    assert "2 passages" in done.stdout, done.stderr
+    done = run("evaluate.py", "--out", tmp_path / "out", "--data", tmp_path, "--tasks", "text8")
+    assert "the task text8 needs a file: give text8=path" in done.stderr
+    assert "Traceback" not in done.stderr

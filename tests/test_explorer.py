@@ -1,0 +1,199 @@
+"""The explorer's page: its numbers are the model's, and in a browser it does what it says."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import torch
+from conftest import enlarge
+from torch import nn
+
+import gpt2mini
+from gpt2mini import GPT2, GPT2Config, Tokenizer
+from gpt2mini.inspection import logit_lens, trace
+from gpt2mini.inspection.explorer import page_data, write_page
+
+TEXT = "The lamp </script><b>&amp; 中 it"
+MODEL_FILE = Path(gpt2mini.__file__).with_name("model.py").read_text(encoding="utf-8").split("\n")
+
+# What a reader does, put at the end of a copy of the page; what is then seen stands in a text area.
+ACTIONS = """<script>
+const seen = {};
+document.querySelectorAll("details").forEach((box) => box.querySelector("summary").click());
+seen.open = [...document.querySelectorAll("details[open] pre")].map((e) => e.textContent);
+document.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft" }));
+at("layer").value = 1;
+at("layer").dispatchEvent(new Event("input"));
+at("heads").children[1].click();
+seen.looks = at("strongest").textContent;
+at("looks").children[2].dispatchEvent(new MouseEvent("mouseenter"));
+seen.hover = at("strongest").textContent;
+at("temperature").value = 0.5;
+at("temperature").dispatchEvent(new Event("input"));
+seen.next = at("next").querySelector("tr").textContent;
+seen.lens = at("lens").querySelector("tr").textContent;
+seen.length = at("lengths").querySelectorAll("tr")[3].children[3].textContent;
+seen.attention = attention(1, 1, 3, 2);
+seen.bold = document.querySelectorAll("b").length;
+const shown = document.createElement("textarea");
+shown.id = "seen";
+shown.textContent = btoa(encodeURIComponent(JSON.stringify(seen)));
+document.body.append(shown);
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_pretrained("gpt2-nano")
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> GPT2:
+    model = GPT2(GPT2Config(tokenizer.vocab_size, 64, emb_dim=16, n_heads=2, n_layers=3))
+    enlarge(model)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def token_ids(tokenizer: Tokenizer) -> torch.Tensor:
+    return torch.tensor([tokenizer.encode(TEXT)])
+
+
+@pytest.fixture(scope="module")
+def page(model: GPT2, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    write_page(model, tokenizer, TEXT, path, name="<tiny>")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(page: Path) -> dict[str, Any]:
+    """The JSON of the written page, as a browser finds it: up to the first </script>."""
+    found = re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.S)
+    assert found
+    return json.loads(found[1])
+
+
+def test_attention_on_the_page_is_the_models(
+    data: dict[str, Any], model: GPT2, token_ids: torch.Tensor
+) -> None:
+    n = token_ids.shape[1]
+    shares = np.frombuffer(base64.b64decode(data["attention"]), "<u2").reshape(3, 2, -1) / 65535
+    rows, columns = np.tril_indices(n)
+    for layer, attention in enumerate(trace(model, token_ids).of_each_block("attention")):
+        expected = attention[0].numpy()[:, rows, columns]
+        np.testing.assert_allclose(shares[layer], expected, atol=1e-5)
+
+
+def test_lens_lengths_and_logits_on_the_page_are_the_models(
+    data: dict[str, Any], model: GPT2, token_ids: torch.Tensor, tokenizer: Tokenizer
+) -> None:
+    lens, found = logit_lens(model, token_ids), trace(model, token_ids)
+    shown = [[[p for _, p in place] for place in layer] for layer in data["lens"]]
+    np.testing.assert_allclose(shown, lens.probabilities[:, 0], atol=1e-5)
+    streams = [found["embedding"], *found.of_each_block("stream")]
+    for row, stream in zip(data["lengths"]["stream"], streams, strict=True):
+        np.testing.assert_allclose(row, stream[0].norm(dim=1), atol=1e-4)
+    logits = np.frombuffer(base64.b64decode(data["next"]["logits"]), "<f4")
+    np.testing.assert_allclose(logits, found["logits"][0, -1].sort(descending=True).values)
+    assert data["token_ids"] == token_ids[0].tolist()
+
+
+def test_boxes_have_the_lines_of_the_architecture_and_all_parameters(
+    data: dict[str, Any], model: GPT2
+) -> None:
+    boxes = {box["title"]: box for box in data["boxes"]}
+    for box in boxes.values():
+        first = box["first_line"] - 1
+        lines = MODEL_FILE[first : first + len(box["code"].split("\n"))]
+        assert dedent("\n".join(lines)) == box["code"]
+    parts = [boxes[title]["parameters"] for title in ("Embedding", "Final norm", "Output head")]
+    assert boxes["Block"]["parameters"] == sum(boxes[x]["parameters"] for x in ("Attention", "MLP"))
+    assert sum(parts) + 3 * boxes["Block"]["parameters"] == data["parameters"]
+    assert data["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_the_page_loads_nothing_and_no_text_breaks_out_of_it(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "http" not in text and "<tiny>" not in text and " src=" not in text
+    assert text.count("</script>") == 2
+    assert "{{" not in text
+
+
+def test_an_untied_head_opens_to_the_line_that_calls_it(model: GPT2, tokenizer: Tokenizer) -> None:
+    untied = deepcopy(model)
+    untied.out_head = nn.Linear(16, tokenizer.vocab_size)
+    head = page_data(untied, tokenizer, "a", "")["boxes"][-1]
+    assert head["code"].startswith("return self.out_head(")
+    assert head["parameters"] == 17 * tokenizer.vocab_size
+
+
+def test_what_a_page_cannot_show_is_refused(model: GPT2, tokenizer: Tokenizer) -> None:
+    for text, n in (("", 0), (" a" * 129, 129)):
+        with pytest.raises(ValueError, match=f"from 1 to 128 tokens; the text has {n}"):
+            page_data(model, tokenizer, text, "")
+    classifier = GPT2(GPT2Config(tokenizer.vocab_size, 64, emb_dim=16, n_heads=2, n_layers=1))
+    classifier.out_head = nn.Linear(16, 2)
+    with pytest.raises(ValueError, match="a head of 2 outputs predicts no tokens"):
+        page_data(classifier, tokenizer, "a", "")
+
+
+def explore(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command: Sequence[str | Path] = [sys.executable, "-m", "gpt2mini", "explore", *arguments]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120)
+
+
+def test_the_command_writes_a_page_and_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    done = explore("--out", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    assert "page.html (0." in done.stdout
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    done = explore("--text", "", "--out", tmp_path / "page.html")
+    assert done.stderr.startswith("error: the page shows from 1") and done.stderr.count("\n") == 1
+
+
+def test_in_a_browser_the_page_does_what_it_says(
+    page: Path, tmp_path: Path, model: GPT2, token_ids: torch.Tensor
+) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium")
+    acted = tmp_path / "acted.html"
+    text = page.read_text(encoding="utf-8").replace("</body>", ACTIONS + "</body>")
+    acted.write_text(text, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", acted.as_uri()]
+    done = subprocess.run([browser, *flags], capture_output=True, encoding="utf-8", timeout=120)
+    assert "CONSOLE" not in done.stderr
+    found = re.search(r'id="seen">([^<]*)<', done.stdout)
+    assert found, done.stderr
+    decoded = base64.b64decode(found[1]).decode()
+    check_what_was_seen(json.loads(unquote(decoded)), model, token_ids)
+
+
+def check_what_was_seen(seen: dict[str, Any], model: GPT2, token_ids: torch.Tensor) -> None:
+    found, n = trace(model, token_ids), token_ids.shape[1]
+    assert len(seen["open"]) == 6 and seen["bold"] == 0
+    assert seen["looks"].startswith("Layer 1, head 1: ")
+    assert f"(token {n - 2}) looks at" in seen["looks"]  # one to the left of the last
+    assert "(token 2) looks at" in seen["hover"]
+    attention = found["blocks.1.attention"][0, 1]
+    assert seen["attention"] == pytest.approx(float(attention[3, 2]), abs=1e-5)
+    most = float(attention[n - 2].max())
+    assert f"{100 * most:.{2 if most < 0.1 else 1}f}" in seen["looks"]
+    p = float((found["logits"][0, -1] / 0.5).softmax(dim=0).max())
+    assert f"{100 * p:.{2 if p < 0.1 else 1}f}" in seen["next"]
+    length = float(found["blocks.1.stream"][0, n - 2].norm())
+    assert float(seen["length"]) == pytest.approx(length, abs=0.006)
+    assert seen["lens"].startswith("block 2")
