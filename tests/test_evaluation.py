@@ -467,7 +467,8 @@ def test_surprises_do_not_depend_on_the_chunk(model: GPT2, tuned: GPT2) -> None:
         whole, pieces = (
             surprises((hidden[0], hidden[1]), heads, targets, chunk_size) for chunk_size in (64, 3)
         )
-    torch.testing.assert_close(whole, pieces)
+    # sums of float32 in another order
+    torch.testing.assert_close(whole, pieces, rtol=1e-6, atol=1e-5)
 
 
 def test_the_base_of_a_lora_model_needs_no_copy(model: GPT2, tokenizer: Tokenizer) -> None:

@@ -144,7 +144,8 @@ def test_explicit_attention_is_the_fast_one(lora_model: GPT2, mask: Tensor | Non
         context = found[f"blocks.{layer}.attention"] @ values
         for head in range(TINY.n_heads):
             fast = found[f"blocks.{layer}.head.{head}"]
-            assert_close(context[:, head], fast, atol=PRECISION, rtol=1e-5)
+            size = max(1.0, float(fast.detach().abs().max()))  # of an enlarged model, above 1
+            assert_close(context[:, head], fast, atol=PRECISION * size, rtol=1e-5)
 
 
 def test_attention_rows_sum_to_one_and_see_no_later_token(tiny_model: GPT2) -> None:
