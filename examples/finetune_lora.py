@@ -38,7 +38,7 @@ from gpt2mini.data.instructions import (
     read_exchanges,
 )
 from gpt2mini.files import writable_folder
-from gpt2mini.lora import TARGETS, add_lora, load_adapter, lora_disabled, save_adapter
+from gpt2mini.lora import TARGETS, add_lora, load_adapter, save_adapter
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
 from gpt2mini.training.precision import pick_device
 
@@ -96,11 +96,10 @@ def main() -> None:
     seconds = time.perf_counter() - began
     print_losses(rows)
 
-    with lora_disabled(model):
-        base_loss = validate()
+    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    base_loss, tuned_loss = losses[0], min(losses)  # at first the adapters add exactly nothing
     model = GPT2.from_pretrained(args.model, device=device)  # and the adapter as it was saved
     load_adapter(model, out / "best")
-    tuned_loss = validate()
     answers_after = [answer(model, tokenizer, prompt, args) for prompt in prompts]
     print_answers(prompts, answers_before, answers_after)
     size = sum(file.stat().st_size for file in (out / "best").iterdir())

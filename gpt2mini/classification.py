@@ -103,7 +103,9 @@ def embed(
 ) -> Float[Tensor, "batch tokens emb"]:
     """The stream as it enters the first block."""
     check_input(model.config, token_ids, attention_mask, None, None)
-    position_ids = count_positions(token_ids, text_numbers(token_ids, attention_mask, None), 0)
+    numbers = text_numbers(token_ids, attention_mask, None)  # (batch, tokens) or None
+    pattern = attention_pattern(token_ids, numbers, past=0)
+    position_ids = count_positions(token_ids, numbers, pattern, past=0)
     check_positions(model.config, position_ids)
     return model.drop_emb(model.tok_emb(token_ids) + model.pos_emb(position_ids))
 

@@ -191,11 +191,11 @@ class GPT2(nn.Module):
         past = 0 if cache is None else cache.length
         check_input(self.config, token_ids, attention_mask, position_ids, cache)
         numbers = text_numbers(token_ids, attention_mask, cache)  # (batch, total) or None
-        if position_ids is None:
-            position_ids = count_positions(token_ids, numbers, past)  # (batch or 1, tokens)
-        check_positions(self.config, position_ids)
         # (batch or 1, 1, tokens, total), or None for the plain causal pattern
         may_attend = attention_pattern(token_ids, numbers, past)
+        if position_ids is None:
+            position_ids = count_positions(token_ids, numbers, may_attend, past)
+        check_positions(self.config, position_ids)  # (batch or 1, tokens)
         if cache is not None:
             cache.text_numbers = numbers  # later calls need not repeat the mask of earlier tokens
 

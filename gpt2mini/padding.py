@@ -42,13 +42,14 @@ def text_numbers(
 
 
 def count_positions(
-    token_ids: Tensor, numbers: Tensor | None, past: int
+    token_ids: Tensor, numbers: Tensor | None, may_attend: Tensor | None, past: int
 ) -> Int[Tensor, "_ tokens"]:
-    """Position of each new token: how many tokens of its own text stand before it."""
+    """Position of each new token: how many tokens of its own text stand before it, which are those
+    that it may attend to."""
     tokens = token_ids.shape[1]
-    if numbers is None:
+    if numbers is None or may_attend is None:
         return torch.arange(past, past + tokens, device=token_ids.device)[None]  # (1, tokens)
-    seen = same_text_so_far(numbers, tokens).sum(dim=2)  # (batch, tokens), itself included
+    seen = may_attend[:, 0].sum(dim=2)  # (batch, tokens), itself included
     return torch.where(numbers[:, -tokens:] > 0, seen - 1, 0)  # (batch, tokens)
 
 
