@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flags import common_flags, draw_losses, run, write_summary
+from flags import (
+    draw_losses,
+    is_small,
+    keeping,
+    leave_the_rest_to_the_first,
+    run,
+    training_flags,
+    write_summary,
+)
 from torch import nn
 
 from gpt2mini import GPT2, Tokenizer
@@ -45,10 +53,11 @@ from gpt2mini.training import (
     train,
 )
 from gpt2mini.training.precision import pick_device
+from gpt2mini.training.processes import process_count
 
 SAMPLE = Path(__file__).parent / "data" / "messages.tsv"
-PEAK_RATES = {"last-blocks": 5e-4, "full": 5e-5, "lora": 5e-4}  # of the 124M model
-SMALL = 50_000_000  # parameters; below, four times these rates
+# of the 124M model; small ones take four times these rates
+PEAK_RATES = {"last-blocks": 5e-4, "full": 5e-5, "lora": 5e-4}
 
 
 def main() -> None:
@@ -91,7 +100,7 @@ def main() -> None:
         }
 
     steps_per_epoch = math.ceil(len(training) / args.batch_size)
-    steps = args.steps or math.ceil(args.epochs * steps_per_epoch)
+    steps = args.steps or math.ceil(args.epochs * steps_per_epoch / process_count())
     settings = Settings(
         steps=steps,
         schedule=partial(cosine, steps=steps, warmup_steps=max(1, steps // 10)),
@@ -100,18 +109,20 @@ def main() -> None:
         evaluate_every=min(steps, steps_per_epoch),
         unit="texts",
         recompute=args.method != "last-blocks",  # one block's activations are no burden
+        **keeping(args),
     )
-    small = sum(p.numel() for p in model.parameters()) < SMALL
     logs = train(
         model,
         shuffled_batches(encoded[0], args.batch_size, args.seed),
-        [adamw(model, lr=args.lr or PEAK_RATES[args.method] * (4 if small else 1))],
+        [adamw(model, lr=args.lr or PEAK_RATES[args.method] * (4 if is_small(model) else 1))],
         settings,
         loss_function=last_token_step,
         evaluate=evaluate,
         out=out,
         save=save_adapter if args.method == "lora" else partial(save, names=data.class_names),
+        resume=args.resume,
     )
+    leave_the_rest_to_the_first()
     seconds = time.perf_counter() - began
     print_evaluations(logs)
 
@@ -238,7 +249,7 @@ def draw(out: Path, args: argparse.Namespace, report: ClassificationReport) -> N
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = common_flags(__doc__, out="runs/finetune_classifier")
+    parser = training_flags(__doc__, out="runs/finetune_classifier")
     parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
     parser.add_argument("--data", default=SAMPLE, help="label<TAB>text lines, .csv or .jsonl")
     parser.add_argument("--balance", action="store_true", help="as many texts of every class")

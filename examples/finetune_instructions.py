@@ -20,19 +20,21 @@ import torch
 from flags import (
     SAMPLE_EXCHANGES,
     answer,
-    common_flags,
     draw_losses,
-    parse_columns,
+    is_small,
+    keeping,
+    leave_the_rest_to_the_first,
     print_answers,
+    read_and_split,
+    record_flags,
     report_forgetting,
     run,
-    split_seeded,
+    training_flags,
     write_summary,
 )
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.data.instructions import (
-    TEMPLATES,
     Exchange,
     ExchangeBatches,
     encode_exchanges,
@@ -41,6 +43,7 @@ from gpt2mini.data.instructions import (
 from gpt2mini.files import writable_folder
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
 from gpt2mini.training.precision import pick_device
+from gpt2mini.training.processes import process_count
 
 OUTSIDE = ["It was a dark and stormy night, and", "My dear Mrs. Brown,\n\nI have been"]
 
@@ -51,9 +54,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
 
-    template = TEMPLATES.get(args.template, args.template)
-    exchanges = read_exchanges(args.data, template, parse_columns(args.columns))
-    training, held_out = split_seeded(exchanges, args.fraction, args.validation_share, args.seed)
+    training, held_out = read_and_split(args, read_exchanges)
     tokenizer = Tokenizer.from_pretrained(args.model)
     model = GPT2.from_pretrained(args.model, device=device)
     longest = min(args.longest, model.config.context_length)
@@ -65,7 +66,7 @@ def main() -> None:
         )
 
     batches, validation = batches_of(training), batches_of(held_out)
-    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch)
+    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / process_count())
     print(
         f"{len(training)} examples to learn from, in {len(batches.rows)} rows of at most {longest} "
         f"tokens ({batches.padding_share:.1%} of each batch is padding); {len(held_out)} held out\n"
@@ -84,11 +85,14 @@ def main() -> None:
         precision=args.dtype,
         log_every=max(1, steps // 20),
         evaluate_every=max(1, steps // 5),
+        **keeping(args),
     )
-    small = sum(p.numel() for p in model.parameters()) < 50e6
-    lr = args.lr or (5e-4 if small else 5e-5)  # larger models want smaller steps
+    optimizer = adamw(model, lr=args.lr or (5e-4 if is_small(model) else 5e-5))
     began = time.perf_counter()
-    rows = train(model, batches, [adamw(model, lr=lr)], settings, evaluate=validate, out=out)
+    rows = train(
+        model, batches, [optimizer], settings, evaluate=validate, out=out, resume=args.resume
+    )
+    leave_the_rest_to_the_first()
     seconds = time.perf_counter() - began
 
     tokenizer.save_pretrained(out / "best")
@@ -131,17 +135,9 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = common_flags(__doc__, out="runs/finetune_instructions")
+    parser = training_flags(__doc__, out="runs/finetune_instructions")
     parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
-    parser.add_argument(
-        "--data", default=SAMPLE_EXCHANGES, help=".jsonl, .json, .csv or hf:owner/name:split"
-    )
-    parser.add_argument("--columns", help="fields called otherwise: prompt=question,completion=...")
-    parser.add_argument(
-        "--template", default="plain", help=f"{', '.join(TEMPLATES)}, or your own with {{prompt}}"
-    )
-    parser.add_argument("--fraction", type=float, default=1.0, help="seeded share of the data")
-    parser.add_argument("--validation-share", type=float, default=0.1, help="held out (default .1)")
+    record_flags(parser, SAMPLE_EXCHANGES, held_out=0.1)
     parser.add_argument("--train-on", choices=["completion", "all"], default="completion")
     parser.add_argument("--no-packing", action="store_true", help="a row for each example")
     parser.add_argument("--longest", type=int, default=512, help="tokens per row, at most")

@@ -20,19 +20,20 @@ import torch
 from flags import (
     SAMPLE_EXCHANGES,
     answer,
-    common_flags,
     draw_losses,
-    parse_columns,
+    keeping,
+    leave_the_rest_to_the_first,
     print_answers,
+    read_and_split,
+    record_flags,
     report_forgetting,
     run,
-    split_seeded,
+    training_flags,
     write_summary,
 )
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.data.instructions import (
-    TEMPLATES,
     ExchangeBatches,
     encode_exchanges,
     read_exchanges,
@@ -41,6 +42,7 @@ from gpt2mini.files import writable_folder
 from gpt2mini.lora import TARGETS, add_lora, load_adapter, save_adapter
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
 from gpt2mini.training.precision import pick_device
+from gpt2mini.training.processes import process_count
 
 
 def main() -> None:
@@ -49,9 +51,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
 
-    template = TEMPLATES.get(args.template, args.template)
-    exchanges = read_exchanges(args.data, template, parse_columns(args.columns))
-    training, held_out = split_seeded(exchanges, args.fraction, args.validation_share, args.seed)
+    training, held_out = read_and_split(args, read_exchanges)
     tokenizer = Tokenizer.from_pretrained(args.model)
     model = GPT2.from_pretrained(args.model, device=device)
     longest = min(args.longest, model.config.context_length)
@@ -63,7 +63,7 @@ def main() -> None:
     add_lora(model, args.rank, args.alpha or 2 * args.rank, args.dropout, args.targets)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch)
+    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / process_count())
     print(
         f"{len(training)} exchanges to learn from, {len(held_out)} held out; {steps} steps on "
         f"{device}\n{learning:,} of {total:,} parameters learn: {learning / total:.2%} "
@@ -82,6 +82,7 @@ def main() -> None:
         precision=args.dtype,
         log_every=args.log_every or max(1, steps // 20),
         evaluate_every=max(1, steps // 5),
+        **keeping(args),
     )
     began = time.perf_counter()
     rows = train(
@@ -92,7 +93,9 @@ def main() -> None:
         evaluate=validate,
         out=out,
         save=save_adapter,
+        resume=args.resume,
     )
+    leave_the_rest_to_the_first()
     seconds = time.perf_counter() - began
     print_losses(rows)
 
@@ -142,17 +145,9 @@ def print_losses(rows: list[dict]) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = common_flags(__doc__, out="runs/finetune_lora")
+    parser = training_flags(__doc__, out="runs/finetune_lora")
     parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
-    parser.add_argument(
-        "--data", default=SAMPLE_EXCHANGES, help=".jsonl, .json, .csv or hf:owner/name:split"
-    )
-    parser.add_argument("--columns", help="fields called otherwise: prompt=question,completion=...")
-    parser.add_argument(
-        "--template", default="plain", help=f"{', '.join(TEMPLATES)}, or your own with {{prompt}}"
-    )
-    parser.add_argument("--fraction", type=float, default=1.0, help="seeded share of the data")
-    parser.add_argument("--validation-share", type=float, default=0.1, help="held out (default .1)")
+    record_flags(parser, SAMPLE_EXCHANGES, held_out=0.1)
     parser.add_argument(
         "--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS), help="default: all"
     )

@@ -18,10 +18,13 @@ from pathlib import Path
 import torch
 from flags import (
     SAMPLE_TEXT,
-    common_flags,
     draw_losses,
+    is_small,
+    keeping,
+    leave_the_rest_to_the_first,
     report_forgetting,
     run,
+    training_flags,
     write_summary,
 )
 
@@ -36,6 +39,8 @@ from gpt2mini.data.text import (
 from gpt2mini.files import writable_folder
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
 from gpt2mini.training.precision import pick_device
+from gpt2mini.training.processes import main_process_first, process_count
+from gpt2mini.training.sharding import shard
 
 
 def main() -> None:
@@ -46,16 +51,18 @@ def main() -> None:
 
     tokenizer = Tokenizer.from_pretrained(args.model)
     model = GPT2.from_pretrained(args.model, device=device)
-    corpus = tokenize_files(text_files(args.data), tokenizer, out / "tokens")
+    with main_process_first():
+        corpus = tokenize_files(text_files(args.data), tokenizer, out / "tokens")
     documents = corpus.documents(args.fraction, args.seed)
     training, validation = hold_out(documents, args.validation_share, args.seed)
     window = min(args.sequence_length, model.config.context_length)
     batches = TokenBatches(corpus.tokens, training, args.batch_size, window, args.seed)
-    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / args.accumulate)
+    batches_per_step = args.accumulate * process_count()
+    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / batches_per_step)
     print(
         f"{sum(map(len, training)):,} tokens to learn from, "
         f"{sum(map(len, validation)):,} held out; {steps} steps of "
-        f"{args.accumulate * args.batch_size} x {batches.context_length} tokens "
+        f"{batches_per_step * args.batch_size} x {batches.context_length} tokens "
         f"on {device}"
     )
 
@@ -85,12 +92,17 @@ def main() -> None:
         precision=args.dtype,
         log_every=max(1, min(10, steps // 20)),
         evaluate_every=max(1, steps // 5),
+        **keeping(args),
     )
     began = time.perf_counter()
-    small = sum(p.numel() for p in model.parameters()) < 50e6
-    lr = args.lr or (5e-4 if small else 5e-5)  # larger models want smaller steps
+    if args.shard:
+        shard(model, args.dtype)
+    lr = args.lr or (5e-4 if is_small(model) else 5e-5)
     optimizer = adamw(model, lr=lr, weight_decay=args.weight_decay)
-    rows = train(model, batches, [optimizer], settings, evaluate=validate, out=out)
+    rows = train(
+        model, batches, [optimizer], settings, evaluate=validate, out=out, resume=args.resume
+    )
+    leave_the_rest_to_the_first()
     seconds = time.perf_counter() - began
 
     tokenizer.save_pretrained(out / "best")
@@ -131,7 +143,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = common_flags(__doc__, out="runs/finetune_text")
+    parser = training_flags(__doc__, out="runs/finetune_text")
     parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
     parser.add_argument("--data", default=SAMPLE_TEXT, help="a text file or a folder of .txt files")
     parser.add_argument(
@@ -157,6 +169,9 @@ def parse_arguments() -> argparse.Namespace:
         "--lr", type=float, help="peak rate (default 5e-4; from 50M parameters 5e-5)"
     )
     parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument(
+        "--shard", action="store_true", help="spread the model over torchrun's processes (FSDP2)"
+    )
     parser.add_argument("--prompt", help="text to continue (default: the first words held out)")
     parser.add_argument("--sample-tokens", type=int, default=80, help="length of the two samples")
     return parser.parse_args()

@@ -5,16 +5,23 @@ import json
 import random
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpt2mini import GPT2, Tokenizer, generate
+from gpt2mini.data.instructions import TEMPLATES
+from gpt2mini.training.processes import joined_processes, process_number
+from gpt2mini.training.signals import TrainingStopped
 
 SAMPLE_TEXT = Path(__file__).parent / "data" / "sample.txt"
 SAMPLE_EXCHANGES = Path(__file__).parent / "data" / "keeper.jsonl"
 GENERAL_TEXT = Path(__file__).parent / "data" / "general.txt"  # letters, a recipe, news, a dialogue
+
+
+SMALL = 50_000_000  # parameters; larger models want smaller steps
 
 
 def common_flags(description: str | None, out: str | None = None) -> argparse.ArgumentParser:
@@ -29,20 +36,86 @@ def common_flags(description: str | None, out: str | None = None) -> argparse.Ar
         parser.add_argument(
             "--dtype",
             default="auto",
-            choices=["auto", "fp32", "bf16"],
-            help="of matrix products; auto: bf16 where the device gains from it (default auto)",
+            choices=["auto", "fp32", "bf16", "fp16"],
+            help="of matrix products; auto: the best that the device gains from (default auto)",
         )
     return parser
 
 
+def training_flags(description: str | None, out: str) -> argparse.ArgumentParser:
+    """`common_flags`, and what keeps a long run from being lost."""
+    parser = common_flags(description, out)
+    add = parser.add_argument
+    add("--resume", action="store_true", help="go on from the last checkpoint in --out, if any")
+    add("--save-every", type=int, default=0, help="steps between checkpoints (default 0: none)")
+    add("--keep-last", type=int, default=2, help="checkpoints to keep (default 2)")
+    add(
+        "--on-bad-step",
+        choices=["stop", "skip"],
+        default="stop",
+        help="if the loss is no longer a number or leaps (default stop)",
+    )
+    add("--recompute-blocks", action="store_true", help="far less memory, a third more time")
+    add("--spike", type=float, default=0.0, help="a leap: so many times the usual loss (0: none)")
+    return parser
+
+
+def keeping(args: argparse.Namespace) -> dict[str, Any]:
+    """What `training_flags` asks of the loop's settings."""
+    return {
+        "save_every": args.save_every,
+        "keep_last": args.keep_last,
+        "on_bad_step": args.on_bad_step,
+        "spike": args.spike,
+        "recompute_blocks": args.recompute_blocks,
+    }
+
+
+def record_flags(parser: argparse.ArgumentParser, data: str | Path, held_out: float) -> None:
+    """Where records of several fields come from; for `read_and_split`."""
+    add = parser.add_argument
+    add("--data", default=data, help=".jsonl, .json, .csv or hf:owner/name:split")
+    add("--columns", help="fields called otherwise: ours=theirs,ours=theirs")
+    add("--template", default="plain", help=f"{', '.join(TEMPLATES)}, or your own with {{prompt}}")
+    add("--fraction", type=float, default=1.0, help="seeded share of the data")
+    add("--validation-share", type=float, default=held_out, help=f"held out (default {held_out:g})")
+
+
+def read_and_split(
+    args: argparse.Namespace, read: Callable[[str, str, dict[str, str]], list[Any]]
+) -> tuple[list[Any], list[Any]]:
+    """(to learn from, held out): the records that `record_flags` name."""
+    records = read(args.data, template_of(args), parse_columns(args.columns))
+    return split_seeded(records, args.fraction, args.validation_share, args.seed)
+
+
+def template_of(args: argparse.Namespace) -> str:
+    return TEMPLATES.get(args.template, args.template)
+
+
+def is_small(model: GPT2) -> bool:
+    return sum(parameter.numel() for parameter in model.parameters()) < SMALL
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main; what the user can mend is said in one line."""
+    """Run a script's main, in one process or in those of torchrun, of which only the first speaks;
+    what the user can mend is said in one line."""
     try:
-        main()
+        with joined_processes(), redirect_stdout(None if process_number() else sys.stdout):
+            main()
+    except TrainingStopped as stopped:
+        print(f"\n{stopped}: the same command with --resume", file=sys.stderr)
+        sys.exit(128 + stopped.signal_number)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped")
+
+
+def leave_the_rest_to_the_first() -> None:
+    """After training in several processes, one is enough to look at the result."""
+    if process_number() > 0:
+        sys.exit()
 
 
 def draw_losses(out: Path, title: str, unit: str = "nats per token") -> None:

@@ -15,7 +15,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from flags import SAMPLE_TEXT, common_flags, draw_losses, run, write_summary
+from flags import (
+    SAMPLE_TEXT,
+    draw_losses,
+    keeping,
+    leave_the_rest_to_the_first,
+    run,
+    training_flags,
+    write_summary,
+)
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer, complete
 from gpt2mini.data.text import (
@@ -30,7 +38,7 @@ from gpt2mini.files import writable_folder
 from gpt2mini.tokenizer import train_tokenizer
 from gpt2mini.training import Settings, evaluate_loss, muon_and_adamw, train, warmup_stable_decay
 from gpt2mini.training.precision import pick_device
-from gpt2mini.training.state import saved_step
+from gpt2mini.training.processes import main_process_first
 
 
 def main() -> None:
@@ -40,8 +48,9 @@ def main() -> None:
     device = pick_device(args.device)
 
     files = text_files(args.data)
-    tokenizer = get_tokenizer(args, files)
-    corpus = tokenize_files(files, tokenizer, out / "tokens")
+    with main_process_first():
+        tokenizer = get_tokenizer(args, files)
+        corpus = tokenize_files(files, tokenizer, out / "tokens")
     training, validation = hold_out(
         corpus.documents(args.fraction, args.seed), args.validation_share, args.seed
     )
@@ -57,7 +66,6 @@ def main() -> None:
         args.batch_size,
         args.sequence_length or model.config.context_length,
         args.seed,
-        start=saved_step(out / "state.pt") * args.accumulate if args.resume else 0,
     )
     settings = Settings(
         steps=args.steps,
@@ -70,7 +78,7 @@ def main() -> None:
         accumulate=args.accumulate,
         precision=args.dtype,
         evaluate_every=args.evaluate_every,
-        save_every=args.save_every,
+        **keeping(args),
     )
     held_out = shorten(validation, args.validation_tokens)
     rows = train(
@@ -83,6 +91,7 @@ def main() -> None:
         resume=args.resume,
     )
 
+    leave_the_rest_to_the_first()
     model.save_pretrained(out / "final")
     tokenizer.save_pretrained(out / "final")
     tokenizer.save_pretrained(out / "best")
@@ -186,10 +195,10 @@ def bytes_per_token(tokenizer: Tokenizer, corpus: TokenFile, documents: list[ran
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = common_flags(__doc__, out="runs/pretrain")
+    parser = training_flags(__doc__, out="runs/pretrain")
+    parser.set_defaults(save_every=200)
     parser.add_argument("--data", default=SAMPLE_TEXT, help="a text file or a folder of .txt files")
     parser.add_argument("--init-from", help="start from this model folder, not from random weights")
-    parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
     parser.add_argument(
         "--fraction", type=float, default=1.0, help="seeded share of the text to use"
     )
@@ -220,7 +229,6 @@ def parse_arguments() -> argparse.Namespace:
         "--decay-share", type=float, default=0.3, help="steps in which the rate falls"
     )
     parser.add_argument("--evaluate-every", type=int, default=200)
-    parser.add_argument("--save-every", type=int, default=200)
     return parser.parse_args()
 
 

@@ -22,10 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flags import common_flags, draw_losses, parse_columns, run, split_seeded, write_summary
+from flags import (
+    draw_losses,
+    is_small,
+    keeping,
+    leave_the_rest_to_the_first,
+    parse_columns,
+    read_and_split,
+    record_flags,
+    run,
+    template_of,
+    training_flags,
+    write_summary,
+)
 
 from gpt2mini import GPT2, Tokenizer
-from gpt2mini.data.instructions import TEMPLATES
 from gpt2mini.data.preferences import (
     EncodedPreference,
     Preference,
@@ -53,10 +64,11 @@ from gpt2mini.preferences.rewards import (
 from gpt2mini.preferences.rollouts import RolloutSettings
 from gpt2mini.training import Figures, Settings, adamw, cosine, train
 from gpt2mini.training.precision import pick_device
+from gpt2mini.training.processes import process_count, process_number
 
 SAMPLE = Path(__file__).parent / "data" / "preferences.jsonl"
-PEAK_RATES = {"reward": 2e-4, "dpo": 2e-4, "ppo": 1e-3, "grpo": 1e-3}  # of gpt2-nano
-LARGE = 50_000_000  # parameters; from here on, a tenth of these rates
+# of gpt2-nano; larger models take a tenth of these rates
+PEAK_RATES = {"reward": 2e-4, "dpo": 2e-4, "ppo": 1e-3, "grpo": 1e-3}
 WITH_LORA = 10  # times these rates: adapters begin at zero
 FIGURES = {
     "reward": ["margin", "accuracy"],
@@ -72,11 +84,9 @@ def main() -> None:
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
 
-    template = TEMPLATES.get(args.template, args.template)
-    preferences = read_preferences(args.data, template, parse_columns(args.columns))
-    training, held_out = split_seeded(preferences, args.fraction, args.validation_share, args.seed)
+    training, held_out = read_and_split(args, read_preferences)
     if args.held_out:
-        others = read_preferences(args.held_out, template, parse_columns(args.columns))
+        others = read_preferences(args.held_out, template_of(args), parse_columns(args.columns))
         training, held_out = training + held_out, others[: args.held_out_pairs]
     print(f"{len(training)} pairs to learn from, {len(held_out)} held out, on {device}")
     tokenizer = Tokenizer.from_pretrained(args.model)
@@ -181,7 +191,7 @@ def tune_on_policy(
     reference = None if args.lora else deepcopy(model).requires_grad_(False)
     choose_what_learns(args, model)
     device, figures = model.tok_emb.weight.device, Figures()
-    generator = torch.Generator(device).manual_seed(args.seed)
+    generator = torch.Generator(device).manual_seed(args.seed + process_number())
     prompts = different_prompts(training)
     settings = RolloutSettings(
         rows=args.rollout_rows,
@@ -208,7 +218,10 @@ def tune_on_policy(
         step = partial(grpo_step, kl_coefficient=args.kl, figures=figures)
     loop = loop_settings(args, args.steps or args.rollouts * settings.updates, settings.updates)
     optimizer = adamw(learner, lr=peak_rate(args, model), weight_decay=0.0)
-    rows = train(learner, batches, [optimizer], loop, step, out=out, figures=figures)
+    rows = train(
+        learner, batches, [optimizer], loop, step, out=out, figures=figures, resume=args.resume
+    )
+    leave_the_rest_to_the_first()
     print_rows(rows, FIGURES[args.method])
     (save_adapter if args.lora else GPT2.save_pretrained)(model, out / "final")
     tokenizer.save_pretrained(out / "final")
@@ -228,7 +241,7 @@ def train_on_pairs(
 ) -> None:
     """The training loop, for the reward model and for DPO; the best model lands in `out`/best."""
     batches = PreferenceBatches(pairs, args.batch_size, args.seed)
-    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch)
+    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / process_count())
     settings = loop_settings(args, steps, max(1, steps // 20))
 
     def validate() -> dict[str, float]:
@@ -237,8 +250,9 @@ def train_on_pairs(
 
     optimizer = adamw(model, lr=peak_rate(args, model))
     rows = train(
-        model, batches, [optimizer], settings, step, validate, out, save=save, figures=figures
+        model, batches, [optimizer], settings, step, validate, out, args.resume, save, figures
     )
+    leave_the_rest_to_the_first()
     validated = [row for row in rows if "validation_loss" in row]
     print_rows(validated, ["validation_loss", "validation_accuracy"])
 
@@ -264,12 +278,13 @@ def loop_settings(args: argparse.Namespace, steps: int, log_every: int) -> Setti
         log_every=log_every,
         evaluate_every=max(1, steps // 4),
         unit="pairs" if args.method in ("reward", "dpo") else "tokens",
+        **keeping(args),
     )
 
 
 def peak_rate(args: argparse.Namespace, model: GPT2) -> float:
-    large = sum(p.numel() for p in model.parameters()) > LARGE
-    usual = PEAK_RATES[args.method] * (WITH_LORA if args.lora else 1) / (10 if large else 1)
+    usual = PEAK_RATES[args.method] * (WITH_LORA if args.lora else 1)
+    usual /= 1 if is_small(model) else 10
     return args.lr or usual
 
 
@@ -341,15 +356,11 @@ def draw(out: Path, args: argparse.Namespace) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = common_flags(__doc__, out="runs/tune_preferences")
+    parser = training_flags(__doc__, out="runs/tune_preferences")
     add = parser.add_argument
     add("--method", choices=list(PEAK_RATES), default="ppo")
     add("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
-    add("--data", default=SAMPLE, help=".jsonl, .json, .csv or hf:owner/name:split")
-    add("--columns", help="fields called otherwise: prompt=question,chosen=...")
-    add("--template", default="plain", help=f"{', '.join(TEMPLATES)}, or your own with {{prompt}}")
-    add("--fraction", type=float, default=1.0, help="seeded share of the data")
-    add("--validation-share", type=float, default=0.2, help="held out (default .2)")
+    record_flags(parser, SAMPLE, held_out=0.2)
     add("--held-out", help="another file to hold out, instead of a share of the data")
     add("--held-out-pairs", type=int, help="only so many of it")
     add("--lora", action="store_true", help="train adapters; no second copy as the reference")

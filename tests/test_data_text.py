@@ -24,6 +24,8 @@ from gpt2mini.data.text import (
     sequential_batches,
     text_files,
     tokenize_files,
+    tokenize_group,
+    windows,
 )
 from gpt2mini.losses import IGNORED
 from gpt2mini.tokenizer import END_OF_TEXT, train_tokenizer
@@ -190,37 +192,57 @@ def test_a_token_file_holds_every_document_and_its_end(
     assert sum(map(len, found)) == len(token_file.tokens)
 
 
+@pytest.mark.parametrize("thread_characters", [1, 30, 100, 10**6])
+def test_how_many_pieces_a_thread_takes_changes_nothing(
+    many_pieces: TokenFile,
+    scratch: Path,
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    thread_characters: int,
+) -> None:
+    monkeypatch.setattr(text_module, "PIECE_CHARACTERS", 24)
+    monkeypatch.setattr(text_module, "THREAD_CHARACTERS", thread_characters)
+    found = tokenize_files([scratch / "pieces.txt"], tokenizer, tmp_path, progress=False)
+    assert len(found.bounds) > 100
+    assert np.array_equal(found.tokens, many_pieces.tokens)
+    assert np.array_equal(found.bounds, many_pieces.bounds)
+    assert np.array_equal(found.ends_document, many_pieces.ends_document)
+
+
 def test_ids_above_uint16_survive(text_file: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
     large = Tokenizer({**tokenizer.vocab, END_OF_TEXT: 2**16}, tokenizer.merges)
     tokens = tokenize_files([text_file], large, tmp_path, progress=False).tokens
     assert tokens[-1] == 2**16
 
 
-class CountingTokenizer(Tokenizer):
-    """Counts the pieces that it encodes, and can be made to fail at one of them."""
+class CountedGroups:
+    """`tokenize_group`, counted; it can be made to fail at one of the groups."""
 
     calls, fails_at = 0, 0
 
-    def encode_to_numpy(self, text: str) -> np.ndarray:
+    def __call__(self, group: Any, tokenizer: Tokenizer) -> Any:
         self.calls += 1
         if self.calls == self.fails_at:
             raise InterruptedError("as if the power had failed")
-        return super().encode_to_numpy(text)
+        return tokenize_group(group, tokenizer)
 
 
 @pytest.fixture
-def counting(tokenizer: Tokenizer) -> CountingTokenizer:
-    return CountingTokenizer(tokenizer.vocab, tokenizer.merges)
+def counted(monkeypatch: pytest.MonkeyPatch) -> CountedGroups:
+    groups = CountedGroups()
+    monkeypatch.setattr(text_module, "tokenize_group", groups)
+    monkeypatch.setattr(text_module, "THREAD_CHARACTERS", 1)  # each piece is a group
+    return groups
 
 
 def test_the_same_files_are_tokenised_once(
-    text_file: Path, tmp_path: Path, counting: CountingTokenizer
+    text_file: Path, tmp_path: Path, tokenizer: Tokenizer, counted: CountedGroups
 ) -> None:
-    first = tokenize_files([text_file], counting, tmp_path, progress=False)
-    calls = counting.calls
-    second = tokenize_files([text_file], counting, tmp_path, progress=False)
-    assert calls > 0
-    assert counting.calls == calls
+    first = tokenize_files([text_file], tokenizer, tmp_path, progress=False)
+    assert counted.calls == 2
+    second = tokenize_files([text_file], tokenizer, tmp_path, progress=False)
+    assert counted.calls == 2
     assert second.tokens.tolist() == first.tokens.tolist()
     assert second.documents() == first.documents()
 
@@ -251,13 +273,14 @@ def test_another_vocabulary_tokenises_again(
 def test_interrupted_tokenising_is_not_taken_for_finished(
     text_file: Path,
     tmp_path: Path,
-    counting: CountingTokenizer,
     tokenizer: Tokenizer,
+    counted: CountedGroups,
     fails_at: int,
 ) -> None:
-    counting.fails_at = fails_at  # there are two pieces
+    counted.fails_at = fails_at  # there are two
     with pytest.raises(InterruptedError):
-        tokenize_files([text_file], counting, tmp_path, progress=False)
+        tokenize_files([text_file], tokenizer, tmp_path, progress=False)
+    counted.fails_at = 0
     again = tokenize_files([text_file], tokenizer, tmp_path, progress=False)
     undisturbed = tokenize_files([text_file], tokenizer, tmp_path / "other", progress=False)
     assert again.tokens.tolist() == undisturbed.tokens.tolist()
@@ -437,7 +460,7 @@ def test_starting_at_a_batch_is_skipping_those_before_it(
     corpus: dict[str, Any], start: int
 ) -> None:
     skipped = take(TokenBatches(**corpus), start + 4)[start:]
-    started = take(TokenBatches(**corpus, start=start), 4)
+    started = take(TokenBatches(**corpus).part(start), 4)
     assert torch.equal(torch.stack(started), torch.stack(skipped))
 
 
@@ -479,6 +502,22 @@ def test_a_text_without_two_tokens_is_refused(documents: list[range]) -> None:
 
 
 # Validation batches
+
+
+@given(
+    lengths=st.lists(st.integers(0, 30), max_size=12),
+    context_length=st.integers(2, 12),
+    data=st.data(),
+)
+def test_windows_of_any_stride_predict_every_token_but_each_text_s_first_once(
+    lengths: list[int], context_length: int, data: st.DataObject
+) -> None:
+    stride = data.draw(st.integers(1, context_length - 1))
+    documents = laid_out(lengths)
+    rows = windows([torch.tensor([*span]) for span in documents], context_length, stride)
+    assert all(len(row.token_ids) <= context_length for row in rows)
+    predicted = [token for row in rows for token in row.token_ids[row.seen :].tolist()]
+    assert sorted(predicted) == tokens_of([document[1:] for document in documents])
 
 
 @given(

@@ -11,11 +11,10 @@ from conftest import enlarge, shared_data
 from hypothesis import given
 from hypothesis import strategies as st
 from test_examples import run
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer
-from gpt2mini.data.text import sequential_batches
 from gpt2mini.evaluation import forgetting, generation_quality, perplexity, zero_shot
 from gpt2mini.evaluation.continuations import Continuation, score_continuations
 from gpt2mini.evaluation.detokenizers import (
@@ -28,7 +27,6 @@ from gpt2mini.evaluation.forgetting import surprises
 from gpt2mini.evaluation.generation_quality import distinct_n, repetition_rate, script_shares
 from gpt2mini.evaluation.lambada import stop_word_ids
 from gpt2mini.evaluation.multiple_choice import read_childrens_books, read_hellaswag
-from gpt2mini.evaluation.perplexity import windows
 from gpt2mini.lora import add_lora, lora_layers
 
 ENGLISH = (
@@ -36,11 +34,6 @@ ENGLISH = (
     "to; and when the wind was in the north he talked to that.\n\n" * 4
 )
 CHINESE = "却说那日天色已晚，众人都散了。他独自坐在灯下，看了半夜的书，忽听得门外有人叩门。\n" * 2
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_pretrained("gpt2-nano")
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +127,6 @@ def test_several_texts_do_not_see_each_other(model: GPT2, tokenizer: Tokenizer) 
     assert together.tokens == sum(one.tokens for one in alone)
 
 
-def test_windows_of_validation_are_those_of_a_stride_one_below_the_context(model: GPT2) -> None:
-    ids = torch.randint(8192, (150,), generator=torch.Generator().manual_seed(0))
-    rows = windows([ids], context_length=20, stride=19)
-    batches = list(sequential_batches(ids.numpy(), [range(150)], 1, 20))
-    assert [row.token_ids.tolist() for row in rows] == [b.token_ids[0].tolist() for b in batches]
-
-
 def test_bfloat16_moves_perplexity_a_little(model: GPT2, tokenizer: Tokenizer) -> None:
     exact, rough = (
         perplexity(model, tokenizer, ENGLISH[:200], precision=precision)
@@ -179,6 +165,18 @@ def test_perplexity_refuses(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         perplexity(model, tokenizer, text, **arguments)
+
+
+def test_a_classifier_is_refused(model: GPT2, tokenizer: Tokenizer) -> None:
+    classifier = deepcopy(model)
+    classifier.out_head = nn.Linear(model.config.emb_dim, 2)
+    for score in (
+        lambda: perplexity(classifier, tokenizer, ENGLISH),
+        lambda: forgetting(model, classifier, tokenizer, ENGLISH, ENGLISH),
+        lambda: score_continuations(classifier, [Continuation([1], [2])]),
+    ):
+        with pytest.raises(ValueError, match=r"head has 2 outputs, expected 8192.* classifier"):
+            score()
 
 
 # ---- continuations, against every logit

@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from gpt2mini import GPT2
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,6 +96,45 @@ def test_finetune_text_takes_a_folder_and_refuses_what_it_cannot_use(tmp_path: P
     assert "neither a text file nor a folder" in done.stderr
     done = run("finetune_text.py", "--out", folder / "empty.txt")
     assert "cannot write into" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_example_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    short = ["--steps", "8", "--batch-size", "1", "--sequence-length", "64"]
+    script = ROOT / "examples" / "finetune_text.py"
+    command = [sys.executable, str(script), *short, "--out", str(tmp_path / "stopped")]
+    stopped = subprocess.Popen([*command, "--save-every", "1"], stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "stopped").glob("checkpoints/step-*[0-9]")):
+        assert stopped.poll() is None
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGTERM)
+    said = stopped.communicate(timeout=60)[1]
+    assert stopped.returncode == 128 + signal.SIGTERM and "the same command with --resume" in said
+    for arguments in (
+        ["--out", tmp_path / "stopped", "--resume"],
+        ["--out", tmp_path / "straight"],
+    ):
+        done = run("finetune_text.py", *short, *arguments)
+        assert done.returncode == 0, done.stderr
+    summaries = (
+        json.loads((tmp_path / name / "summary.json").read_text(encoding="utf-8"))
+        for name in ("stopped", "straight")
+    )
+    one, other = ({k: v for k, v in found.items() if k != "seconds"} for found in summaries)
+    assert one == other
+
+
+@pytest.mark.parametrize("shard", [[], ["--shard"]], ids=["ddp", "fsdp"])
+def test_an_example_runs_in_two_processes(shard: list[str], tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, str(ROOT / "examples" / "finetune_text.py"), "--out", str(tmp_path)]
+    more = ["--steps", "2", "--batch-size", "1", "--sequence-length", "64", *shard]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *more], env=environment, capture_output=True, encoding="utf-8", timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("--- after") == 1 and "2 steps of 2 x 64 tokens" in done.stdout
+    GPT2.from_pretrained(tmp_path / "best")
 
 
 def test_pretrain_makes_a_model_and_resumes_and_grows(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Recomputing cheap activations changes memory and nothing else."""
 
+from dataclasses import replace
+
 import torch
 from conftest import TINY, random_ids
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gpt2mini import GPT2
 from gpt2mini.losses import chunked_next_token_loss
-from gpt2mini.training import recompute_activations
+from gpt2mini.training import recompute_activations, recompute_blocks
 
 
 def gradients(model: GPT2, ids: Tensor) -> list[Tensor]:
@@ -80,3 +82,30 @@ def test_frozen_blocks_and_no_grad_work(own_model: GPT2) -> None:
         with torch.no_grad():
             own_model(ids)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_blocks_computed_again_give_the_same_gradients() -> None:
+    """With dropout too: what was dropped is dropped again."""
+    model, ids = GPT2(replace(TINY, drop_rate=0.3)), random_ids(3, 20)
+    torch.manual_seed(5)
+    expected = [gradient.clone() for gradient in gradients(model, ids)]
+    torch.manual_seed(5)
+    with recompute_blocks(model):
+        found = gradients(model, ids)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_of_a_block_only_the_input_is_kept(own_model: GPT2) -> None:
+    ids, sizes = random_ids(3, 20), []
+
+    def note(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            sizes.append(tensor.numel())
+        return tensor
+
+    with recompute_blocks(own_model), saved_tensors_hooks(note, lambda tensor: tensor):
+        own_model.hidden_states(ids)
+    stream = ids.numel() * TINY.emb_dim
+    # each block's input, the final norm's, and what the embeddings and norms need besides
+    assert sum(sizes) <= (TINY.n_layers + 1) * stream + 10 * ids.numel()

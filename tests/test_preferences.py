@@ -211,11 +211,22 @@ def test_a_long_prompt_keeps_its_tail_the_same_for_both_and_is_counted(
     assert prompts[0] == prompts[1]
     assert tokenizer.decode(prompts[0]).endswith("word end:")
     assert max(len(long.chosen.token_ids), len(long.rejected.token_ids)) == long.length == 40
-    assert "2 of 4 prompts did not fit 40 tokens: their tail was kept" in caplog.text
+    assert "1 of 2 pairs did not fit 40 tokens: the tail of the prompt was kept" in caplog.text
     for pair in (long, short):
         assert pair.chosen.token_ids[-1] == pair.rejected.token_ids[-1] == tokenizer.eos_id
     answer = short.rejected.token_ids[short.rejected.n_prompt :].tolist()
     assert tokenizer.decode(answer) == " c<|endoftext|>"
+
+
+def test_an_answer_that_alone_is_too_long_keeps_its_head_and_its_pair_counts_once(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        (one,) = encode_preferences([Preference("a b c", " x" * 9, " y" * 9)], tokenizer, 6)
+    last = tokenizer.encode("a b c")[-1:]
+    assert one.chosen.token_ids.tolist() == last + tokenizer.encode(" x" * 9)[:5]
+    assert one.rejected.token_ids.tolist() == last + tokenizer.encode(" y" * 9)[:5]
+    assert "1 of 1 pairs did not fit 6 tokens: the head of an answer was kept" in caplog.text
 
 
 def random_pairs(n: int, seed: int = 0) -> list[EncodedPreference]:
@@ -873,6 +884,45 @@ def test_seeds_reproduce(text_model: GPT2, tokenizer: Tokenizer) -> None:
     first = rewards(0)
     torch.manual_seed(2)  # the global generator plays no part
     assert first == rewards(0) != rewards(1)
+
+
+@pytest.mark.parametrize("target_kl", [None, 0.5])
+def test_a_stopped_run_goes_on_in_the_middle_of_a_rollout(
+    target_kl: float | None, text_model: GPT2, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Answers that are being learned from, prompts that wait, the coefficient that moves."""
+
+    def run(steps: int, out: Path | None, resume: bool = False) -> tuple[dict, list[dict]]:
+        policy, figures = deepcopy(text_model), Figures()
+        critic, controller = ActorCritic(policy), KLController(0.05, target_kl)
+        rollouts = RolloutSettings(rows=8, minibatch_rows=4, epochs=2, max_new_tokens=4)
+        generator = torch.Generator().manual_seed(0)
+        batches = ppo_batches(
+            critic, tokenizer, PROMPTS, share_of_ascii, rollouts, PPOSettings(), controller,
+            generator, deepcopy(text_model), figures,
+        )  # fmt: skip
+        settings = Settings(
+            steps=steps,
+            schedule=lambda step: 1.0,
+            log_every=4,
+            save_every=6 if out else 0,
+            progress=False,
+        )
+        step = partial(ppo_step, settings=PPOSettings(), figures=figures)
+        optimizer = adamw(critic, lr=1e-2)
+        rows = train(
+            critic, batches, [optimizer], settings, step, out=out, resume=resume, figures=figures
+        )
+        return {name: p.detach() for name, p in critic.named_parameters()}, rows
+
+    weights, rows = run(12, out=None)
+    run(6, out=tmp_path)  # two steps into the second rollout, of four
+    found, more = run(12, out=tmp_path, resume=True)
+    assert_close(found, weights, atol=0, rtol=0)
+    names = ("reward", "kl", "kl_coefficient", "loss")
+    assert [[row[n] for n in names] for row in more[-1:]] == [
+        [row[n] for n in names] for row in rows[-1:]
+    ]
 
 
 # ---- before and after

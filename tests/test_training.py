@@ -35,7 +35,6 @@ from gpt2mini.training import (
 from gpt2mini.training.loop import divide_and_clip
 from gpt2mini.training.optimizers import Muon, orthogonalise
 from gpt2mini.training.precision import autocast, pick_device
-from gpt2mini.training.state import saved_step
 
 NO_CLIPPING = 1e9  # a gradient norm that nothing here reaches
 LR = 0.01
@@ -381,7 +380,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(
         return loss_sum, count
 
     optimizer = SGD(own_model.parameters(), LR)
-    with pytest.raises(FloatingPointError, match=f"became {wrong} at step 2"):
+    with pytest.raises(FloatingPointError, match=f"step 2, batch 2: the loss became {wrong}"):
         train(own_model, ragged_batches(), [optimizer], settings(5), loss_function)
     assert_same_weights(own_model, before)
 
@@ -405,8 +404,8 @@ def test_the_precision_asked_for_is_that_of_the_loss(
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(ValueError, match="auto, bf16 or fp32, not 'fp16'"):
-        autocast(torch.device("cpu"), "fp16")
+    with pytest.raises(ValueError, match="auto, bf16, fp16 or fp32, not 'int8'"):
+        autocast(torch.device("cpu"), "int8")
 
 
 def test_a_named_device_is_taken() -> None:
@@ -477,68 +476,6 @@ def test_best_holds_the_weights_of_the_lowest_validation_loss(
         out=tmp_path,
     )
     assert_same_weights(GPT2.from_pretrained(tmp_path / "best"), weights[1])
-
-
-class Run:
-    """What a process has that starts or resumes a run: nothing but its arguments."""
-
-    def __init__(self, kind: int, seed: int) -> None:
-        torch.manual_seed(seed)
-        self.model = GPT2(replace(TINY, drop_rate=0.2))
-        self.optimizers = both_kinds(self.model)[kind]
-
-    def train(self, steps: int, start: int = 0, **arguments: Any) -> list[dict[str, Any]]:
-        tokens = random_ids(500).numpy()
-        batches = TokenBatches(tokens, [range(500)], 2, 16, seed=0, start=start)
-        changed = settings(
-            steps, save_every=3, schedule=lambda step: cosine(step, steps=6, warmup_steps=2)
-        )
-        return train(self.model, batches, self.optimizers, changed, **arguments)
-
-
-@pytest.mark.parametrize("kind", [0, 1], ids=["adamw", "muon and adamw"])
-def test_an_interrupted_run_ends_with_the_same_bits(kind: int, tmp_path: Path) -> None:
-    straight = Run(kind, seed=0)
-    rows = straight.train(6)
-    Run(kind, seed=0).train(3, out=tmp_path)
-    assert saved_step(tmp_path / "state.pt") == 3
-    resumed = Run(kind, seed=1)  # other weights, other random numbers: all comes from the file
-    more = resumed.train(6, start=3, out=tmp_path, resume=True)
-    assert_same_weights(resumed.model, weights_of(straight.model))
-    compared = ("step", "loss", "grad_norm", "learning_rate_share")
-    assert [[row[k] for k in compared] for row in more] == [
-        [row[k] for k in compared] for row in rows[3:]
-    ]
-
-
-def test_a_resumed_run_adds_to_the_metrics_and_keeps_the_best(tmp_path: Path) -> None:
-    first, losses = Run(0, seed=0), iter([5.0, 1.0])
-    first.train(3, out=tmp_path, evaluate=lambda: next(losses))
-    Run(0, seed=1).train(6, start=3, out=tmp_path, resume=True, evaluate=lambda: 2.0)
-    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert [row["step"] for row in lines if "loss" in row] == [1, 2, 3, 4, 5, 6]
-    assert_same_weights(GPT2.from_pretrained(tmp_path / "best"), weights_of(first.model))
-
-
-def test_resuming_without_a_saved_state_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no saved state to resume from: .*state\.pt"):
-        Run(0, seed=0).train(6, out=tmp_path, resume=True)
-
-
-def test_a_crash_while_saving_leaves_the_old_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Run(0, seed=0).train(3, out=tmp_path)
-
-    def save_half(state: object, path: Path) -> None:
-        path.write_bytes(b"half a file")
-        raise InterruptedError("as if the power had failed")
-
-    monkeypatch.setattr(torch, "save", save_half)
-    with pytest.raises(InterruptedError):
-        Run(0, seed=0).train(6, start=3, out=tmp_path, resume=True)
-    assert saved_step(tmp_path / "state.pt") == 3
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "state.pt"}
 
 
 # Modes

@@ -9,15 +9,17 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,8 +29,10 @@ from gpt2mini.tokenizer import END_OF_TEXT, Tokenizer
 
 logger = logging.getLogger(__name__)
 
-PIECE_CHARACTERS = 8192  # a few pages: what a thread tokenises at a time; the unit of `fraction`
-READ_CHARACTERS = 2**22
+PIECE_CHARACTERS = 8192  # a few pages: the unit of `fraction`
+THREAD_CHARACTERS = 2**18  # what a thread takes at a time: much more work than handing it over
+READ_CHARACTERS = 2**16  # fits the processor's cache
+PIECE = np.dtype([("end", np.int64), ("ends_document", np.bool_)])  # a row of pieces.npy
 # What \s means in GPT-2's word pattern (Unicode's White_Space; Python's isspace has four more).
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
@@ -111,7 +115,8 @@ class TokenFile:
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
-        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")  # (tokens), uint16 or uint32
+        mapped = np.load(folder / "tokens.npy", mmap_mode="r")
+        self.tokens = np.asarray(mapped)  # (tokens), uint16 or uint32; still on disk
         pieces = np.load(folder / "pieces.npy")
         self.bounds = pieces["end"]  # (pieces): where each piece ends in `tokens`
         self.ends_document = pieces["ends_document"]  # (pieces)
@@ -144,42 +149,102 @@ def tokenize_files(
         return TokenFile(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    pieces: list[tuple[int, bool]] = []
-    total = 0
+    groups, total = [], 0
     size = sum(file.stat().st_size for file in files)
     bar = tqdm(total=size, unit="B", unit_scale=True, desc="tokenising", disable=not progress)
-    raw = folder / f"tokens.{os.getpid()}.partial"
-    with raw.open("wb") as output, bar:
-        for text, ids, ends_document in tokenize_pieces(files, tokenizer):
-            output.write(ids.astype(dtype).tobytes())
-            if ends_document:
-                output.write(np.array([tokenizer.eos_id], dtype).tobytes())
-            total += len(ids) + ends_document
-            pieces.append((total, ends_document))
-            bar.update(len(text.encode("utf-8", errors="replace")))
+    aside = folder / f"tokens.{os.getpid()}.npy"
+    with aside.open("wb") as output, bar:
+        write_header(output, dtype, 0)  # room for the one with the number of tokens
+        for tokens, pieces, n_bytes in tokenize_pieces(files, tokenizer):
+            output.write(tokens.astype(dtype).tobytes())
+            pieces["end"] += total
+            groups.append(pieces)
+            total += len(tokens)
+            bar.update(n_bytes)
+        output.seek(0)
+        write_header(output, dtype, total)
     if not total:
-        raw.unlink()
+        aside.unlink()
         raise ValueError(f"there is no text in {', '.join(map(str, files[:3]))}")
-    write_npy(folder / "tokens.npy", np.memmap(raw, dtype, mode="r"))
-    raw.unlink()
-    write_npy(
-        folder / "pieces.npy",
-        np.array(pieces, dtype=[("end", np.int64), ("ends_document", np.bool_)]),
-    )
-    logger.info("%d tokens in %d pieces written to %s", total, len(pieces), folder)
+    aside.replace(folder / "tokens.npy")
+    all_pieces = np.concatenate(groups)
+    write_npy(folder / "pieces.npy", all_pieces)
+    logger.info("%d tokens in %d pieces written to %s", total, len(all_pieces), folder)
     return TokenFile(folder)
 
 
 def tokenize_pieces(
     files: list[Path], tokenizer: Tokenizer
-) -> Iterator[tuple[str, np.ndarray, bool]]:
-    """(text, ids, whether a document ends here), in order; a bounded number of pieces is under
-    way."""
-    pieces = ((text, ends) for file in files for text, ends in read_pieces(file))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while group := list(islice(pieces, 256)):
-            ids = pool.map(tokenizer.encode_to_numpy, (text for text, _ in group))
-            yield from ((text, i, ends) for (text, ends), i in zip(group, ids, strict=True))
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """What `tokenize_group` makes of one group of pieces after the other, in order. Threads work a
+    few groups ahead, so that none waits while the next are read."""
+    threads = os.cpu_count() or 1
+    under_way: deque[Future[tuple[np.ndarray, np.ndarray, int]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for group in read_groups(files):
+            under_way.append(pool.submit(tokenize_group, group, tokenizer))
+            if len(under_way) > 2 * threads:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def read_groups(files: list[Path]) -> Iterator[list[tuple[str, bool]]]:
+    """The pieces of all files, THREAD_CHARACTERS and some more at a time."""
+    group, size = [], 0
+    for file in files:
+        for piece in read_pieces(file):
+            group.append(piece)
+            size += len(piece[0])
+            if size >= THREAD_CHARACTERS:
+                yield group
+                group, size = [], 0
+    if group:
+        yield group
+
+
+def tokenize_group(
+    group: list[tuple[str, bool]], tokenizer: Tokenizer
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """(token ids, the pieces with their ends counted from the first of these ids, bytes of text).
+
+    Documents that are one piece are encoded together, <|endoftext|> between them, which is what
+    tells their ends: one call each would spend its time in waiting for Python's lock.
+    """
+    parts, ends, total, n_bytes = [], [], 0, 0
+    for text, last_ends_document in join_documents(group):
+        ids = tokenizer.encoding.encode_to_numpy(
+            text, allowed_special={END_OF_TEXT}, disallowed_special=()
+        )
+        parts.append(ids)
+        ends.append(total + 1 + np.flatnonzero(ids == tokenizer.eos_id))
+        total += len(ids)
+        n_bytes += len(text.encode())
+        if not last_ends_document:
+            ends.append(np.array([total]))
+    pieces = np.empty(len(group), PIECE)
+    pieces["end"] = np.concatenate(ends)
+    pieces["ends_document"] = [ends_document for _, ends_document in group]
+    return np.concatenate(parts), pieces, n_bytes
+
+
+def join_documents(group: list[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+    """(text, whether a document ends with it): the pieces of a group, each end of a document
+    marked, in one text up to every piece that ends none."""
+    joined: list[str] = []
+    for text, ends_document in group:
+        joined += [text, END_OF_TEXT] if ends_document else [text]
+        if not ends_document:
+            yield "".join(joined), False
+            joined = []
+    if joined:
+        yield "".join(joined), True
+
+
+def write_header(output: BinaryIO, dtype: np.dtype, n: int) -> None:
+    """The head of a .npy file of n numbers, which takes the same room whatever n is."""
+    facts = {"descr": dtype.str, "fortran_order": False, "shape": (n,)}
+    np.lib.format.write_array_header_1_0(output, facts)
 
 
 def corpus_key(files: list[Path], tokenizer: Tokenizer) -> str:
@@ -219,8 +284,8 @@ class TokenBatches:
 
     Each epoch lays the documents end to end in a new order, cuts that line into windows of
     `context_length` tokens, and draws the windows in a random order: no two batches of an epoch
-    share a token, and the rows of a batch come from different places. `start` names the first
-    batch, which is how a run resumes.
+    share a token, and the rows of a batch come from different places. `part` begins later, which
+    is how a run resumes, or takes every n-th batch, which is how processes share the work.
     """
 
     def __init__(
@@ -230,50 +295,55 @@ class TokenBatches:
         batch_size: int,
         context_length: int,
         seed: int,
-        start: int = 0,
     ) -> None:
         self.tokens = tokens
-        self.documents = [document for document in documents if len(document)]
+        kept = [document for document in documents if len(document)]
+        self.stops = np.array([document.stop for document in kept], np.int64)  # (documents)
+        self.lengths = np.array([len(document) for document in kept], np.int64)  # (documents)
         self.batch_size, self.context_length = batch_size, context_length
-        self.seed, self.start = seed, start
-        self.total = sum(map(len, self.documents))
+        self.seed, self.start, self.every = seed, 0, 1
+        self.total = int(self.lengths.sum())
         if self.total < 2:
             raise ValueError("the text is too short to learn from: it has fewer than two tokens")
         self.context_length = min(context_length, self.total)
         self.windows = self.total // self.context_length
         self.batches_per_epoch = max(1, self.windows // batch_size)
 
+    def part(self, start: int, every: int = 1) -> "TokenBatches":
+        """The batches from number `start` on, every `every`-th of them; no other is read."""
+        found = copy(self)
+        found.start, found.every = start, every
+        return found
+
     def __iter__(self) -> Iterator[Batch]:
         number = self.start
         while True:
             epoch, first = divmod(number, self.batches_per_epoch)
             generator = np.random.default_rng((self.seed, epoch))
-            order = generator.permutation(len(self.documents))
-            ends = np.cumsum([len(self.documents[i]) for i in order])
+            order = generator.permutation(len(self.lengths))
+            ends = np.cumsum(self.lengths[order])  # (documents): where each ends on the line
             length = self.context_length
             offset = int(generator.integers(self.total - self.windows * length + 1))
             windows = np.resize(
                 generator.permutation(self.windows), self.batches_per_epoch * self.batch_size
             )
-            for batch in windows.reshape(-1, self.batch_size)[first:].tolist():
+            for batch in windows.reshape(-1, self.batch_size)[first :: self.every].tolist():
                 rows = [
                     self.read(order, ends, offset + window * self.context_length)
                     for window in batch
                 ]
                 token_ids = torch.from_numpy(np.stack(rows).astype(np.int64))  # (batch, tokens)
                 yield Batch(token_ids, token_ids)
-                number += 1
+                number += self.every
 
     def read(self, order: np.ndarray, ends: np.ndarray, start: int) -> np.ndarray:
         """`context_length` tokens from `start` on the line of documents in their shuffled order."""
         place = int(np.searchsorted(ends, start, side="right"))
         parts, missing = [], self.context_length
         while missing:
-            document = self.documents[order[place]]
-            inside = start - (int(ends[place]) - len(document))
-            part = self.tokens[
-                document.start + inside : document.start + min(len(document), inside + missing)
-            ]
+            left = int(ends[place]) - start  # of this document
+            first = int(self.stops[order[place]]) - left
+            part = self.tokens[first : first + min(left, missing)]
             parts.append(part)
             missing, start, place = missing - len(part), start + len(part), place + 1
         return np.concatenate(parts)
@@ -285,14 +355,40 @@ def sequential_batches(
     """Every token of the documents once and in order, for validation: windows overlap by one token,
     so that each token but a document's first is predicted exactly once. The last rows are
     padded."""
-    starts = [(d, s) for d in documents for s in range(d.start, d.stop - 1, context_length - 1)]
-    starts.sort(key=lambda pair: min(context_length, pair[0].stop - pair[1]), reverse=True)
-    for first in range(0, len(starts), batch_size):
-        rows = [
-            tokens[s : min(s + context_length, d.stop)]
-            for d, s in starts[first : first + batch_size]
-        ]
-        yield pad_batch([torch.from_numpy(row.astype(np.int64)) for row in rows])
+    texts = [tokens[document.start : document.stop] for document in documents]
+    rows = windows(texts, context_length, stride=context_length - 1)
+    for first in range(0, len(rows), batch_size):
+        yield as_batch(rows[first : first + batch_size])
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a text. Its first `seen` tokens are context only."""
+
+    token_ids: Int[Tensor, " tokens"] | Integer[np.ndarray, " tokens"]
+    seen: int
+
+
+def windows(
+    texts: Sequence[Tensor] | Sequence[np.ndarray], context_length: int, stride: int
+) -> list[Window]:
+    """Windows in which every token but the first of each text is new once, longest first, so that
+    only the last rows need padding."""
+    overlap = max(1, context_length - stride)  # with no token before it, none can be predicted
+    found = []
+    for ids in texts:
+        starts = [0, *range(stride, len(ids) - overlap, stride)] if len(ids) > 1 else []
+        for start in starts:
+            found.append(Window(ids[start : start + context_length], overlap if start else 1))
+    return sorted(found, key=lambda window: -len(window.token_ids))
+
+
+def as_batch(rows: Sequence[Window]) -> Batch:
+    """Windows side by side; the labels keep what is new in each."""
+    batch = pad_batch([torch.from_numpy(np.asarray(row.token_ids, np.int64)) for row in rows])
+    column = torch.arange(batch.labels.shape[1])  # (tokens)
+    is_seen = column < torch.tensor([row.seen for row in rows])[:, None]  # (batch, tokens)
+    return Batch(batch.token_ids, batch.labels.masked_fill(is_seen, IGNORED), batch.attention_mask)
 
 
 def pad_batch(rows: list[Tensor]) -> Batch:

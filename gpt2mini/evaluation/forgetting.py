@@ -15,7 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gpt2mini.chunked import at_least_float32
-from gpt2mini.evaluation.perplexity import Perplexity, as_batch, check_window, encode, windows
+from gpt2mini.data.text import as_batch, windows
+from gpt2mini.evaluation.perplexity import (
+    Perplexity,
+    check_predicts_tokens,
+    check_window,
+    encode,
+)
 from gpt2mini.lora import lora_disabled
 from gpt2mini.losses import IGNORED, next_tokens
 from gpt2mini.model import GPT2
@@ -90,8 +96,11 @@ def forgetting(
     base: the model before; None for a tuned model with LoRA, whose base is itself without adapters.
     The divergence is KL(tuned, base) = sum of p_tuned * (log p_tuned - log p_base) over the whole
     vocabulary, its mean over the tokens: nats that somebody who expects the base would lose.
-    Raises ValueError for models of different vocabularies, or a text that is too short.
+    Raises ValueError for models of different vocabularies, a classifier, or a text that is too
+    short.
     """
+    for model in (base or tuned, tuned):
+        check_predicts_tokens(model)
     if base is not None and base.config.vocab_size != tuned.config.vocab_size:
         raise ValueError(
             f"the models have vocabularies of {base.config.vocab_size} and "

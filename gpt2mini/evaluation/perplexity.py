@@ -22,8 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt2mini.data.text import Batch, pad_batch
-from gpt2mini.losses import IGNORED
+from gpt2mini.data.text import Window, as_batch, windows
 from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
 from gpt2mini.training.loop import evaluate_loss
@@ -45,7 +44,7 @@ class Perplexity:
 
     @staticmethod
     def of(
-        mean: float, texts: Sequence[str], encoded: Sequence[Tensor], rows: Sequence["Window"]
+        mean: float, texts: Sequence[str], encoded: Sequence[Tensor], rows: Sequence[Window]
     ) -> "Perplexity":
         """From the mean loss of what the windows score."""
         tokens = sum(map(len, encoded))
@@ -105,8 +104,10 @@ def perplexity(
     precision: "fp32", "bf16", or "auto" for bf16 where the device gains from it, which moves the
     figure by some thousandths. The result does not depend on the batch size.
 
-    Raises ValueError for an empty text, one of a single token, or a stride beyond the context.
+    Raises ValueError for an empty text, one of a single token, a stride beyond the context, or a
+    classifier.
     """
+    check_predicts_tokens(model)
     texts = [text] if isinstance(text, str) else list(text)
     if not texts:
         raise ValueError("there is no text to score")
@@ -118,6 +119,18 @@ def perplexity(
     bar = tqdm(batches, desc="perplexity", disable=not progress)
     mean = evaluate_loss(model, map(as_batch, bar), precision=precision)
     return Perplexity.of(mean, texts, encoded, rows)
+
+
+def check_predicts_tokens(model: GPT2) -> None:
+    """Raises ValueError for a classifier, whose head gives tokens no probabilities."""
+    with torch.no_grad():
+        outputs = model.out_head(model.tok_emb.weight[:1]).shape[1]
+    if outputs != model.config.vocab_size:
+        raise ValueError(
+            f"the head has {outputs} outputs, expected {model.config.vocab_size}, one for each "
+            "token: a classifier cannot score a text; score the model that it was made from, or "
+            "measure the classes with classification_report"
+        )
 
 
 def check_window(model: GPT2, context_length: int | None, stride: int | None) -> tuple[int, int]:
@@ -140,34 +153,6 @@ def encode(tokenizer: Tokenizer, text: str, number: int = 1) -> Int[Tensor, " to
         found = "is empty" if not ids else f"has one token only ({text!r})"
         raise ValueError(f"text {number} {found}: perplexity needs at least two tokens")
     return torch.tensor(ids)
-
-
-@dataclass(frozen=True)
-class Window:
-    """A stretch of a text. Its first `seen` tokens are context only."""
-
-    token_ids: Int[Tensor, " tokens"]
-    seen: int
-
-
-def windows(texts: Sequence[Tensor], context_length: int, stride: int) -> list[Window]:
-    """Windows in which every token but the first of each text is new once, longest first, so that
-    only the last rows need padding."""
-    overlap = max(1, context_length - stride)  # with no token before it, none can be predicted
-    found = []
-    for ids in texts:
-        starts = [0, *range(stride, len(ids) - overlap, stride)]
-        for start in starts:
-            found.append(Window(ids[start : start + context_length], overlap if start else 1))
-    return sorted(found, key=lambda window: -len(window.token_ids))
-
-
-def as_batch(rows: Sequence[Window]) -> Batch:
-    """Windows side by side; the labels keep what is new in each."""
-    batch = pad_batch([row.token_ids for row in rows])
-    column = torch.arange(batch.labels.shape[1])  # (tokens)
-    is_seen = column < torch.tensor([row.seen for row in rows])[:, None]  # (batch, tokens)
-    return Batch(batch.token_ids, batch.labels.masked_fill(is_seen, IGNORED), batch.attention_mask)
 
 
 def exponential(x: float) -> float:

@@ -144,6 +144,12 @@ class KLController:
             error = min(0.2, max(-0.2, kl / self.target - 1))
             self.coefficient *= 1 + 0.1 * error
 
+    def state_dict(self) -> dict[str, float]:
+        return {"coefficient": self.coefficient}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.coefficient = state["coefficient"]
+
 
 # ---- what `train` calls
 
@@ -180,6 +186,7 @@ def ppo_batches(
         generator,
         reference,
         figures,
+        controller,
     )
 
 

@@ -9,6 +9,7 @@ differently: so the first ratio of new to old probability is 1 and the first KL 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,6 +27,9 @@ from gpt2mini.preferences.reward_functions import RewardFunction, call_reward
 from gpt2mini.tokenizer import Tokenizer
 from gpt2mini.training.figures import Figures
 from gpt2mini.training.precision import autocast
+
+if TYPE_CHECKING:
+    from gpt2mini.preferences.ppo import KLController
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,9 @@ class OnPolicyBatches:
     rate the answers, learn from them a few times, answer the next prompts.
 
     learn_from: makes an Experience of a rollout and its rewards; PPO's or GRPO's. The prompts are
-    texts as the model reads them; of those too long for the context, the tail is kept.
+    texts as the model reads them; of those too long for the context, the tail is kept. controller:
+    of the KL coefficient, if it moves. The answers depend on what was learned before, so a run
+    resumes by `state_dict`, not by asking again.
     """
 
     def __init__(
@@ -170,24 +176,37 @@ class OnPolicyBatches:
         generator: torch.Generator,
         reference: GPT2 | None = None,
         figures: Figures | None = None,
+        controller: "KLController | None" = None,
     ) -> None:
         check_no_dropout(policy)
         self.policy, self.tokenizer, self.reward = policy, tokenizer, reward
         self.learn_from, self.settings, self.reference = learn_from, settings, reference
         self.generator, self.figures = generator, figures or Figures()
+        self.controller = controller
         longest = policy.config.context_length - settings.max_new_tokens
         self.prompts = list(prompts)
         self.encoded = encode_texts(self.prompts, tokenizer, longest, keep="tail")
+        self.waiting: list[int] = []  # prompts of this round that have not been answered
+        self.learned: Experience | None = None  # the rollout that is being learned from
+        self.parts: list[int] = []  # minibatches of it that are left
 
     def __iter__(self) -> Iterator[Experience]:
-        size = self.settings.minibatch_rows
-        supply = self.endless_prompts()
+        size, settings = self.settings.minibatch_rows, self.settings
         while True:
-            n_prompts = self.settings.rows // self.settings.num_samples
-            experience = self.experience([next(supply) for _ in range(n_prompts)])
-            for _ in range(self.settings.epochs):
-                for part in self.shuffled(self.settings.rows // size):
-                    yield experience.rows(part * size, (part + 1) * size)
+            if self.learned is None or not self.parts:
+                self.learned = self.experience(self.next_prompts())
+                epochs = range(settings.epochs)
+                self.parts = [i for _ in epochs for i in self.shuffled(settings.rows // size)]
+            part = self.parts.pop(0)
+            yield self.learned.rows(part * size, (part + 1) * size)
+
+    def next_prompts(self) -> list[int]:
+        """Every prompt comes once, in random order, then all again in another."""
+        n_prompts = self.settings.rows // self.settings.num_samples
+        while len(self.waiting) < n_prompts:
+            self.waiting += self.shuffled(len(self.prompts))
+        chosen, self.waiting = self.waiting[:n_prompts], self.waiting[n_prompts:]
+        return chosen
 
     def experience(self, indices: Sequence[int]) -> Experience:
         rollout = roll_out(
@@ -209,14 +228,23 @@ class OnPolicyBatches:
         )
         return self.learn_from(rollout, rewards)
 
-    def endless_prompts(self) -> Iterator[int]:
-        """Every prompt once, in random order, then all again in another."""
-        while True:
-            yield from self.shuffled(len(self.prompts))
-
     def shuffled(self, n: int) -> list[int]:
         device = self.generator.device
         return torch.randperm(n, generator=self.generator, device=device).tolist()
+
+    def state_dict(self) -> dict[str, Any]:
+        learned = None if self.learned is None else vars(self.learned)
+        state = {"waiting": self.waiting, "parts": self.parts, "learned": learned}
+        controller = {} if self.controller is None else self.controller.state_dict()
+        return {**state, "generator": self.generator.get_state(), "controller": controller}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        learned, device = state["learned"], self.generator.device
+        self.learned = None if learned is None else Experience(**learned).to(device)
+        self.waiting, self.parts = list(state["waiting"]), list(state["parts"])
+        self.generator.set_state(state["generator"])
+        if self.controller is not None:
+            self.controller.load_state_dict(state["controller"])
 
 
 def check_no_dropout(model: torch.nn.Module) -> None:

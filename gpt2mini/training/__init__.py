@@ -1,5 +1,4 @@
-"""The training loop and what it needs: optimizers, learning-rate schedules, saved states,
-precision."""
+"""The training loop and what it needs: optimizers, schedules, precision, checkpoints, processes."""
 
 from gpt2mini.training.figures import Figures
 from gpt2mini.training.frozen import (
@@ -11,9 +10,10 @@ from gpt2mini.training.frozen import (
     texts_to_train_on,
 )
 from gpt2mini.training.loop import LossFunction, Settings, evaluate_loss, next_token_step, train
-from gpt2mini.training.memory import recompute_activations
+from gpt2mini.training.memory import recompute_activations, recompute_blocks
 from gpt2mini.training.optimizers import adamw, muon_and_adamw
 from gpt2mini.training.schedules import cosine, warmup_stable_decay
+from gpt2mini.training.signals import TrainingStopped
 
 __all__ = [
     "Figures",
@@ -21,6 +21,7 @@ __all__ = [
     "LossFunction",
     "PlainTexts",
     "Settings",
+    "TrainingStopped",
     "adamw",
     "cosine",
     "evaluate_classes",
@@ -29,6 +30,7 @@ __all__ = [
     "muon_and_adamw",
     "next_token_step",
     "recompute_activations",
+    "recompute_blocks",
     "shuffled_batches",
     "texts_to_train_on",
     "train",

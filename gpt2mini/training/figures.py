@@ -1,5 +1,7 @@
 """Means of what a loss function sees besides the loss: rewards, accuracies, a clip fraction."""
 
+from typing import Any
+
 from torch import Tensor
 
 
@@ -21,3 +23,9 @@ class Figures:
         means = {name: float(self.sums[name]) / n for name, n in self.counts.items() if n}
         self.sums, self.counts = {}, {}
         return means
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])

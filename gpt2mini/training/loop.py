@@ -1,17 +1,15 @@
 """The training loop, written out: any model, any loss that returns (sum, count), any batches."""
 
-import json
-import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -19,11 +17,12 @@ from gpt2mini.data.text import Batch
 from gpt2mini.losses import check_labels_not_shifted, chunked_next_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating, mode
-from gpt2mini.training.memory import recompute_activations
-from gpt2mini.training.precision import autocast
-from gpt2mini.training.state import load_state, save_state
-
-logger = logging.getLogger(__name__)
+from gpt2mini.training.memory import recompute_activations, recompute_blocks
+from gpt2mini.training.parallel import sharing, whole_tensor, with_shared_gradients
+from gpt2mini.training.precision import autocast, gradient_scaler
+from gpt2mini.training.processes import process_count, process_number, sum_over_processes
+from gpt2mini.training.run import Run, remaining_batches
+from gpt2mini.training.signals import StopSignals
 
 # A batch is anything with `.to(device)` that the loss function understands.
 LossFunction = Callable[[Any, Any], tuple[Tensor, Tensor | int]]
@@ -42,15 +41,23 @@ class Settings:
 
     steps: int
     schedule: Callable[[int], float]  # step -> share of each optimizer's peak learning rate
-    accumulate: int = 1  # micro-batches per step
+    accumulate: int = 1  # micro-batches per step, in each process
     max_grad_norm: float = 1.0
-    precision: str = "auto"  # auto | bf16 | fp32
+    precision: str = "auto"  # auto | bf16 | fp16 | fp32
     log_every: int = 10
     evaluate_every: int = 0  # 0: only at the end
-    save_every: int = 0  # 0: never
+    save_every: int = 0  # steps between two checkpoints; 0: none, but when a signal stops the run
+    keep_last: int = 2  # checkpoints
+    on_bad_step: str = "stop"  # or "skip": a loss or gradient that is no number, or a spike
+    spike: float = 0.0  # a loss so many times the usual one is a bad step; 0: none is
     progress: bool = True
     unit: str = "tokens"  # what the loss function counts, for the log: tokens, or texts
     recompute: bool = True  # a third less memory for a few percent of the time
+    recompute_blocks: bool = False  # far less memory for a third more time
+
+    def __post_init__(self) -> None:
+        if self.on_bad_step not in ("stop", "skip"):
+            raise ValueError(f"on_bad_step must be 'stop' or 'skip', not {self.on_bad_step!r}")
 
 
 def train(
@@ -65,92 +72,75 @@ def train(
     save: Callable[[Any, Path], object] = GPT2.save_pretrained,
     figures: Callable[[], dict[str, float]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Train in place; return the logged rows, which also go to `out`/metrics.jsonl.
+    """Train in place; return the logged rows, which also stand in `out`/metrics.jsonl.
 
     model: a GPT2, or a module that holds one (then `save` has to be given too).
-    batches: an endless iterable; with `resume`, one that starts where the saved state stopped
-        (see `saved_step`). evaluate: gives the validation loss, alone or as the `validation_loss`
-        among other figures to log; whenever it is the lowest so far, `save` writes the model to
-        `out`/best. figures: more to log in each row, such as a `Figures` that the loss function
-        fills. Raises FloatingPointError if the loss is no longer a number.
+    batches: an endless iterable, the same from its start each time that it is asked. Several
+        processes take turns with its batches.
+    evaluate: gives the validation loss, alone or as the `validation_loss` among other figures to
+        log; whenever it is the lowest so far, `save` writes the model to `out`/best.
+    resume: go on from the newest checkpoint in `out`, or begin if there is none. The result is
+        that of a run that never stopped, on a CPU bit for bit.
+    figures: more to log in each row, such as a `Figures` that the loss function fills.
+    Raises FloatingPointError at a bad step (see `settings.on_bad_step`) before it has changed a
+    weight, and TrainingStopped after Ctrl-C or SIGTERM; given `out`, the run is saved first.
     """
     optimizers = list(optimizers)
-    out = None if out is None else Path(out)
-    log = MetricsLog(out, append=resume)
-    first_step, best = 0, math.inf
-    if resume:
-        if out is None:
-            raise ValueError("resume needs the folder `out` of the run that is to go on")
-        first_step, best = load_state(out / "state.pt", model, optimizers)
-
-    def evaluate_and_keep_best(step: int) -> None:
-        nonlocal best
-        if evaluate is None:
-            return
-        with log.clock_stopped():
-            found = evaluate()
-            figures = found if isinstance(found, dict) else {"validation_loss": found}
-            log.write({"step": step, **figures})
-            if figures["validation_loss"] < best and out is not None:
-                save(model, out / "best")
-            best = min(best, figures["validation_loss"])
-
+    scaler = gradient_scaler(next(model.parameters()).device, settings.precision)
+    parts = {"batches": batches, "figures": figures, "scaler": scaler}
+    loss_of = with_shared_gradients(model, loss_function)
+    run = Run(model, optimizers, settings, out, save, parts)
+    run.begin(resume)
+    progress = run.progress
+    supply = remaining_batches(batches, progress.batches)
     model.zero_grad()
-    supply = iter(batches)
-    bar = tqdm(
-        desc="training", total=settings.steps, initial=first_step, disable=not settings.progress
-    )
-    kept = recompute_activations(model) if settings.recompute else nullcontext()
-    with mode(model, training=True), kept, bar:
-        if first_step == 0:
-            evaluate_and_keep_best(0)
-        for step in range(first_step, settings.steps):
-            share = settings.schedule(step)
+    show = settings.progress and process_number() == 0
+    bar = tqdm(desc="training", total=settings.steps, initial=progress.step, disable=not show)
+    with mode(model, training=True), recomputing(model, settings), run.signals, bar:
+        if progress.step == 0:
+            run.evaluate(evaluate)
+        while progress.step < settings.steps:
+            share = settings.schedule(progress.step)
             set_learning_rates(optimizers, share)
-            loss_sum, count = accumulate_gradients(model, supply, loss_function, settings)
-            if not math.isfinite(loss_sum):
-                raise FloatingPointError(
-                    f"the loss became {loss_sum} at step {step}: lower the learning rate"
-                )
-            grad_norm = divide_and_clip(model.parameters(), count, settings.max_grad_norm)
-            if not math.isfinite(grad_norm):
-                raise FloatingPointError(
-                    f"the gradient became {grad_norm} at step {step}: lower the learning rate"
-                )
+            step = accumulate_gradients(loss_of, supply, settings, scaler, run.signals)
             for optimizer in optimizers:
-                optimizer.step()
+                scaler.unscale_(optimizer)
+            own_count = step.count / process_count()  # gradients are means over the processes
+            step.grad_norm = divide_and_clip(model.parameters(), own_count, settings.max_grad_norm)
+            accepted = run.judge(step)
+            if accepted:
+                for optimizer in optimizers:
+                    scaler.step(optimizer)
+            scaler.update()
             model.zero_grad()
 
-            done = step + 1
-            last = done == settings.steps
+            run.advance(step, accepted)
             bar.update()
-            log.add(loss_sum, count)
-            if done % settings.log_every == 0 or last:
-                loss, speed = log.averages()
-                log.write(
-                    {
-                        "step": done,
-                        "loss": loss,
-                        f"{settings.unit}_per_second": speed,
-                        "learning_rate_share": share,
-                        "grad_norm": grad_norm,
-                        **({} if figures is None else figures()),
-                    }
-                )
-                bar.set_postfix_str(f"loss {loss:.3f}, {speed:.0f} {settings.unit}/s")
-            if last or is_due(done, settings.evaluate_every):
-                evaluate_and_keep_best(done)
-            if (
-                out is not None
-                and settings.save_every
-                and (last or is_due(done, settings.save_every))
-            ):
-                save_state(out / "state.pt", model, optimizers, done, best)
-    return log.rows
+            if run.is_due(settings.log_every):
+                bar.set_postfix_str(run.log_step(step, share, figures() if figures else {}))
+            if run.is_due(settings.evaluate_every):
+                run.evaluate(evaluate)
+            if settings.save_every and run.is_due(settings.save_every):
+                run.save()
+            if step.signals and progress.step < settings.steps:
+                run.stop()
+    return run.log.rows
 
 
-def is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+@dataclass
+class Step:
+    """What one optimizer step has seen, in all processes together."""
+
+    loss_sum: float
+    count: float  # targets
+    batches: int  # micro-batches
+    is_scaled: bool  # by the gradient scaler
+    signals: float  # above 0: some process was asked to stop
+    grad_norm: float = math.nan
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / self.count
 
 
 def set_learning_rates(optimizers: list[Optimizer], share: float) -> None:
@@ -161,31 +151,45 @@ def set_learning_rates(optimizers: list[Optimizer], share: float) -> None:
 
 
 def accumulate_gradients(
-    model: nn.Module, supply: Iterator[Any], loss_function: LossFunction, settings: Settings
-) -> tuple[float, float]:
-    """Backward through the micro-batches of one step; (sum of the losses, number of targets).
+    loss_of: nn.Module,
+    supply: Iterator[Any],
+    settings: Settings,
+    scaler: GradScaler,
+    signals: StopSignals,
+) -> Step:
+    """Backward through the micro-batches of one step, in all processes.
 
     The gradients that pile up are those of the *sum*: `divide_and_clip` divides them once, by all
     targets of all micro-batches, so that k micro-batches equal one large batch.
     """
-    device = next(model.parameters()).device
+    device = next(loss_of.parameters()).device
     loss_sum, count = torch.zeros((), device=device), torch.zeros((), device=device)
-    for _ in range(settings.accumulate):
+    for left in reversed(range(settings.accumulate)):
         batch = next(supply).to(device)
-        with autocast(device, settings.precision):
-            batch_sum, batch_count = loss_function(model, batch)
-        batch_sum.backward()
+        with sharing(loss_of, now=left == 0):
+            with autocast(device, settings.precision):
+                batch_sum, batch_count = loss_of(batch)
+            scaler.scale(batch_sum).backward()
         loss_sum, count = loss_sum + batch_sum.detach(), count + batch_count
-    return float(loss_sum), float(count)
+    found = [float(loss_sum), float(count), float(signals.received)]
+    found = sum_over_processes(found, device)
+    n_batches = settings.accumulate * process_count()
+    return Step(found[0], found[1], n_batches, scaler.is_enabled(), found[2])
 
 
-def divide_and_clip(parameters: Iterator[nn.Parameter], count: float, max_norm: float) -> float:
+def divide_and_clip(parameters: Iterable[nn.Parameter], count: float, max_norm: float) -> float:
     """Divide all gradients by `count` and scale them down to `max_norm`, in one pass; return the
     norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients)) / count
+    norm = float(whole_tensor(torch.nn.utils.get_total_norm(gradients))) / count
     torch._foreach_mul_(gradients, min(1.0, max_norm / (norm + 1e-6)) / count)
     return norm
+
+
+def recomputing(model: nn.Module, settings: Settings) -> AbstractContextManager:
+    if settings.recompute_blocks:
+        return recompute_blocks(model)
+    return recompute_activations(model) if settings.recompute else nullcontext()
 
 
 def evaluate_loss(
@@ -204,41 +208,3 @@ def evaluate_loss(
     if count == 0:
         raise ValueError("there is nothing to evaluate on: the batches hold no target")
     return loss_sum / count
-
-
-class MetricsLog:
-    """Rows in memory and, given a folder, in its metrics.jsonl: one JSON object a line."""
-
-    def __init__(self, folder: Path | None, append: bool) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.path = None if folder is None else folder / "metrics.jsonl"
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if not append:
-                self.path.write_text("", encoding="utf-8")
-        self.began = time.perf_counter()
-        self.loss_sum, self.count = 0.0, 0.0
-
-    @contextmanager
-    def clock_stopped(self) -> Iterator[None]:
-        """What happens inside does not count as training time."""
-        entered = time.perf_counter()
-        yield
-        self.began += time.perf_counter() - entered
-
-    def add(self, loss_sum: float, count: float) -> None:
-        self.loss_sum, self.count = self.loss_sum + loss_sum, self.count + count
-
-    def averages(self) -> tuple[float, float]:
-        """Loss and speed (targets per second) since the last call."""
-        now = time.perf_counter()
-        averages = self.loss_sum / self.count, self.count / (now - self.began)
-        self.began, self.loss_sum, self.count = now, 0.0, 0.0
-        return averages
-
-    def write(self, row: dict[str, Any]) -> dict[str, Any]:
-        self.rows.append(row)
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        return row

@@ -25,11 +25,31 @@ def gains_from_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def best_precision(device: torch.device, precision: str = "auto") -> str:
+    """What "auto" stands for: bf16 where the device gains from it, fp16 on older CUDA cards (T4,
+    P100), fp32 anywhere else. Any other name stands for itself."""
+    if precision not in ("auto", "bf16", "fp16", "fp32"):
+        raise ValueError(f"precision must be auto, bf16, fp16 or fp32, not {precision!r}")
+    if precision != "auto":
+        return precision
+    if gains_from_bfloat16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:
-    """A context in which matrix products run in bfloat16. precision: "auto" (if the device gains
-    from it), "bf16" or "fp32". Weights, norms, losses and optimizer states stay in float32."""
-    if precision not in ("auto", "bf16", "fp32"):
-        raise ValueError(f"precision must be auto, bf16 or fp32, not {precision!r}")
-    if precision == "bf16" or (precision == "auto" and gains_from_bfloat16(device)):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    """A context in which matrix products run in the precision given (see `best_precision`).
+    Weights, norms, losses and optimizer states stay in float32."""
+    best = best_precision(device, precision)
+    if best == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if best == "bf16" else torch.float16)
+
+
+def gradient_scaler(device: torch.device, precision: str = "auto") -> torch.amp.GradScaler:
+    """For fp16, whose smallest number is 6e-8: the loss is multiplied so that small gradients
+    survive, and steps whose gradients overflow are left out (Micikevicius et al. 2018). For any
+    other precision it does nothing."""
+    # 2**16 is usual for a mean loss; ours is a sum over a few thousand targets
+    enabled = best_precision(device, precision) == "fp16"
+    return torch.amp.GradScaler(device.type, init_scale=2.0**5, enabled=enabled)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from gpt2mini import GPT2, GPT2Config
-from gpt2mini.evaluation.perplexity import as_batch, windows
+from gpt2mini.data.text import as_batch, windows
 from gpt2mini.training import evaluate_loss
 
 

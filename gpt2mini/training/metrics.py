@@ -1,0 +1,55 @@
+"""What a run logs: a row for every few steps, in memory and in metrics.jsonl."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gpt2mini.files import write_text
+
+
+class MetricsLog:
+    """Rows in memory and, given a file, one JSON object a line in it."""
+
+    def __init__(self, path: Path | None, from_step: int = 0) -> None:
+        """from_step: keep the rows that the file already has, up to this step; a run that goes on
+        from there writes all later ones again."""
+        self.path = path
+        self.rows = rows_until(from_step, path) if path is not None else []
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self.began = time.perf_counter()
+
+    @contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """What happens inside does not count as training time."""
+        entered = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - entered
+
+    def seconds(self) -> float:
+        """Since the last call."""
+        before, self.began = self.began, time.perf_counter()
+        return self.began - before
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def rows_until(step: int, path: Path) -> list[dict[str, Any]]:
+    """The rows of a log up to a step; of a line that was cut off in writing, nothing."""
+    if step == 0 or not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return [row for row in rows if row["step"] <= step]

@@ -1,0 +1,171 @@
+"""What lies around the training loop: its log, its checkpoints, and what can go wrong."""
+
+import logging
+import math
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from torch import nn
+from torch.optim import Optimizer
+
+from gpt2mini.training.metrics import MetricsLog
+from gpt2mini.training.processes import process_count, process_number
+from gpt2mini.training.sharding import reshard, save_whole
+from gpt2mini.training.signals import StopSignals, TrainingStopped
+from gpt2mini.training.state import Checkpoints, Progress
+
+if TYPE_CHECKING:  # the loop imports this file
+    from gpt2mini.training.loop import Settings, Step
+
+logger = logging.getLogger(__name__)
+
+STEADY_STEPS = 20  # of which the usual loss is the mean, roughly
+
+
+class Run:
+    """A run of `train`: where it stands, and what it leaves in its folder."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: list[Optimizer],
+        settings: "Settings",
+        out: str | Path | None,
+        save_model: Callable[[Any, Path], object],
+        parts: dict[str, Any],
+    ) -> None:
+        """out: None keeps nothing. parts: batches and other objects of the run; those that have a
+        `state_dict` are saved and restored with it."""
+        self.model, self.optimizers, self.settings = model, optimizers, settings
+        self.out, self.save_model = None if out is None else Path(out), save_model
+        self.stateful = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+        self.checkpoints = None
+        if self.out is not None:
+            self.checkpoints = Checkpoints(self.out / "checkpoints", settings.keep_last)
+            if settings.save_every:
+                self.checkpoints.check_space(model)
+        self.progress = Progress()
+        self.signals = StopSignals(enabled=self.out is not None)
+
+    def begin(self, resume: bool) -> None:
+        """From the start, or from the newest checkpoint."""
+        if resume and self.checkpoints is None:
+            raise ValueError("resume needs the folder `out` of the run that is to go on")
+        if resume and self.checkpoints is not None:
+            found = self.checkpoints.load_newest(self.model, self.optimizers, self.stateful)
+            if found is None:
+                logger.warning("%s holds no checkpoint: the run begins", self.checkpoints.folder)
+            self.progress = found or self.progress
+        writes = self.out is not None and process_number() == 0
+        path = self.out / "metrics.jsonl" if writes and self.out is not None else None
+        self.log = MetricsLog(path, self.progress.step)
+
+    # ---- after each step
+
+    def judge(self, step: "Step") -> bool:
+        """Whether the step may change the weights. A bad one is skipped with a warning, or stops
+        the run."""
+        problem = self.problem_with(step)
+        if problem is None:
+            return True
+        first, last = self.progress.batches, self.progress.batches + step.batches - 1
+        batches = f"batch {first}" if first == last else f"batches {first} to {last}"
+        where = f"step {self.progress.step}, {batches}"
+        if self.settings.on_bad_step == "skip":
+            logger.warning("skipped %s: %s", where, problem)
+            return False
+        saved = "" if self.checkpoints is None else f"; the state before it is in {self.save()}"
+        raise FloatingPointError(
+            f"{where}: {problem}{saved}. Lower the learning rate, look at these batches, or skip "
+            "such steps"
+        )
+
+    def problem_with(self, step: "Step") -> str | None:
+        if not math.isfinite(step.loss):
+            return f"the loss became {step.loss}"
+        if not math.isfinite(step.grad_norm) and not step.is_scaled:  # the scaler mends its own
+            return f"the gradient became {step.grad_norm}"
+        usual = self.progress.usual_loss
+        if self.settings.spike and step.loss > self.settings.spike * usual:
+            return f"the loss leapt to {step.loss:.3f} from about {usual:.3f}"
+        return None
+
+    def advance(self, step: "Step", accepted: bool) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.batches += step.batches
+        if accepted:
+            progress.loss_sum, progress.count = (
+                progress.loss_sum + step.loss_sum,
+                progress.count + step.count,
+            )
+            before = step.loss if math.isnan(progress.usual_loss) else progress.usual_loss
+            progress.usual_loss = before + (step.loss - before) / STEADY_STEPS
+
+    def is_due(self, every: int) -> bool:
+        """Every so many steps, and at the last; 0: at the last alone."""
+        step = self.progress.step
+        return step == self.settings.steps or (every > 0 and step % every == 0)
+
+    # ---- what it leaves behind
+
+    def log_step(self, step: "Step", share: float, figures: dict[str, float]) -> str:
+        """A row of averages over the steps since the last; gives them in words."""
+        progress, unit = self.progress, self.settings.unit
+        loss = progress.loss_sum / progress.count if progress.count else math.nan
+        speed = progress.count / self.log.seconds()
+        progress.loss_sum = progress.count = 0.0
+        self.log.write(
+            {
+                "step": progress.step,
+                "loss": loss,
+                f"{unit}_per_second": speed,
+                "learning_rate_share": share,
+                "grad_norm": step.grad_norm,
+                **figures,
+            }
+        )
+        return f"loss {loss:.3f}, {speed:.0f} {unit}/s"
+
+    def evaluate(self, evaluate: Callable[[], float | dict[str, float]] | None) -> None:
+        """Log what it finds; keep the model if its validation loss is the lowest so far."""
+        if evaluate is None:
+            return
+        with self.log.clock_stopped():
+            found = evaluate()
+            row = found if isinstance(found, dict) else {"validation_loss": found}
+            self.log.write({"step": self.progress.step, **row})
+            reshard(self.model)
+            if row["validation_loss"] < self.progress.best and self.out is not None:
+                save_whole(self.save_model, self.model, self.out / "best")
+            self.progress.best = min(self.progress.best, row["validation_loss"])
+
+    def save(self) -> Path:
+        assert self.checkpoints is not None  # asked before
+        with self.log.clock_stopped():
+            return self.checkpoints.save(self.model, self.optimizers, self.progress, self.stateful)
+
+    def stop(self) -> NoReturn:
+        """A signal has come: save, and say how to go on."""
+        raise TrainingStopped(
+            f"stopped after step {self.progress.step} of {self.settings.steps}, which is saved in "
+            f"{self.save()}; resume goes on from there",
+            self.signals.received or signal.SIGTERM,  # or another process's
+        )
+
+
+def remaining_batches(batches: Iterable[Any], first: int) -> Iterator[Any]:
+    """The batches of this process from number `first` on; the processes take turns.
+
+    Batches with a state have found their place themselves; those that know a short way to it
+    (`part`) are asked; of all others, those before it are read and dropped.
+    """
+    first, every = first + process_number(), process_count()
+    if hasattr(batches, "load_state_dict"):
+        return iter(batches)
+    if hasattr(batches, "part"):
+        return iter(batches.part(first, every))
+    return islice(batches, first, None, every)

@@ -1,0 +1,44 @@
+"""Ctrl-C and SIGTERM: finish the step, save, and only then stop."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """Training has ended at a signal, between two steps; the message says how to go on."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class StopSignals:
+    """Inside, the first Ctrl-C or SIGTERM is noted in `received`; a second acts as usual.
+
+    Only the main thread of a program can receive signals; in any other this does nothing.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled and threading.current_thread() is threading.main_thread()
+        self.received = 0  # the signal's number
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if self.enabled:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self.note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self.restore()
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}

@@ -1,0 +1,112 @@
+"""What each of torchrun's processes does in `test_parallel`: train in several ways, leave files.
+
+torchrun --standalone --nproc-per-node 2 tests/parallel_worker.py FOLDER
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import SGD, Optimizer
+
+from gpt2mini import GPT2, GPT2Config
+from gpt2mini.data.text import TokenBatches
+from gpt2mini.lora import add_lora
+from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
+from gpt2mini.training.processes import joined_processes, process_count, process_number
+from gpt2mini.training.sharding import save_whole, shard
+
+STEPS, STOP = 6, 3
+TOKENS = torch.randint(211, (900,), generator=torch.Generator().manual_seed(1)).numpy()
+
+
+def make_model(lora: bool = False) -> GPT2:
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(vocab_size=211, context_length=32, emb_dim=48, n_heads=4, n_layers=2))
+    if lora:
+        add_lora(model, rank=2, alpha=4, targets=("query", "mlp_in"))
+    return model
+
+
+def sgd(model: GPT2) -> Optimizer:
+    return SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+
+
+def run(
+    model: GPT2,
+    optimizer: Callable[[GPT2], Optimizer],
+    batches_per_step: int,
+    out: Path | None = None,
+    **changes: Any,
+) -> list[dict[str, Any]]:
+    """The same training, whatever the number of processes: so many micro-batches a step in all."""
+    arguments = {key: changes.pop(key) for key in ("resume", "save", "evaluate") if key in changes}
+    settings = Settings(
+        **{
+            "steps": STEPS,
+            "schedule": partial(cosine, steps=STEPS, warmup_steps=1),
+            "accumulate": batches_per_step // process_count(),
+            "precision": "fp32",
+            "log_every": 1,
+            "progress": False,
+            **changes,
+        }
+    )
+    batches = TokenBatches(TOKENS, [range(900)], 3, 32, seed=0)
+    return train(model, batches, [optimizer(model)], settings, out=out, **arguments)
+
+
+def validation_loss(model: GPT2) -> float:
+    batches = TokenBatches(TOKENS, [range(300)], 2, 32, seed=1)
+    return evaluate_loss(model, [next(iter(batches))], precision="fp32")
+
+
+def main(folder: Path) -> None:
+    for name, spread in (("ddp", False), ("fsdp", True)):
+        for lora in (False, True):
+            model = make_model(lora)
+            if spread:
+                shard(model, "fp32")
+            once: dict[str, Any] = {"steps": 1, "max_grad_norm": 1e9, "schedule": lambda step: 1.0}
+            run(model, sgd, 4, **once, recompute_blocks=spread)
+            save_whole(save_weights, model, folder / f"{name}{'-lora' * lora}.pt")
+
+        model = make_model()
+        if spread:
+            shard(model, "fp32")
+        arguments: dict[str, Any] = {
+            "save_every": STOP,
+            "evaluate": partial(validation_loss, model),
+        }
+        run(model, adam, 4, folder / name, steps=STOP, **arguments)
+
+        model = make_model()
+        if spread:
+            shard(model, "fp32")
+        arguments["evaluate"] = partial(validation_loss, model)
+        run(model, adam, 4, folder / f"alone-then-{name}", resume=True, **arguments)
+        save_whole(save_weights, model, folder / f"alone-then-{name}.pt")
+        if spread:
+            measure(model, folder)
+
+
+def adam(model: GPT2) -> Optimizer:
+    return adamw(model, lr=0.01)
+
+
+def save_weights(model: GPT2, path: Path) -> None:
+    torch.save(dict(model.named_parameters()), path)
+
+
+def measure(model: GPT2, folder: Path) -> None:
+    """How many numbers of the model this process holds."""
+    held = sum(p.to_local().numel() for p in model.parameters())  # type: ignore[attr-defined]
+    (folder / f"held-{process_number()}.txt").write_text(str(held), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with joined_processes():
+        main(Path(sys.argv[1]))

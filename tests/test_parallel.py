@@ -1,0 +1,116 @@
+"""Two processes do what one does: the same gradients, the same runs, and each other's."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from parallel_worker import STEPS, STOP, adam, make_model, run, sgd, validation_loss
+from torch import Tensor
+from torch.testing import assert_close
+
+from gpt2mini import GPT2
+from gpt2mini.training.sharding import shard
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch was built without torch.distributed"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes have left, once, for all tests."""
+    folder = tmp_path_factory.mktemp("parallel")
+    for name in ("ddp", "fsdp"):
+        model = make_model()
+        evaluate = partial(validation_loss, model)
+        out = folder / f"alone-then-{name}"
+        run(model, adam, 4, out, steps=STOP, save_every=STOP, evaluate=evaluate)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    worker = Path(__file__).with_name("parallel_worker.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, str(worker), str(folder)],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone() -> GPT2:
+    """The model that one process ends with."""
+    model = make_model()
+    run(model, adam, 4)
+    return model
+
+
+def weights(model: GPT2) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["all", "lora"])
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_gradients_are_those_of_one_process(how: str, lora: bool, folder: Path) -> None:
+    """One step of SGD at a rate of 1 moves each weight by its gradient."""
+    model = make_model(lora)
+    before = {name: p.clone() for name, p in weights(model).items()}
+    run(model, sgd, 4, steps=1, max_grad_norm=1e9, schedule=lambda step: 1.0)
+    found = torch.load(folder / f"{how}{'-lora' * lora}.pt", weights_only=True)
+    assert found.keys() == before.keys()  # the tied head is no second tensor
+    moved = 0
+    for name, weight in weights(model).items():
+        assert_close(found[name] - before[name], weight - before[name], atol=1e-6, rtol=0)
+        moved += not torch.equal(weight, before[name])
+    assert moved == (4 if lora else len(before))  # of the adapters, B alone at first
+
+
+def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Sums in another order round otherwise. Keys' biases change no attention, so their gradients
+    are rounding alone, which AdamW makes large: they are left out."""
+    for name, weight in expected.items():
+        if not name.endswith("key.bias"):
+            assert_close(found[name], weight, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_a_run_of_two_goes_on_with_one(how: str, folder: Path, alone: GPT2) -> None:
+    model = make_model()
+    arguments = {"save_every": STOP, "evaluate": partial(validation_loss, model)}
+    rows = run(model, adam, 4, folder / how, resume=True, **arguments)
+    assert_near(weights(model), weights(alone))
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_a_run_of_one_goes_on_with_two(how: str, folder: Path, alone: GPT2) -> None:
+    found = torch.load(folder / f"alone-then-{how}.pt", weights_only=True)
+    assert_near(found, weights(alone))
+    lines = (folder / f"alone-then-{how}" / "metrics.jsonl").read_text(encoding="utf-8")
+    steps = [row["step"] for row in map(json.loads, lines.splitlines()) if "loss" in row]
+    assert steps == list(range(1, STEPS + 1))  # the first process alone writes
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_the_best_model_is_saved_whole(how: str, folder: Path, alone: GPT2) -> None:
+    best = GPT2.from_pretrained(folder / f"alone-then-{how}" / "best")
+    assert validation_loss(best) == pytest.approx(validation_loss(alone), abs=1e-4)
+    assert best.out_head.weight is best.tok_emb.weight
+
+
+def test_each_process_holds_half(folder: Path) -> None:
+    held = [int((folder / f"held-{i}.txt").read_text(encoding="utf-8")) for i in (0, 1)]
+    total = sum(p.numel() for p in make_model().parameters())
+    assert sum(held) == total and max(held) < 0.52 * total
+
+
+def test_a_single_process_cannot_spread_a_model() -> None:
+    with pytest.raises(ValueError, match="start it with torchrun"):
+        shard(make_model())

@@ -1,0 +1,395 @@
+"""Never losing work: a run that was stopped, killed or broken goes on as if nothing had been."""
+
+import json
+import math
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, random_ids
+from torch import Tensor
+from torch.testing import assert_close
+
+from gpt2mini import GPT2
+from gpt2mini.data.text import Batch, TokenBatches
+from gpt2mini.lora import add_lora, save_adapter
+from gpt2mini.training import Settings, adamw, cosine, muon_and_adamw, next_token_step, train
+from gpt2mini.training.run import remaining_batches
+from gpt2mini.training.signals import TrainingStopped
+from gpt2mini.training.state import Checkpoints, saved_step
+
+STEPS = 20
+
+
+class Run:
+    """What a process has that starts or resumes a run: nothing but its arguments. Dropout and
+    micro-batches are always on."""
+
+    def __init__(self, kind: str = "adamw", seed: int = 0) -> None:
+        torch.manual_seed(0)
+        self.model = GPT2(replace(TINY, n_layers=1, drop_rate=0.2))
+        if kind == "lora":
+            add_lora(self.model, rank=2, alpha=4, dropout=0.1, targets=("query", "mlp_out"))
+        two = partial(muon_and_adamw, self.model, lr=0.01, adamw_lr=0.01)
+        self.optimizers = two() if kind == "muon" else [adamw(self.model, lr=0.01)]
+        self.save: Callable = save_adapter if kind == "lora" else GPT2.save_pretrained
+        self.seed = seed
+
+    def train(self, out: Path | None = None, **changes: Any) -> list[dict[str, Any]]:
+        for generator in (torch.manual_seed, random.seed, np.random.seed):
+            generator(self.seed)
+        tokens = random_ids(500).numpy()
+        arguments: dict[str, Any] = {
+            "batches": TokenBatches(tokens, [range(500)], 2, 16, seed=0),
+            "loss_function": next_token_step,
+            "resume": False,
+            "evaluate": None,
+            **{k: changes.pop(k) for k in list(changes) if k not in Settings.__annotations__},
+        }
+        settings = Settings(
+            **{
+                "steps": STEPS,
+                "schedule": partial(cosine, steps=STEPS, warmup_steps=2),
+                "accumulate": 2,
+                "precision": "fp32",
+                "log_every": 3,
+                "progress": False,
+                "save_every": 5 if out else 0,
+                **changes,
+            }
+        )
+        common: dict[str, Any] = {"optimizers": self.optimizers, "settings": settings, "save": self.save}
+        return train(self.model, out=out, **common, **arguments)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+
+@cache
+def left_alone(kind: str = "adamw", **changes: Any) -> dict[str, Tensor]:
+    """The weights with which a run ends that nobody disturbs."""
+    run = Run(kind)
+    run.train(**changes)
+    return run.weights()
+
+
+def assert_ends_with(run: Run, expected: dict[str, Tensor]) -> None:
+    for name, weight in run.weights().items():
+        assert torch.equal(weight, expected[name]), f"{name} differs"
+
+
+def without_speed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if not k.endswith("_per_second")} for row in rows]
+
+
+def signal_at(step: int, number: int) -> Callable[[GPT2, Batch], tuple[Tensor, Tensor]]:
+    """A loss function in whose `step`-th call (two make a step) the process gets a signal."""
+    calls = iter(range(1000))
+
+    def loss_function(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+        if next(calls) == 2 * step + 1:
+            os.kill(os.getpid(), number)
+        return next_token_step(model, batch)
+
+    return loss_function
+
+
+def noisy_loss(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+    """A loss to which all three generators contribute."""
+    loss, count = next_token_step(model, batch)
+    return loss * (1 + 0.1 * (random.random() + np.random.rand() + float(torch.rand(())))), count
+
+
+# ---- the same bits
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon", "lora"])
+@pytest.mark.usefixtures("no_shape_checks")  # beartype's checks draw from Python's generator
+def test_a_stopped_run_ends_with_the_same_bits(kind: str, tmp_path: Path) -> None:
+    straight = Run(kind)
+    rows = straight.train(loss_function=noisy_loss)
+    Run(kind).train(tmp_path, steps=10, loss_function=noisy_loss)
+    assert saved_step(tmp_path) == 10
+    resumed = Run(kind, seed=1)  # other random numbers: they come from the checkpoint
+    more = resumed.train(tmp_path, resume=True, loss_function=noisy_loss)
+    assert_ends_with(resumed, straight.weights())
+    # its first half ended at step 10, and logged a row there
+    assert [row["step"] for row in more] == [3, 6, 9, 10, 12, 15, 18, 20]
+    assert without_speed(more)[-3:] == without_speed(rows)[-3:]
+
+
+def test_the_log_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    rows = Run().train(evaluate_every=4, evaluate=lambda: 2.0)
+    with pytest.raises(ZeroDivisionError):
+        Run().train(tmp_path, evaluate_every=4, evaluate=lambda: 2.0, loss_function=failing_at(13))
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 13, "lo')  # what a kill may leave
+    found = Run(seed=1).train(tmp_path, resume=True, evaluate_every=4, evaluate=lambda: 2.0)
+    assert without_speed(found) == without_speed(rows)
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == found
+
+
+def failing_at(step: int) -> Callable[[GPT2, Batch], tuple[Tensor, Tensor]]:
+    calls = iter(range(1000))
+
+    def loss_function(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+        if next(calls) == 2 * step:
+            raise ZeroDivisionError
+        return next_token_step(model, batch)
+
+    return loss_function
+
+
+def test_the_best_model_is_remembered(tmp_path: Path) -> None:
+    first, losses = Run(), iter([5.0, 1.0])
+    first.train(tmp_path, steps=5, evaluate=lambda: next(losses))
+    Run().train(tmp_path, resume=True, evaluate=lambda: 2.0)
+    best = GPT2.from_pretrained(tmp_path / "best").state_dict()
+    assert_close(best, first.model.state_dict(), rtol=0, atol=0)
+
+
+def test_what_does_not_learn_is_not_saved(tmp_path: Path) -> None:
+    Run("lora").train(tmp_path, steps=5)
+    (folder,) = Checkpoints(tmp_path / "checkpoints").all()
+    learning = sum(p.numel() for p in Run("lora").model.parameters() if p.requires_grad)
+    assert (folder / "__0_0.distcp").stat().st_size < 3 * 4 * learning + 100_000
+
+
+def test_resume_without_a_checkpoint_begins(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    resumed = Run()
+    resumed.train(tmp_path, resume=True)
+    assert_ends_with(resumed, left_alone())
+    assert "holds no checkpoint" in caplog.text
+    with pytest.raises(ValueError, match="resume needs the folder"):
+        Run().train(resume=True)
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
+    first, again = Run(), Run(seed=1)
+    rows = first.train(tmp_path)
+    assert again.train(tmp_path, resume=True) == rows
+    assert_ends_with(again, first.weights())
+
+
+@pytest.mark.parametrize(("first", "every"), [(0, 1), (3, 1), (1, 3), (29, 2), (47, 5)])
+def test_part_of_the_batches(first: int, every: int) -> None:
+    """Past the ends of epochs too: there are 15 batches in each."""
+    batches = TokenBatches(random_ids(500).numpy(), [range(500)], 2, 16, seed=0)
+    whole = [batch.token_ids for batch, _ in zip(batches, range(80), strict=False)]
+    found = [b.token_ids for b, _ in zip(batches.part(first, every), range(6), strict=False)]
+    assert_close(found, whole[first::every][:6])
+
+
+def test_batches_of_any_kind_are_read_from_where_the_run_stopped() -> None:
+    assert list(remaining_batches(["a", "b", "c"], 1)) == ["b", "c"]
+
+
+# ---- broken checkpoints
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    Run().train(tmp_path, save_every=3, keep_last=3)
+    names = [path.name for path in Checkpoints(tmp_path / "checkpoints").all()]
+    assert names == ["step-00000020", "step-00000018", "step-00000015"]
+    with pytest.raises(ValueError, match="keep_last must be at least 1"):
+        Run().train(tmp_path, keep_last=0)
+
+
+def spoil(folder: Path, how: str) -> None:
+    tensors = folder / "__0_0.distcp"
+    if how == "truncated":
+        tensors.write_bytes(tensors.read_bytes()[:-1000])
+    elif how == "overwritten":
+        tensors.write_bytes(b"x" * tensors.stat().st_size)
+    elif how == "missing":
+        (folder / ".metadata").unlink()
+    elif how == "no json":
+        (folder / "progress.json").write_text("{", encoding="utf-8")
+    elif how == "foreign":
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    else:
+        malicious(folder)
+
+
+class Malicious:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("it-was-executed",)
+
+
+def malicious(folder: Path) -> None:
+    file = folder / ".metadata"
+    size = file.stat().st_size
+    file.write_bytes(pickle.dumps(Malicious()).ljust(size, b"\0"))
+
+
+@pytest.mark.parametrize(
+    "how", ["truncated", "overwritten", "missing", "no json", "foreign", "malicious"]
+)
+def test_a_broken_checkpoint_is_skipped_for_the_one_before(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    resumed = Run(seed=1)
+    Run().train(tmp_path, steps=10)
+    spoil(tmp_path / "checkpoints" / "step-00000010", how)
+    resumed.train(tmp_path, resume=True)
+    assert_ends_with(resumed, left_alone())
+    assert "skipped" in caplog.text and "step-00000010" in caplog.text
+    assert not Path("it-was-executed").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    Run().train(tmp_path, steps=5)
+    with pytest.raises(ValueError, match="can be read, or they belong to another model"):
+        Run("lora").train(tmp_path, resume=True)
+
+
+def test_a_save_that_fails_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resumed = Run(seed=1)
+    Run().train(tmp_path, steps=5)
+
+    def no_space(states: object, path: Path) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", no_space)
+        with pytest.raises(OSError, match=r"cannot save the run in .*step-00000010.*No space left"):
+            Run().train(tmp_path, resume=True)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
+    resumed.train(tmp_path, resume=True)
+    assert_ends_with(resumed, left_alone())
+
+
+def test_a_full_disk_is_seen_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
+    run = Run()
+    before = run.weights()
+    with pytest.raises(OSError, match=r"has 0\.0 GB of free disk.*make room"):
+        run.train(tmp_path)
+    assert_close(run.weights(), before)
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_end_and_saves(number: int, tmp_path: Path) -> None:
+    resumed, stopped = Run(seed=1), Run()
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TrainingStopped, match=r"stopped after step 8 of 20.*step-00000008") as info:
+        stopped.train(tmp_path, save_every=0, loss_function=signal_at(7, number))
+    assert info.value.signal_number == number
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    resumed.train(tmp_path, save_every=0, resume=True)
+    assert_ends_with(resumed, left_alone())
+
+
+def test_a_second_signal_acts_at_once(tmp_path: Path) -> None:
+    calls = iter(range(100))
+
+    def impatient(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+        if next(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return next_token_step(model, batch)
+
+    with pytest.raises(KeyboardInterrupt) as info:
+        Run().train(tmp_path, loss_function=impatient)
+    assert not isinstance(info.value, TrainingStopped)
+    assert next(calls) == 6
+
+
+def test_without_a_folder_a_signal_acts_as_ever() -> None:
+    with pytest.raises(KeyboardInterrupt) as info:
+        Run().train(loss_function=signal_at(2, signal.SIGINT))
+    assert not isinstance(info.value, TrainingStopped)
+
+
+# ---- bad steps
+
+
+def loss_with(value: float, call: int) -> Callable[[GPT2, Batch], tuple[Tensor, Tensor]]:
+    """The usual loss, times `value` in one call: nan, inf, or a spike."""
+    calls = iter(range(1000))
+
+    def loss_function(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, count = next_token_step(model, batch)
+        return loss * (value if next(calls) == call else 1.0), count
+
+    return loss_function
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 50.0])
+def test_a_bad_step_stops_the_run_before_it_changes_anything(value: float, tmp_path: Path) -> None:
+    bad = Run()
+    with pytest.raises(FloatingPointError, match=r"step 8, batches 16 to 17: .*step-00000008"):
+        bad.train(tmp_path, loss_function=loss_with(value, call=17), spike=5.0)
+    assert_ends_with(bad, left_alone(steps=8))
+    assert saved_step(tmp_path) == 8
+
+
+@pytest.mark.parametrize("value", [math.nan, 50.0])
+def test_a_bad_step_is_skipped_if_asked(value: float, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run()
+    rows = run.train(
+        loss_function=loss_with(value, call=17), on_bad_step="skip", spike=5.0, log_every=1
+    )
+    assert "skipped step 8, batches 16 to 17" in caplog.text
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert all(row["loss"] < 10 for row in rows if row["step"] != 9)
+    assert all(torch.isfinite(weight).all() for weight in run.weights().values())
+    with pytest.raises(ValueError, match="on_bad_step must be 'stop' or 'skip', not 'ignore'"):
+        run.train(on_bad_step="ignore")
+
+
+def test_half_precision_is_scaled_and_resumes(tmp_path: Path) -> None:
+    def enormous_at_first() -> Callable[[GPT2, Batch], tuple[Tensor, Tensor]]:
+        calls = iter(range(1000))
+
+        def loss_function(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+            loss, count = next_token_step(model, batch)
+            return loss * (1e30 if next(calls) < 2 else 1.0), count
+
+        return loss_function
+
+    straight, resumed = Run(), Run(seed=1)
+    straight.train(precision="fp16", loss_function=enormous_at_first())
+    Run().train(tmp_path, precision="fp16", loss_function=enormous_at_first(), steps=10)
+    resumed.train(tmp_path, precision="fp16", resume=True)
+    assert_ends_with(resumed, straight.weights())
+    folder = Checkpoints(tmp_path / "checkpoints").all()[0]
+    states = torch.load(folder / "process-0.pt", weights_only=True)
+    assert states["scaler"]["scale"] == 2.0**4  # halved once: the first step overflowed
+
+
+# ---- kills
+
+
+def test_a_run_killed_at_random_instants_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """A few; `python tests/kill_training.py --kills 50` for many."""
+    script = Path(__file__).parent / "kill_training.py"
+    command = [sys.executable, str(script), "--kills", "4", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 kills" in done.stdout
