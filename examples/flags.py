@@ -56,6 +56,7 @@ def training_flags(description: str | None, out: str) -> argparse.ArgumentParser
         help="if the loss is no longer a number or leaps (default stop)",
     )
     add("--recompute-blocks", action="store_true", help="far less memory, a third more time")
+    add("--compile", action="store_true", help="compile the blocks first (needs a C++ compiler)")
     add("--spike", type=float, default=0.0, help="a leap: so many times the usual loss (0: none)")
     return parser
 
@@ -68,6 +69,7 @@ def keeping(args: argparse.Namespace) -> dict[str, Any]:
         "on_bad_step": args.on_bad_step,
         "spike": args.spike,
         "recompute_blocks": args.recompute_blocks,
+        "compile": args.compile,
     }
 
 
@@ -104,7 +106,7 @@ def run(main: Callable[[], None]) -> None:
         with joined_processes(), redirect_stdout(None if process_number() else sys.stdout):
             main()
     except TrainingStopped as stopped:
-        print(f"\n{stopped}: the same command with --resume", file=sys.stderr)
+        print(f"\n{stopped}\nto go on: the same command with --resume", file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

@@ -70,7 +70,7 @@ def writable_folder(path: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / ".writable", "")
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)  # another process may do the same
     except OSError as error:
         raise OSError(f"cannot write into {folder}: {error.strerror}") from None
     return folder

@@ -1,7 +1,9 @@
 """Recomputing cheap activations changes memory and nothing else."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 import torch
 from conftest import TINY, random_ids
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gpt2mini import GPT2
 from gpt2mini.losses import chunked_next_token_loss
-from gpt2mini.training import recompute_activations, recompute_blocks
+from gpt2mini.training import memory, recompute_activations, recompute_blocks
 
 
 def gradients(model: GPT2, ids: Tensor) -> list[Tensor]:
@@ -47,6 +49,36 @@ def test_more_than_a_third_of_the_activations_is_not_kept(own_model: GPT2) -> No
     # norm1 and norm2 give emb numbers a token, gelu 4 emb: none of them is kept inside the linears.
     saved = ids.numel() * blocks * (1 + 1 + 4) * emb * 4
     assert sum(kept.values()) <= without - saved
+
+
+def test_in_half_precision_no_copy_is_kept_for_query_key_and_value(
+    own_model: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autocast would make three copies of the norm's output, and keep them all."""
+    ids, kept = random_ids(3, 20), []
+
+    def noting(keep: Callable, restore: Callable) -> saved_tensors_hooks:
+        def note(tensor: Tensor) -> object:
+            found = keep(tensor)
+            if found is tensor and not isinstance(tensor, torch.nn.Parameter):
+                kept.append(tuple(tensor.shape))
+            return found
+
+        return saved_tensors_hooks(note, restore)
+
+    monkeypatch.setattr(memory, "saved_tensors_hooks", noting)
+    reference = [gradient.clone() for gradient in gradients(own_model, ids)]
+    with torch.autocast("cpu", torch.bfloat16):
+        with recompute_activations(own_model):
+            hidden = own_model.hidden_states(ids)
+        flat = (ids.numel(), TINY.emb_dim)  # what a linear layer would keep of its input
+        assert kept.count(flat) == TINY.n_layers  # the heads' output, which nothing can give again
+        own_model.zero_grad()
+        chunked_next_token_loss(hidden, own_model.out_head, ids)[0].backward()
+    for (name, p), exact in zip(own_model.named_parameters(), reference, strict=True):
+        if not name.endswith("key.bias"):  # which changes nothing: its gradient is rounding alone
+            assert p.grad is not None
+            assert (p.grad - exact).norm() < 0.05 * exact.norm(), name
 
 
 def test_the_model_is_given_back_without_hooks(own_model: GPT2) -> None:

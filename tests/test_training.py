@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.testing import assert_close
 
-from gpt2mini import GPT2
+from gpt2mini import GPT2, generate
 from gpt2mini.data.text import Batch, TokenBatches, pad_batch, sequential_batches
 from gpt2mini.losses import IGNORED
 from gpt2mini.training import (
@@ -410,6 +411,20 @@ def test_an_unknown_precision_is_refused() -> None:
 
 def test_a_named_device_is_taken() -> None:
     assert pick_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
+@pytest.mark.usefixtures("no_shape_checks")
+def test_compiled_blocks_change_no_more_than_rounding(own_model: GPT2) -> None:
+    compiled, ids = deepcopy(own_model), random_ids(1, 5)
+    for model, compile in ((own_model, False), (compiled, True)):
+        optimizer, batch = SGD(model.parameters(), LR), pad_batch(list(random_ids(2, 16)))
+        train(model, [batch] * 2, [optimizer], settings(2, compile=compile))
+    assert_same_weights(compiled, weights_of(own_model), atol=1e-5)
+    found = [generate(m, ids, 5, temperature=0).token_ids for m in (own_model, compiled)]
+    assert torch.equal(*found)
+    assert all(block._compiled_call_impl is None for block in compiled.trf_blocks)
 
 
 # Metrics

@@ -17,6 +17,7 @@ from gpt2mini.data.text import Batch
 from gpt2mini.losses import check_labels_not_shifted, chunked_next_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating, mode
+from gpt2mini.training.compiled import compiled_blocks
 from gpt2mini.training.memory import recompute_activations, recompute_blocks
 from gpt2mini.training.parallel import sharing, whole_tensor, with_shared_gradients
 from gpt2mini.training.precision import autocast, gradient_scaler
@@ -54,6 +55,7 @@ class Settings:
     unit: str = "tokens"  # what the loss function counts, for the log: tokens, or texts
     recompute: bool = True  # a third less memory for a few percent of the time
     recompute_blocks: bool = False  # far less memory for a third more time
+    compile: bool = False  # each block by torch.compile: a minute's wait, then faster steps
 
     def __post_init__(self) -> None:
         if self.on_bad_step not in ("stop", "skip"):
@@ -96,7 +98,7 @@ def train(
     model.zero_grad()
     show = settings.progress and process_number() == 0
     bar = tqdm(desc="training", total=settings.steps, initial=progress.step, disable=not show)
-    with mode(model, training=True), recomputing(model, settings), run.signals, bar:
+    with mode(model, training=True), prepared(model, settings), run.signals, bar:
         if progress.step == 0:
             run.evaluate(evaluate)
         while progress.step < settings.steps:
@@ -186,7 +188,10 @@ def divide_and_clip(parameters: Iterable[nn.Parameter], count: float, max_norm: 
     return norm
 
 
-def recomputing(model: nn.Module, settings: Settings) -> AbstractContextManager:
+def prepared(model: nn.Module, settings: Settings) -> AbstractContextManager:
+    """The model with its blocks in the form that training is to use; inside only."""
+    if settings.compile:
+        return compiled_blocks(model)  # and the compiler chooses what to compute again
     if settings.recompute_blocks:
         return recompute_blocks(model)
     return recompute_activations(model) if settings.recompute else nullcontext()

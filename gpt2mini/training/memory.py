@@ -68,8 +68,13 @@ class Recomputed:
         self.output_address = 0  # by which it is known, without being held
         self.hooks: saved_tensors_hooks | None = None
 
-    def remember(self, producer: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
+    def remember(self, producer: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+        device = output.device.type
+        if torch.is_autocast_enabled(device):
+            # Or query, key and value would each cast it for themselves, and each keep its cast.
+            output = output.to(torch.get_autocast_dtype(device))
         self.input, self.output_address = arguments[0], output.data_ptr()
+        return output
 
     def begin(self, consumer: nn.Module, arguments: tuple) -> None:
         if self.input is not None and torch.is_grad_enabled():
@@ -85,11 +90,14 @@ class Recomputed:
 def recipe(producer: nn.Module, source: Tensor, output_address: int) -> saved_tensors_hooks:
     """Where autograd would keep the output (or a view of it), keep its shape; compute it later."""
 
-    def keep(saved: Tensor) -> Tensor | torch.Size:
+    def keep(saved: Tensor) -> Tensor | tuple[torch.Size, torch.dtype]:
         is_output = saved.data_ptr() == output_address and saved.numel() == source.numel()
-        return saved.shape if is_output else saved
+        return (saved.shape, saved.dtype) if is_output else saved
 
-    def restore(kept: Tensor | torch.Size) -> Tensor:
-        return kept if isinstance(kept, Tensor) else producer.forward(source).view(kept)
+    def restore(kept: Tensor | tuple[torch.Size, torch.dtype]) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        shape, dtype = kept
+        return producer.forward(source).to(dtype).view(shape)
 
     return saved_tensors_hooks(keep, restore)

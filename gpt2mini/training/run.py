@@ -151,8 +151,8 @@ class Run:
     def stop(self) -> NoReturn:
         """A signal has come: save, and say how to go on."""
         raise TrainingStopped(
-            f"stopped after step {self.progress.step} of {self.settings.steps}, which is saved in "
-            f"{self.save()}; resume goes on from there",
+            f"stopped after step {self.progress.step} of {self.settings.steps}; saved in "
+            f"{self.save()}",
             self.signals.received or signal.SIGTERM,  # or another process's
         )
 

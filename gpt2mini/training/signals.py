@@ -5,6 +5,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from gpt2mini.training.processes import process_count
+
 
 class TrainingStopped(KeyboardInterrupt):
     """Training has ended at a signal, between two steps; the message says how to go on."""
@@ -17,7 +19,9 @@ class TrainingStopped(KeyboardInterrupt):
 class StopSignals:
     """Inside, the first Ctrl-C or SIGTERM is noted in `received`; a second acts as usual.
 
-    Only the main thread of a program can receive signals; in any other this does nothing.
+    Not so under torchrun, which passes one Ctrl-C on in three ways, and kills what has not ended
+    half a minute later. Only the main thread of a program can receive signals; in any other this
+    does nothing.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -36,7 +40,8 @@ class StopSignals:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        self.restore()
+        if process_count() == 1:
+            self.restore()
 
     def restore(self) -> None:
         for number, handler in self.before.items():
