@@ -2,12 +2,13 @@
 
     python examples/evaluate.py                              # a minute: sample prose, own writing
     python examples/evaluate.py --tasks text=novel.txt --stride 128
-    python examples/evaluate.py --model gpt2 --data folder/ --tasks lambada wikitext-2 hellaswag
+    python examples/evaluate.py --model gpt2 --tasks lambada wikitext-2 hellaswag
     python examples/evaluate.py --model gpt2 --tasks lambada=lambada_test.jsonl --limit 100
 
-A task is given with its file, task=path, or found in the folder --data under its usual name. Each
-figure stands beside the paper's for the four sizes, with the setting used. Prints one table and
-writes summary.json to --out.
+A task is given with its file, task=path, or found in the folder --data under its usual name;
+without either, lambada, wikitext-2, hellaswag, enwik8 and text8 are downloaded once. Each figure
+stands beside the paper's for the four sizes, with the setting used. Prints one table and writes
+summary.json to --out.
 """
 
 import argparse
@@ -18,23 +19,12 @@ from flags import GENERAL_TEXT, common_flags, run, write_summary
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.evaluation import generation_quality, zero_shot
+from gpt2mini.evaluation.task_files import find_task_file
 from gpt2mini.evaluation.zero_shot import TASKS
 from gpt2mini.files import writable_folder
 from gpt2mini.generation import generate
 from gpt2mini.training.precision import pick_device
 
-# Under which names the files are usually found, the first that is there; and where they come from.
-USUAL_FILES = {
-    "lambada": ["lambada_test.jsonl"],
-    "lambada-original": ["lambada_test_plain_text.txt"],
-    "wikitext-2": ["wikitext-2.test.txt", "wikitext-2/wiki.test.tokens"],
-    "wikitext-103": ["wikitext-103.test.txt", "wikitext-103/wiki.test.tokens"],
-    "enwik8": ["enwik8"],
-    "text8": ["text8"],
-    "cbt-cn": ["cbtest_CN_valid_2000ex.txt", "cbtest_CN_test_2500ex.txt"],
-    "cbt-ne": ["cbtest_NE_valid_2000ex.txt", "cbtest_NE_test_2500ex.txt"],
-    "hellaswag": ["hellaswag_val.jsonl", "hellaswag_val.part1.jsonl"],
-}
 SOURCES = """where the files of the tasks come from:
   lambada            https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl
   lambada-original   https://zenodo.org/record/2630551 (lambada_test_plain_text.txt)
@@ -76,27 +66,13 @@ def main() -> None:
 
 
 def find_files(tasks: list[str], folder: str | None) -> dict[str, Path]:
-    """Each task's file, from task=path or from the folder."""
-    found = {}
+    """Each task's file: given as task=path, in the folder, or downloaded."""
+    found: dict[str, Path] = {}
     for task in tasks:
         name, equals, path = task.partition("=")
         if name not in TASKS:
             raise ValueError(f"there is no task {name!r}: choose among {', '.join(TASKS)}")
-        if equals:
-            found[name] = Path(path)
-            continue
-        usual = USUAL_FILES.get(name, [])
-        there = (
-            [Path(folder) / file for file in usual if (Path(folder) / file).is_file()]
-            if folder
-            else []
-        )
-        if not there:
-            raise ValueError(
-                f"the task {name} needs a file: give {name}=path, or --data with a folder that "
-                f"has {' or '.join(usual) or 'it'}"
-            )
-        found[name] = there[0]
+        found[name] = Path(path) if equals else find_task_file(name, folder)
     return found
 
 
@@ -123,7 +99,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--tasks", nargs="+", help=f"task=path, or a task in --data; tasks: {', '.join(TASKS)}"
     )
-    parser.add_argument("--data", help="a folder with the tasks' files under their usual names")
+    parser.add_argument(
+        "--data", help="a folder with the tasks' files under their usual names; default: download"
+    )
     parser.add_argument(
         "--limit", type=int, help="so many examples of a task, or thousand characters of a text"
     )

@@ -4,6 +4,7 @@ python examples/generate.py
 python examples/generate.py --prompt "It was a dark night" --temperature 0.7 --num-samples 3
 python examples/generate.py --model gpt2 --prompt - < prompt.txt
 python examples/generate.py --interactive
+python examples/generate.py --model gpt2 --quantize int8
 """
 
 import argparse
@@ -23,6 +24,8 @@ def main() -> None:
     device = pick_device(args.device)
     tokenizer = Tokenizer.from_pretrained(args.model)
     model = GPT2.from_pretrained(args.model, device=device)
+    if args.quantize:
+        model.quantize(args.quantize)
     generator = torch.Generator(device).manual_seed(args.seed)
     if args.interactive:
         print("Begin a text; the model goes on. An empty line ends.", file=sys.stderr)
@@ -78,6 +81,9 @@ def read_line() -> str:
 def parse_arguments() -> argparse.Namespace:
     parser = common_flags(__doc__)
     parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
+    parser.add_argument(
+        "--quantize", choices=["int8", "fp16", "bf16"], help="weights in fewer bits: faster"
+    )
     parser.add_argument(
         "--prompt", default="The old man looked at", help="text to continue; - reads stdin"
     )

@@ -1,0 +1,104 @@
+"""The files of the zero-shot tasks: in a folder under their usual names, or downloaded once."""
+
+import hashlib
+import logging
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2mini.checkpoints.download import cache_folder, download_files
+from gpt2mini.files import write_aside
+
+logger = logging.getLogger(__name__)
+
+# Under which names the files are usually found, the first that is there.
+USUAL_NAMES = {
+    "lambada": ["lambada_test.jsonl"],
+    "lambada-original": ["lambada_test_plain_text.txt"],
+    "wikitext-2": ["wikitext-2.test.txt", "wikitext-2/wiki.test.tokens"],
+    "wikitext-103": ["wikitext-103.test.txt", "wikitext-103/wiki.test.tokens"],
+    "enwik8": ["enwik8"],
+    "text8": ["text8"],
+    "cbt-cn": ["cbtest_CN_valid_2000ex.txt", "cbtest_CN_test_2500ex.txt"],
+    "cbt-ne": ["cbtest_NE_valid_2000ex.txt", "cbtest_NE_test_2500ex.txt"],
+    "hellaswag": ["hellaswag_val.jsonl", "hellaswag_val.part1.jsonl"],
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file on the web that holds a task's file, plain or as the only file of a zip."""
+
+    address: str
+    sha256: str = ""  # of the task's file, where its publishers or others have pinned it
+
+
+SOURCES = {
+    "lambada": Source(
+        "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
+        "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
+    ),
+    "wikitext-2": Source(
+        "https://raw.githubusercontent.com/pytorch/examples/"
+        "77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2/test.txt",
+        "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+    ),
+    "enwik8": Source("http://mattmahoney.net/dc/enwik8.zip"),
+    "text8": Source("http://mattmahoney.net/dc/text8.zip"),
+    "hellaswag": Source(
+        "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
+    ),
+}
+
+
+def find_task_file(task: str, folder: str | Path | None = None) -> Path:
+    """The file of a task, in the folder given; without one in the cache, into which it is
+    downloaded if need be.
+
+    Raises FileNotFoundError if it is not in the folder, or there is none to download, and
+    ConnectionError if the download fails.
+    """
+    names = USUAL_NAMES.get(task, [])
+    if folder is not None or task not in SOURCES:
+        found = [Path(folder) / n for n in names if (Path(folder) / n).is_file()] if folder else []
+        if not found:
+            raise FileNotFoundError(
+                f"the task {task} needs a file: give {task}=path, or a folder that has "
+                f"{' or '.join(names) or 'it'}"
+            )
+        return found[0]
+    return download_task_file(task, SOURCES[task], cache_folder() / "tasks" / names[0])
+
+
+def download_task_file(task: str, source: Source, path: Path) -> Path:
+    """Download, unpack and verify a task's file, unless it is there."""
+    if path.is_file():
+        return path
+    site, _, name = source.address.rpartition("/")
+    downloaded = path.parent / f"{task}.download" / name
+    try:
+        download_files(site, {name: None}, downloaded.parent)
+    except OSError as error:
+        raise ConnectionError(
+            f"the task {task} could not be downloaded from {source.address} ({error}); download it "
+            f"elsewhere and give {task}=path"
+        ) from error
+    data = unpack(downloaded)
+    found = hashlib.sha256(data).hexdigest()
+    if source.sha256 and found != source.sha256:
+        downloaded.unlink()
+        raise ConnectionError(
+            f"{source.address} has the sha256 {found}; expected {source.sha256}: try again, or "
+            f"give {task}=path"
+        )
+    write_aside(path, lambda aside: aside.write_bytes(data))
+    downloaded.unlink(missing_ok=True)
+    logger.info("%s: %s", task, path)
+    return path
+
+
+def unpack(file: Path) -> bytes:
+    if file.suffix != ".zip":
+        return file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        return archive.read(archive.namelist()[0])
