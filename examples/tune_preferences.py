@@ -332,7 +332,8 @@ def print_rows(rows: list[dict[str, Any]], names: list[str]) -> None:
     """A table of some figures, of at most a dozen rows and the last."""
     print("\n step  " + "  ".join(f"{name:>19}" for name in names))
     for row in [*rows[: -1 : math.ceil(len(rows) / 12)], rows[-1]]:
-        print(f"{row['step']:5}  " + "  ".join(f"{row.get(name, math.nan):19.4f}" for name in names))
+        found = (row.get(name, math.nan) for name in names)
+        print(f"{row['step']:5}  " + "  ".join(f"{value:19.4f}" for value in found))
     print()
 
 

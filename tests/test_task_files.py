@@ -20,13 +20,13 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder.mkdir(parents=True)
     (folder / "lambada.jsonl").write_bytes(DATA)
     with zipfile.ZipFile(folder / "text8.zip", "w") as archive:
-        archive.writestr("text8", "a text of few words")
+        archive.writestr("text8", "a text of few wörds")
     monkeypatch.setenv("GPT2MINI_CACHE", str(tmp_path / "cache"))
     with serving(tmp_path / "web") as server:
         sha256 = hashlib.sha256(DATA).hexdigest()
         sources = {
             "lambada": Source(f"{server.address}/data/lambada.jsonl", sha256),
-            "text8": Source(f"{server.address}/data/text8.zip"),
+            "text8": Source(f"{server.address}/data/text8.zip", last=4),  # in the middle of ö
         }
         monkeypatch.setattr(task_files, "SOURCES", sources)
         yield server
@@ -39,8 +39,8 @@ def test_a_task_is_downloaded_once(web: Loopback, tmp_path: Path) -> None:
     assert len(web.downloads_of("lambada")) == 1
 
 
-def test_a_zip_is_unpacked(web: Loopback) -> None:
-    assert find_task_file("text8").read_text(encoding="utf-8") == "a text of few words"
+def test_a_zip_is_unpacked_and_its_last_part_taken(web: Loopback) -> None:
+    assert find_task_file("text8").read_text(encoding="utf-8") == "rds"
 
 
 def test_a_file_of_other_contents_is_refused(web: Loopback) -> None:
