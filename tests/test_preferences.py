@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
+from transformers import GPT2ForSequenceClassification
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import read_class_names
@@ -552,6 +553,19 @@ def test_the_reward_model_learns_and_comes_back_from_its_folder(
     loaded = GPT2.from_pretrained(tmp_path)
     assert read_class_names(tmp_path) == ["reward"]
     assert torch.equal(evaluate_rewards(loaded, pairs).chosen, report.chosen)
+
+
+def test_transformers_opens_a_reward_model(own_model: GPT2, tmp_path: Path) -> None:
+    """The same score for the same text: at its last token, which without padding both agree on."""
+    give_reward_head(own_model, torch.Generator().manual_seed(0))
+    own_model.save_pretrained(tmp_path, class_names=CLASS_NAMES)
+    theirs = GPT2ForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert theirs.config.num_labels == 1
+    token_ids = torch.randint(own_model.config.vocab_size, (3, 12))
+    with torch.no_grad():
+        ours = own_model(token_ids)[:, -1]
+        for row, score in zip(token_ids, ours, strict=True):
+            assert_close(theirs(row[None]).logits[0], score, atol=1e-5, rtol=0)
 
 
 def test_the_report_by_hand() -> None:
