@@ -4,6 +4,7 @@
     python examples/tune_preferences.py --method dpo        # from pairs of answers, no sampling
     python examples/tune_preferences.py --method reward --out runs/reward
     python examples/tune_preferences.py --method grpo --reward runs/reward/best --lora
+    python examples/tune_preferences.py --reward runs/reward/adapter --lora   # one base in memory
     python examples/tune_preferences.py --reward my_rewards:politeness      # any Python function
 
 The data are JSONL, JSON or CSV with prompt, chosen and rejected, or HH's pairs of dialogues; PPO
@@ -95,7 +96,8 @@ def main() -> None:
     if args.method == "reward":
         summary = tune_reward(args, out, model, tokenizer, training, held_out)
     else:
-        reward = find_reward(args.reward, device)
+        # an adapter's base must stay as it is: with --lora the policy's own does
+        reward = find_reward(args.reward, device, base=model if args.lora else deepcopy(model))
         prompts = different_prompts(held_out)[: args.compare]
         before = answer(args, model, tokenizer, prompts)
         best = best_of(args, model, tokenizer, prompts, reward)
@@ -135,9 +137,12 @@ def tune_reward(
     save = save_adapter if args.lora else save_reward_model
     train_on_pairs(args, out, model, pairs, step, evaluate, figures, save)
     model = load_best(args, out)
-    if args.lora:  # what rates answers is a whole model
+    if args.lora:  # what rates answers is a whole model, or shares the base with the policy
+        save_adapter(model, out / "adapter")
+        tokenizer.save_pretrained(out / "adapter")
         merge_lora(model)
         save_reward_model(model, out / "best")
+        print(f"adapter, for a policy on the same base: --reward {out / 'adapter'} --lora")
     tokenizer.save_pretrained(out / "best")
     report = evaluate_rewards(model, validation)
     for pair, better, worse in zip(

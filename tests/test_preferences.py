@@ -34,7 +34,7 @@ from gpt2mini.data.preferences import (
 )
 from gpt2mini.inspection import plot_calibration, plot_figures
 from gpt2mini.logprobs import sequence_logprobs, token_logprobs
-from gpt2mini.lora import add_lora, lora_layers
+from gpt2mini.lora import add_lora, lora_layers, save_adapter
 from gpt2mini.losses import (
     dpo_loss,
     kl_from_samples,
@@ -625,6 +625,32 @@ def test_a_bad_reward_function_is_named_with_what_it_choked_on(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         call_reward(reward, ["p", "q"], ["a", "b"])
+
+
+def test_one_base_is_policy_reference_and_reward(
+    text_model: GPT2, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    alone = deepcopy(text_model)
+    add_lora(alone, rank=2, targets=("query",))
+    give_reward_head(alone, torch.Generator().manual_seed(0))
+    enlarge(alone.out_head)
+    for layer in lora_layers(alone).values():
+        torch.nn.init.normal_(layer.lora_B)
+    save_adapter(alone, tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+
+    base = text_model
+    addresses = {p.data_ptr() for p in base.parameters()}
+    reward = find_reward(str(tmp_path), base=base)
+    add_lora(base, rank=2, targets=("value",))  # the policy; without it, the reference
+    expected = score_with_reward(alone, tokenizer, ["a"], ["b"])
+    assert_close(call_reward(reward, ["a"], ["b"]), expected)
+
+    model = reward.args[0]  # type: ignore[attr-defined]
+    for one in (base, model):
+        assert addresses <= {p.data_ptr() for p in one.parameters()}
+    with pytest.raises(ValueError, match="holds an adapter: give the base"):
+        find_reward(str(tmp_path))
 
 
 def test_rewards_are_found_by_name(text_model: GPT2, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gpt2mini.lora import load_adapter, with_shared_weights
 from gpt2mini.model import GPT2
 from gpt2mini.preferences.rewards import check_reward_head, score_with_reward
 from gpt2mini.preferences.toy import positive_share
@@ -19,15 +20,19 @@ from gpt2mini.tokenizer import Tokenizer
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float] | Tensor]
 
 
-def find_reward(name: str, device: torch.device | str | None = None) -> RewardFunction:
+def find_reward(
+    name: str, device: torch.device | str | None = None, base: GPT2 | None = None
+) -> RewardFunction:
     """The reward called "toy", the reward model in a folder, or the function `package.module:name`.
 
-    A function runs: name only one that you trust. Raises ValueError if it is none of these.
+    base: for a folder with an adapter only, the model that it was trained on; its weights are
+    shared, not copied. A function runs: name only one that you trust. Raises ValueError if it is
+    none of these.
     """
     if name == "toy":
         return positive_share
     if Path(name).is_dir():
-        model = GPT2.from_pretrained(name, device=device)
+        model = reward_model(Path(name), device, base)
         check_reward_head(model)
         return partial(score_with_reward, model, Tokenizer.from_pretrained(name))
     module, colon, function = name.partition(":")
@@ -43,6 +48,17 @@ def find_reward(name: str, device: torch.device | str | None = None) -> RewardFu
             f"there is no reward function {name!r}: {error} (a module in the current folder is "
             "found with PYTHONPATH=.)"
         ) from None
+
+
+def reward_model(folder: Path, device: torch.device | str | None, base: GPT2 | None) -> GPT2:
+    """A whole model, or an adapter with its head on the base given."""
+    if not (folder / "adapter_config.json").is_file():
+        return GPT2.from_pretrained(folder, device=device)
+    if base is None:
+        raise ValueError(f"{folder} holds an adapter: give the base that it was trained on")
+    model = with_shared_weights(base)
+    load_adapter(model, folder)
+    return model.eval()
 
 
 def call_reward(
