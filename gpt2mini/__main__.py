@@ -2,6 +2,7 @@
 
 python -m gpt2mini download gpt2 --to models/gpt2
 python -m gpt2mini convert models/124M models/gpt2 --dtype float16
+python -m gpt2mini convert runs/novel/checkpoints/step-00000120 models/novel
 python -m gpt2mini push models/gpt2 my-name/my-gpt2
 python -m gpt2mini explore --model gpt2 --text "The old keeper lit the lamp" --out page.html
 """
@@ -45,9 +46,14 @@ def download(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Read a model in any form, write a Hugging Face folder."""
+    """Read a model in any form, or a checkpoint of a run, write a Hugging Face folder."""
+    from gpt2mini.training.state import is_checkpoint, model_of_checkpoint
+
     source, target = find_model(args.source), Path(args.target)
-    model = load_model(source, DTYPES[args.dtype])
+    if is_checkpoint(source):
+        model = model_of_checkpoint(source).to(DTYPES[args.dtype])
+    else:
+        model = load_model(source, DTYPES[args.dtype])
     try:
         class_names = read_class_names(source)
     except CheckpointError:
@@ -102,7 +108,7 @@ def parse_arguments() -> argparse.Namespace:
 
     command = commands.add_parser("convert", help=convert.__doc__)
     command.set_defaults(command=convert)
-    command.add_argument("source", help="a model folder of any kind, or a name")
+    command.add_argument("source", help="a model folder of any kind, a checkpoint, or a name")
     command.add_argument("target", help="the folder to write")
     command.add_argument("--dtype", choices=DTYPES, default="float32")
 

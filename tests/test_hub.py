@@ -20,12 +20,15 @@ from conftest import TINY
 from fixtures.make_openai_folders import FOLDERS
 from loopback import Loopback, serving
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 from transformers import GPT2LMHeadModel
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import download, find_model, hub, openai
 from gpt2mini.checkpoints.download import cache_folder, download_file, download_files
 from gpt2mini.config import GPT2Config
+from gpt2mini.data.text import Batch
+from gpt2mini.training import Settings, train
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -452,6 +455,23 @@ def test_convert_makes_a_hugging_face_folder_of_openai_s(tmp_path: Path) -> None
         torch.float16
     }
     assert GPT2LMHeadModel.from_pretrained(tmp_path / "out").config.n_layer == 2
+
+
+def test_convert_takes_a_checkpoint_of_a_run(tmp_path: Path, own_model: GPT2) -> None:
+    settings = Settings(steps=1, schedule=lambda step: 1.0, save_every=1, progress=False)
+    ids = torch.arange(20)[None]
+    optimizer = torch.optim.SGD(own_model.parameters(), lr=0.1)
+    train(own_model, [Batch(ids, ids)], [optimizer], settings, out=tmp_path)
+    checkpoint = tmp_path / "checkpoints" / "step-00000001"
+    done = command("convert", checkpoint, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    found = GPT2.from_pretrained(tmp_path / "out").state_dict()
+    assert_close(found, own_model.state_dict(), rtol=0, atol=0)
+    progress = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
+    progress["config"]["n_layers"] = 2
+    (checkpoint / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
+    done = command("convert", checkpoint, tmp_path / "other")
+    assert "holds no whole GPT-2" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_convert_takes_tokenizer_and_class_names_along(tmp_path: Path, own_model: GPT2) -> None:

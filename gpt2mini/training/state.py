@@ -2,7 +2,7 @@
 
 A folder for each, `step-00000120`, of which the last few are kept:
 
-    progress.json           how far the run was, and how long the other files are
+    progress.json           how far the run was, the model's config, the other files' lengths
     .metadata, *.distcp     weights and optimizer states (torch.distributed.checkpoint), which any
                             number of processes can read
     process-0.pt, ...       random number generators and the like, of each process
@@ -11,7 +11,6 @@ It is written under another name and renamed when it is whole, so that a run kil
 leaves whole checkpoints only. What does not learn is not saved: the run gets it where it got it.
 """
 
-import json
 import logging
 import math
 import shutil
@@ -24,7 +23,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from gpt2mini.config import GPT2Config
 from gpt2mini.files import read_json, write_json
+from gpt2mini.model import GPT2
 from gpt2mini.training.processes import process_number, wait_for_all
 from gpt2mini.training.random_states import generator_states, restore_generators
 
@@ -97,7 +98,9 @@ class Checkpoints:
             wait_for_all()
             if process_number() == 0:
                 sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
-                write_json(aside / PROGRESS, {**asdict(progress), "files": sizes})
+                config = vars(model.config) if isinstance(model, GPT2) else None
+                facts = {"progress": asdict(progress), "config": config, "files": sizes}
+                write_json(aside / PROGRESS, facts)
                 self.rename(aside, whole)
                 for old in self.all()[self.keep_last :]:
                     self.remove(old)
@@ -148,12 +151,7 @@ def load(
     """Fill model, optimizers and the rest in place from one checkpoint."""
     from gpt2mini.training.state_tensors import load_tensors
 
-    facts = read_json(folder / PROGRESS)
-    for name, size in facts.pop("files").items():
-        found = (folder / name).stat().st_size
-        if found != size:
-            raise ValueError(f"{name} has {found} bytes; {size} were written")
-    progress = Progress(**facts)
+    progress = Progress(**read_facts(folder)["progress"])
     load_tensors(folder, model, optimizers)
     own = folder / f"process-{process_number()}.pt"
     if own.is_file():
@@ -167,6 +165,38 @@ def load(
     return progress
 
 
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What progress.json says; ValueError if another file is not as long as it says."""
+    facts = read_json(folder / PROGRESS)
+    for name, size in facts["files"].items():
+        found = (folder / name).stat().st_size
+        if found != size:
+            raise ValueError(f"{name} has {found} bytes; {size} were written")
+    return facts
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    return (Path(folder) / PROGRESS).is_file()
+
+
+def model_of_checkpoint(folder: str | Path) -> GPT2:
+    """The model as it was then, from a run in which all of its parameters learned.
+
+    Raises ValueError for any other: a classifier or an adapter is had by resuming its run.
+    """
+    from gpt2mini.training.state_tensors import load_tensors
+
+    config = read_facts(Path(folder))["config"]
+    if config is None:
+        raise ValueError(f"{folder} is of a run whose model is more than a GPT-2: resume the run")
+    model = GPT2(GPT2Config(**config))
+    try:
+        load_tensors(Path(folder), model, [])
+    except ValueError as error:
+        raise ValueError(f"{folder} holds no whole GPT-2 ({error}): resume its run") from error
+    return model.eval()
+
+
 def states_of(stateful: dict[str, Any]) -> dict[str, Any]:
     return {name: one.state_dict() for name, one in stateful.items()}
 
@@ -174,6 +204,4 @@ def states_of(stateful: dict[str, Any]) -> dict[str, Any]:
 def saved_step(out: str | Path) -> int:
     """How many steps the newest checkpoint of the run in `out` has done; 0 if there is none."""
     found = Checkpoints(Path(out) / "checkpoints").all()
-    return (
-        int(json.loads((found[0] / PROGRESS).read_text(encoding="utf-8"))["step"]) if found else 0
-    )
+    return int(read_json(found[0] / PROGRESS)["progress"]["step"]) if found else 0

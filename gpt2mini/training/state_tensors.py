@@ -9,7 +9,7 @@ its own, imported where it is used.)
 
 import pickle
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def save_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
             raise OSError(reason(error)) from error
 
 
-def load_tensors(folder: Path, model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+def load_tensors(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     """Read weights in place, and optimizer states into fresh tensors like their parameters.
 
     Raises ValueError if what learns has other names or shapes, or the files cannot be read.
@@ -58,7 +58,7 @@ def load_tensors(folder: Path, model: nn.Module, optimizers: Iterable[Optimizer]
     parameters = dict(model.named_parameters())
     states: dict[nn.Parameter, dict[str, Tensor]] = {}
     for full_name, of_state in stored.items():
-        if full_name.startswith("optimizer."):
+        if full_name.startswith("optimizer.") and optimizers:
             name, key = full_name.removeprefix("optimizer.").rsplit(".", 1)
             empty = empty_state(parameters[name], of_state.size, of_state.properties.dtype)
             tensors[full_name] = states.setdefault(parameters[name], {})[key] = empty
