@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from gpt2mini import GPT2, GPT2Config
+from gpt2mini import GPT2, GPT2Config, Tokenizer
 
 # One profile for every property: enough examples to find a mistake, no clock on a busy machine.
 settings.register_profile("gpt2mini", deadline=None, max_examples=25)
@@ -63,6 +63,21 @@ def tiny_model() -> GPT2:
 def own_model(tiny_model: GPT2) -> GPT2:
     """A copy of the tiny model that a test may change."""
     return deepcopy(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """gpt2-nano's."""
+    return Tokenizer.from_pretrained("gpt2-nano")
+
+
+@pytest.fixture(scope="session")
+def word_model(tokenizer: Tokenizer) -> GPT2:
+    """Small and random, with gpt2-nano's vocabulary: read it, do not change it."""
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(tokenizer.vocab_size, 64, emb_dim=16, n_heads=2, n_layers=3))
+    enlarge(model)
+    return model.eval()
 
 
 @pytest.fixture

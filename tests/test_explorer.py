@@ -16,7 +16,6 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import torch
-from conftest import enlarge
 from torch import nn
 
 import gpt2mini
@@ -54,26 +53,14 @@ document.body.append(shown);
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_pretrained("gpt2-nano")
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer) -> GPT2:
-    model = GPT2(GPT2Config(tokenizer.vocab_size, 64, emb_dim=16, n_heads=2, n_layers=3))
-    enlarge(model)
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
 def token_ids(tokenizer: Tokenizer) -> torch.Tensor:
     return torch.tensor([tokenizer.encode(TEXT)])
 
 
 @pytest.fixture(scope="module")
-def page(model: GPT2, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(word_model: GPT2, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "page.html"
-    write_page(model, tokenizer, TEXT, path, name="<tiny>")
+    write_page(word_model, tokenizer, TEXT, path, name="<tiny>")
     return path
 
 
@@ -86,20 +73,20 @@ def data(page: Path) -> dict[str, Any]:
 
 
 def test_attention_on_the_page_is_the_models(
-    data: dict[str, Any], model: GPT2, token_ids: torch.Tensor
+    data: dict[str, Any], word_model: GPT2, token_ids: torch.Tensor
 ) -> None:
     n = token_ids.shape[1]
     shares = np.frombuffer(base64.b64decode(data["attention"]), "<u2").reshape(3, 2, -1) / 65535
     rows, columns = np.tril_indices(n)
-    for layer, attention in enumerate(trace(model, token_ids).of_each_block("attention")):
+    for layer, attention in enumerate(trace(word_model, token_ids).of_each_block("attention")):
         expected = attention[0].numpy()[:, rows, columns]
         np.testing.assert_allclose(shares[layer], expected, atol=1e-5)
 
 
 def test_lens_lengths_and_logits_on_the_page_are_the_models(
-    data: dict[str, Any], model: GPT2, token_ids: torch.Tensor, tokenizer: Tokenizer
+    data: dict[str, Any], word_model: GPT2, token_ids: torch.Tensor, tokenizer: Tokenizer
 ) -> None:
-    lens, found = logit_lens(model, token_ids), trace(model, token_ids)
+    lens, found = logit_lens(word_model, token_ids), trace(word_model, token_ids)
     shown = [[[p for _, p in place] for place in layer] for layer in data["lens"]]
     np.testing.assert_allclose(shown, lens.probabilities[:, 0], atol=1e-5)
     streams = [found["embedding"], *found.of_each_block("stream")]
@@ -111,7 +98,7 @@ def test_lens_lengths_and_logits_on_the_page_are_the_models(
 
 
 def test_boxes_have_the_lines_of_the_architecture_and_all_parameters(
-    data: dict[str, Any], model: GPT2
+    data: dict[str, Any], word_model: GPT2
 ) -> None:
     boxes = {box["title"]: box for box in data["boxes"]}
     for box in boxes.values():
@@ -121,7 +108,7 @@ def test_boxes_have_the_lines_of_the_architecture_and_all_parameters(
     parts = [boxes[title]["parameters"] for title in ("Embedding", "Final norm", "Output head")]
     assert boxes["Block"]["parameters"] == sum(boxes[x]["parameters"] for x in ("Attention", "MLP"))
     assert sum(parts) + 3 * boxes["Block"]["parameters"] == data["parameters"]
-    assert data["parameters"] == sum(p.numel() for p in model.parameters())
+    assert data["parameters"] == sum(p.numel() for p in word_model.parameters())
 
 
 def test_the_page_loads_nothing_and_no_text_breaks_out_of_it(page: Path) -> None:
@@ -131,18 +118,20 @@ def test_the_page_loads_nothing_and_no_text_breaks_out_of_it(page: Path) -> None
     assert "{{" not in text
 
 
-def test_an_untied_head_opens_to_the_line_that_calls_it(model: GPT2, tokenizer: Tokenizer) -> None:
-    untied = deepcopy(model)
+def test_an_untied_head_opens_to_the_line_that_calls_it(
+    word_model: GPT2, tokenizer: Tokenizer
+) -> None:
+    untied = deepcopy(word_model)
     untied.out_head = nn.Linear(16, tokenizer.vocab_size)
     head = page_data(untied, tokenizer, "a", "")["boxes"][-1]
     assert head["code"].startswith("return self.out_head(")
     assert head["parameters"] == 17 * tokenizer.vocab_size
 
 
-def test_what_a_page_cannot_show_is_refused(model: GPT2, tokenizer: Tokenizer) -> None:
+def test_what_a_page_cannot_show_is_refused(word_model: GPT2, tokenizer: Tokenizer) -> None:
     for text, n in (("", 0), (" a" * 129, 129)):
         with pytest.raises(ValueError, match=f"from 1 to 128 tokens; the text has {n}"):
-            page_data(model, tokenizer, text, "")
+            page_data(word_model, tokenizer, text, "")
     classifier = GPT2(GPT2Config(tokenizer.vocab_size, 64, emb_dim=16, n_heads=2, n_layers=1))
     classifier.out_head = nn.Linear(16, 2)
     with pytest.raises(ValueError, match="a head of 2 outputs predicts no tokens"):
@@ -164,7 +153,7 @@ def test_the_command_writes_a_page_and_says_what_is_wrong_in_one_line(tmp_path: 
 
 
 def test_in_a_browser_the_page_does_what_it_says(
-    page: Path, tmp_path: Path, model: GPT2, token_ids: torch.Tensor
+    page: Path, tmp_path: Path, word_model: GPT2, token_ids: torch.Tensor
 ) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
@@ -179,7 +168,7 @@ def test_in_a_browser_the_page_does_what_it_says(
     found = re.search(r'id="seen">([^<]*)<', done.stdout)
     assert found, done.stderr
     decoded = base64.b64decode(found[1]).decode()
-    check_what_was_seen(json.loads(unquote(decoded)), model, token_ids)
+    check_what_was_seen(json.loads(unquote(decoded)), word_model, token_ids)
 
 
 def check_what_was_seen(seen: dict[str, Any], model: GPT2, token_ids: torch.Tensor) -> None:

@@ -34,6 +34,7 @@ from gpt2mini.inspection import (
     patched,
     plot_attention,
     plot_change,
+    plot_figures,
     plot_head_scores,
     plot_lens,
     plot_runs,
@@ -71,19 +72,6 @@ def lora_model(own_model: GPT2) -> GPT2:
     add_lora(own_model, rank=2, targets=targets)
     enlarge(own_model, seed=3)
     return own_model.eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_pretrained("gpt2-nano")
-
-
-@pytest.fixture(scope="module")
-def word_model(tokenizer: Tokenizer) -> GPT2:
-    """Small and random, with gpt2-nano's vocabulary."""
-    model = GPT2(GPT2Config(tokenizer.vocab_size, 64, emb_dim=16, n_heads=2, n_layers=2))
-    enlarge(model)
-    return model.eval()
 
 
 # ---- trace
@@ -558,6 +546,19 @@ def test_averages_over_every_n_steps() -> None:
     assert averaged(np.arange(7.0), 3).tolist() == [1, 4, 6]
 
 
+def test_more_than_three_figures_go_on_in_the_next_row(tmp_path: Path) -> None:
+    names = ["loss", "margin", "accuracy", "reward"]
+    row = json.dumps({"step": 1} | dict.fromkeys(names, 0.5))
+    (tmp_path / "metrics.jsonl").write_text(row, encoding="utf-8")
+    sizes = []
+    for n in (3, 4):
+        plot_figures(tmp_path / "metrics.jsonl", names[:n], tmp_path / "figures.png", "a run")
+        header = (tmp_path / "figures.png").read_bytes()[16:24]
+        sizes.append((int.from_bytes(header[:4], "big"), int.from_bytes(header[4:], "big")))
+    (width, height), (width_of_four, height_of_four) = sizes
+    assert width_of_four == width and height_of_four > 1.5 * height
+
+
 def draw_everything(
     folder: Path, model: GPT2, tokenizer: Tokenizer
 ) -> dict[str, Callable[[Path], None]]:
@@ -672,7 +673,7 @@ def test_the_example_shows_and_writes(
     ("arguments", "message"),
     [
         (["trace", "--text", ""], "the text is empty"),
-        (["attention", "--layer", "2"], "--layer must be from 0 to 1, not 2"),
+        (["attention", "--layer", "3"], "--layer must be from 0 to 2, not 3"),
         (["compare", "--other", "gpt2-nano"], "only models of the same shape can be compared"),
         (["compare", "--rows", "0"], "--rows must be at least 1"),
         (["lens", "--text", "word " * 80], "do not fit the context of 64"),

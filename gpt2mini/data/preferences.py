@@ -16,9 +16,7 @@ from gpt2mini.data.instructions import (
     PLAIN,
     PROMPT_NAMES,
     EncodedExchange,
-    Exchange,
     check_template,
-    encode_exchanges,
     fill,
     join,
 )
@@ -117,22 +115,29 @@ def encode_preferences(
     preferences: Sequence[Preference], tokenizer: Tokenizer, longest: int
 ) -> list[EncodedPreference]:
     """Answers end in <|endoftext|>. Of what is longer than `longest` tokens the prompt keeps its
-    tail, the same for both answers; how often, is said in a warning."""
-    exchanges = [Exchange(one.prompt, one.chosen) for one in preferences]
-    exchanges += [Exchange(one.prompt, one.rejected) for one in preferences]
-    encoded = encode_exchanges(exchanges, tokenizer, longest)
-    pairs = zip(encoded[: len(preferences)], encoded[len(preferences) :], strict=True)
-    return [with_one_prompt(chosen, rejected) for chosen, rejected in pairs]
-
-
-def with_one_prompt(chosen: EncodedExchange, rejected: EncodedExchange) -> EncodedPreference:
-    """The longer answer leaves less room for its prompt: what it had to forget, both forget."""
-    n_prompt = min(chosen.n_prompt, rejected.n_prompt)
-
-    def cut(one: EncodedExchange) -> EncodedExchange:
-        return EncodedExchange(one.token_ids[one.n_prompt - n_prompt :], n_prompt)
-
-    return EncodedPreference(cut(chosen), cut(rejected))
+    tail, the same for both answers, and an answer that alone is too long its head; in how many
+    pairs, is said in a warning."""
+    found, cut_prompts, cut_answers = [], 0, 0
+    for one in preferences:
+        texts = (one.chosen, one.rejected)
+        answers = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+        cut_answers += any(len(answer) > longest - 1 for answer in answers)
+        answers = [answer[: longest - 1] for answer in answers]
+        prompt = tokenizer.encode(one.prompt) or [tokenizer.eos_id]
+        room = longest - max(map(len, answers))
+        cut_prompts += len(prompt) > room
+        prompt = prompt[-room:]
+        chosen, rejected = (torch.tensor(prompt + answer) for answer in answers)
+        both = EncodedExchange(chosen, len(prompt)), EncodedExchange(rejected, len(prompt))
+        found.append(EncodedPreference(*both))
+    for count, kept in (
+        (cut_prompts, "the tail of the prompt"),
+        (cut_answers, "the head of an answer"),
+    ):
+        if count:
+            message = "%d of %d pairs did not fit %d tokens: %s was kept"
+            logger.warning(message, count, len(found), longest, kept)
+    return found
 
 
 # ---- token ids -> batches

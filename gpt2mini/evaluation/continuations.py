@@ -4,12 +4,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
+from gpt2mini.chunked import at_least_float32
 from gpt2mini.classification import BATCH_TOKENS, batches_by_length
-from gpt2mini.logprobs import logprobs_from_hidden
+from gpt2mini.evaluation.perplexity import check_predicts_tokens
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.padding import pad_right
@@ -57,8 +59,9 @@ def score_continuations(
     A context that is too long keeps its tail. excluded: ids that `first_is_likeliest_allowed`
     passes over (log-probabilities know nothing of them). The logits exist only at the tokens asked
     for, a few at a time. Raises ValueError for a continuation that is empty or
-    longer than the model's context.
+    longer than the model's context, or for a classifier.
     """
+    check_predicts_tokens(model)
     rows = [fit(one, model.config.context_length) for one in continuations]
     lengths = [len(one.context) + len(one.ids) for one in rows]
     found: dict[int, Score] = {}
@@ -91,29 +94,31 @@ def score_batch(
     device = model.tok_emb.weight.device
     token_ids, is_real, asked = (x.to(device) for x in (token_ids, is_real, asked))
     hidden = model.hidden_states(token_ids, None if is_real.all() else is_real)
-    logprobs = logprobs_from_hidden(hidden, model.out_head, token_ids, asked)[asked]  # (n)
-    best = likeliest_tokens(hidden[:, :-1][asked[:, 1:]], model.out_head, excluded)
-    parts = [
-        x.cpu().split([len(row.ids) for row in rows])
-        for x in (logprobs, *(ids == token_ids[asked] for ids in best))
-    ]
+    before = hidden[:, :-1][asked[:, 1:]]  # (n, emb): what predicts each token asked for
+    scores = score_tokens(before, model.out_head, token_ids[asked], excluded)
+    parts = [of_all.cpu().split([len(row.ids) for row in rows]) for of_all in scores]
     return [
         Score(logprobs, is_best.tolist(), bool(is_best_allowed[0]))
         for logprobs, is_best, is_best_allowed in zip(*parts, strict=True)
     ]
 
 
-def likeliest_tokens(
+def score_tokens(
     hidden: Float[Tensor, "n emb"],
     out_head: nn.Module,
+    targets: Int[Tensor, " n"],
     excluded: Collection[int] = (),
     chunk_size: int = 64,
-) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """The likeliest next token at each position: (of all, of those that are not excluded)."""
+) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"], Bool[Tensor, " n"]]:
+    """(log p of each target, whether it is the likeliest token, whether it is so among those not
+    excluded), from the hidden states that predict them, a few at a time."""
     barred = torch.tensor(sorted(excluded), dtype=torch.long, device=hidden.device)
-    best, best_allowed = [], []
-    for chunk in hidden.split(chunk_size):  # (chunk, emb)
-        logits = out_head(chunk)  # (chunk, vocab)
-        best.append(logits.argmax(dim=1))
-        best_allowed.append(logits.index_fill(1, barred, -torch.inf).argmax(dim=1))
-    return torch.cat(best), torch.cat(best_allowed)
+    parts = []
+    for chunk, target in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True):
+        logits = at_least_float32(out_head(chunk))  # (chunk, vocab)
+        logprobs = -F.cross_entropy(logits, target, reduction="none")
+        is_likeliest = logits.argmax(dim=1) == target
+        allowed = logits.index_fill_(1, barred, -torch.inf)
+        parts.append((logprobs, is_likeliest, allowed.argmax(dim=1) == target))
+    logprobs, is_likeliest, is_likeliest_allowed = map(torch.cat, zip(*parts, strict=True))
+    return logprobs, is_likeliest, is_likeliest_allowed

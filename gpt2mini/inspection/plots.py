@@ -72,13 +72,18 @@ def plot_losses(
 def plot_figures(
     metrics: str | Path, names: Sequence[str], picture: str | Path, title: str
 ) -> None:
-    """Some of the figures in a run's metrics.jsonl over the steps, side by side, as a PNG. Raises
+    """Some of the figures in a run's metrics.jsonl over the steps, three in a row, as a PNG. Raises
     ImportError as `plot_losses`."""
-    rows = read_metrics(metrics)
-    shown = [name for name in names if any(name in row for row in rows)]
-    figure, panels = new_figure(4 * max(1, len(shown)), 3.2, max(1, len(shown)))
-    for name, axes in zip(shown, np.atleast_1d(panels), strict=True):
-        points = [(row["step"], row[name]) for row in rows if name in row]
+    logged = read_metrics(metrics)
+    shown = [name for name in names if any(name in row for row in logged)]
+    columns = max(1, min(3, len(shown)))
+    rows = max(1, math.ceil(len(shown) / columns))
+    figure, grid = new_figure(4 * columns, 0.4 + 2.8 * rows, columns, rows)
+    panels = np.atleast_1d(grid).flatten()
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    for name, axes in zip(shown, panels, strict=False):
+        points = [(row["step"], row[name]) for row in logged if name in row]
         axes.plot(*zip(*points, strict=True), color="black", linewidth=1.2)
         axes.set(title=name.replace("_", " "), xlabel="step")
         axes.grid(alpha=0.3)

@@ -302,13 +302,13 @@ def run_gpt2mini(
         encode_texts(part.texts, tokenizer, model.config.context_length) for part in parts[:2]
     ]
     training, validation = (
-        texts_to_train_on(model, rows, part.labels)
+        texts_to_train_on(model, rows, part.labels, precision="fp32")
         for rows, part in zip(encoded, parts[:2], strict=True)
     )
     once = time.perf_counter() - began
 
     def evaluate() -> dict[str, float]:
-        loss, accuracy = evaluate_classes(model, validation)
+        loss, accuracy = evaluate_classes(model, validation, precision="fp32")
         print(f"  loss on validation {loss:.3f}, accuracy {accuracy:.3f}", flush=True)
         return {"validation_loss": loss, "validation_accuracy": accuracy}
 
@@ -326,7 +326,7 @@ def run_gpt2mini(
         once,
         seconds - once,
         logs[-1]["validation_accuracy"],
-        evaluate_classes(model, PlainTexts(test, parts[2].labels))[1],
+        evaluate_classes(model, PlainTexts(test, parts[2].labels), precision="fp32")[1],
     )
 
 

@@ -15,23 +15,23 @@ peak rose, which says too little if making the model took more. Needs transforme
 """
 
 import argparse
-import ctypes
 import dataclasses
-import gc
 import json
-import resource
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
+from measuring import (
+    measure_in_own_process,
+    seconds_per_step,
+    start_measuring_memory,
+    transformers_model,
+)
 from torch import Tensor, nn
 
 from gpt2mini import GPT2, GPT2Config
+
+Results = dict[tuple[str, str], dict[str, float]]  # (library, precision) -> figures
 
 LIBRARIES = ("peft", "gpt2mini")
 TARGETS = {
@@ -44,10 +44,16 @@ TARGETS = {
 
 
 def main() -> None:
-    args = parse_arguments()
+    args = parse_arguments(sys.argv[1:])
     if args.worker:
         print(json.dumps(measure(args)))
-        return
+    else:
+        compare(sys.argv[1:])
+
+
+def compare(arguments: Sequence[str]) -> Results:
+    """Measure and print what the flags ask for."""
+    args = parse_arguments(arguments)
     print(
         f"{args.size}, rank {args.rank} on {args.targets}, {args.batch_size} x {args.tokens} "
         f"tokens, {args.threads} threads"
@@ -56,7 +62,8 @@ def main() -> None:
     results = {}
     for precision in args.precisions:
         for library in LIBRARIES:
-            found = measure_in_own_process(f"{library}:{precision}")
+            worker = f"{library}:{precision}"
+            found = measure_in_own_process(__file__, arguments, worker, "-W", "ignore")
             results[library, precision] = found
             print(
                 f"{library + ' ' + precision:16}{found['adapters']:12,}{found['speed']:10.1f}"
@@ -64,9 +71,10 @@ def main() -> None:
                 flush=True,
             )
     print_ratios(results, args.precisions)
+    return results
 
 
-def print_ratios(results: dict[tuple[str, str], dict[str, float]], precisions: list[str]) -> None:
+def print_ratios(results: Results, precisions: list[str]) -> None:
     for precision in precisions:
         ours, theirs = results["gpt2mini", precision], results["peft", precision]
         print(
@@ -79,11 +87,6 @@ def print_ratios(results: dict[tuple[str, str], dict[str, float]], precisions: l
         print(f"gpt2mini at its best / peft with bf16 autocast: speed {ratio:.2f} x")
 
 
-def measure_in_own_process(worker: str) -> dict[str, float]:
-    command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--worker", worker]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-
-
 def measure(args: argparse.Namespace) -> dict[str, float]:
     library, precision = args.worker.split(":")
     torch.set_num_threads(args.threads)
@@ -92,28 +95,13 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     config = dataclasses.replace(config, n_layers=args.layers or config.n_layers)
     build = {"peft": theirs, "gpt2mini": ours}[library]
     model, loss_of = build(config, args.rank, TARGETS[args.targets][library])
-    model.train()
-    adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(adapters, lr=1e-4, fused=True)
-    autocast = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
-
-    def step(token_ids: Tensor) -> float:
-        began = time.perf_counter()
-        with autocast:
-            loss = loss_of(token_ids)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return time.perf_counter() - began
-
     token_ids = torch.randint(config.vocab_size, (args.batch_size, args.tokens))
     peak_beyond_weights = start_measuring_memory()
-    step(token_ids[:1, :8])  # makes the optimizer's state
-    seconds = statistics.median(step(token_ids) for _ in range(args.steps))
+    seconds = seconds_per_step(model, loss_of, token_ids, token_ids[:1, :8], args.steps, precision)
     return {
         "speed": token_ids.numel() / seconds,
         "peak": peak_beyond_weights(),
-        "adapters": sum(parameter.numel() for parameter in adapters),
+        "adapters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
 
 
@@ -139,20 +127,7 @@ def theirs(
     config: GPT2Config, rank: int, targets: list[str]
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     import peft
-    import transformers
 
-    transformers.logging.set_verbosity_error()
-    base = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            n_embd=config.emb_dim,
-            n_head=config.n_heads,
-            n_layer=config.n_layers,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            resid_pdrop=0.0,
-            use_cache=False,
-        )
-    )
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
@@ -161,35 +136,11 @@ def theirs(
         target_modules=targets,
         fan_in_fan_out=True,  # GPT-2's layers are Conv1D
     )
-    model = peft.get_peft_model(base, settings)
+    model = peft.get_peft_model(transformers_model(config), settings)
     return model, lambda token_ids: model(input_ids=token_ids, labels=token_ids).loss
 
 
-# ---- memory
-
-
-def start_measuring_memory() -> Callable[[], int]:
-    """From here on: a function that gives the bytes by which memory has grown at its peak."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)  # else memory freed before would hide what takes its place
-    with suppress(OSError):  # not Linux, or forbidden
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins again at what is held now
-    before = peak_memory()
-    return lambda: peak_memory() - before
-
-
-def peak_memory() -> int:
-    """The most bytes of memory that the process has held, since the peak began again."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) * 1024  # kilobytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -205,7 +156,7 @@ def parse_arguments() -> argparse.Namespace:
         "--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"]
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -2,68 +2,70 @@
 
     python tests/benchmarks/training_step.py                       # GPT-2 124M, 4 x 1024 tokens
     python tests/benchmarks/training_step.py --tokens 256 --precisions fp32
+    python tests/benchmarks/training_step.py --libraries transformers compiled gpt2mini
 
-Both train a GPT-2 of the same size from random weights, without dropout, with fused AdamW on the
-same ids. Each measurement has a process of its own, so that its peak memory is its own, and a first
-small step that makes the optimizer's state, so that the measured steps hold everything at once. The
-median step counts. Needs transformers.
+All train a GPT-2 of the same size from random weights, without dropout, with fused AdamW on the
+same ids; "compiled" is transformers under torch.compile, which needs a C++ compiler. Each
+measurement has a process of its own, so that its peak memory is its own, and a first step (small,
+but for what is compiled for one shape) that makes the optimizer's state, so that the measured steps
+hold everything at once. The median step counts. Needs transformers.
 """
 
 import argparse
+import dataclasses
 import json
-import resource
-import statistics
-import subprocess
 import sys
-import time
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 
 import torch
+from measuring import measure_in_own_process, peak_memory, seconds_per_step, transformers_model
+from torch import Tensor, nn
+
+from gpt2mini import GPT2, GPT2Config
+
+LIBRARIES = ("transformers", "compiled", "gpt2mini")
+Results = dict[tuple[str, str], dict[str, float]]  # (library, precision) -> figures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--size", default="gpt2", help="gpt2, gpt2-medium, ... (default gpt2)")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=3, help="measured steps of each process")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"]
-    )
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse_arguments(sys.argv[1:])
     if args.worker:
         print(json.dumps(measure(args)))
-        return
+    else:
+        compare(sys.argv[1:])
+
+
+def compare(arguments: Sequence[str]) -> Results:
+    """Measure and print what the flags ask for."""
+    args = parse_arguments(arguments)
     print(f"{args.size}, {args.batch_size} x {args.tokens} tokens, {args.threads} threads")
-    print(f"{'':24}{'tokens/s':>10}{'peak GB':>10}")
+    print(f"{'':24}{'tokens/s':>10}{'peak GB':>10}", flush=True)
     results = {}
     for precision in args.precisions:
-        for library in ("transformers", "gpt2mini"):
-            command = [
-                sys.executable,
-                __file__,
-                *sys.argv[1:],
-                "--worker",
-                f"{library}:{precision}",
-            ]
-            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        for library in args.libraries:
+            found = measure_in_own_process(__file__, arguments, f"{library}:{precision}")
             results[library, precision] = found
             print(
-                f"{library + ' ' + precision:24}{found['speed']:10.1f}{found['peak']:10.2f}",
+                f"{library + ' ' + precision:24}{found['speed']:10.1f}{found['peak'] / 1e9:10.2f}",
                 flush=True,
             )
-    for precision in args.precisions:
-        ours, theirs = results["gpt2mini", precision], results["transformers", precision]
+    print_ratios(results)
+    return results
+
+
+def print_ratios(results: Results) -> None:
+    for (library, precision), theirs in results.items():
+        ours = results.get(("gpt2mini", precision))
+        if library == "gpt2mini" or ours is None:
+            continue
         print(
-            f"{precision}: gpt2mini / transformers: speed {ours['speed'] / theirs['speed']:.2f} x, "
+            f"{precision}: gpt2mini / {library}: speed {ours['speed'] / theirs['speed']:.2f} x, "
             f"peak memory {ours['peak'] / theirs['peak']:.2f} x"
         )
-    if len(args.precisions) > 1:
-        best = max(results["gpt2mini", p]["speed"] for p in args.precisions)
+    best = max(
+        (found["speed"] for key, found in results.items() if key[0] == "gpt2mini"), default=0
+    )
+    if best and ("transformers", "bf16") in results:
         ratio = best / results["transformers", "bf16"]["speed"]
         print(f"gpt2mini at its best / transformers with bf16 autocast: speed {ratio:.2f} x")
 
@@ -72,35 +74,22 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     library, precision = args.worker.split(":")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model, loss_of = ours(args.size) if library == "gpt2mini" else theirs(args.size)
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    autocast = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
-
-    def step(token_ids: torch.Tensor) -> float:
-        began = time.perf_counter()
-        with autocast:
-            loss = loss_of(token_ids)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return time.perf_counter() - began
-
-    step(torch.randint(50257, (1, 8)))
-    token_ids = torch.randint(50257, (args.batch_size, args.tokens))
-    seconds = statistics.median(step(token_ids) for _ in range(args.steps))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
-    return {"speed": token_ids.numel() / seconds, "peak": peak / 1e9}
+    config = GPT2Config.from_name(args.size)
+    config = dataclasses.replace(config, n_layers=args.layers or config.n_layers)
+    model, loss_of = ours(config) if library == "gpt2mini" else theirs(config, library)
+    token_ids = torch.randint(config.vocab_size, (args.batch_size, args.tokens))
+    warm_up = token_ids if library == "compiled" else token_ids[:1, :8]
+    seconds = seconds_per_step(model, loss_of, token_ids, warm_up, args.steps, precision)
+    return {"speed": token_ids.numel() / seconds, "peak": peak_memory()}
 
 
-def ours(size: str):
-    from gpt2mini import GPT2, GPT2Config
+def ours(config: GPT2Config) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     from gpt2mini.losses import chunked_next_token_loss
     from gpt2mini.training import recompute_activations
 
-    model = GPT2(GPT2Config.from_name(size))
+    model = GPT2(config)
 
-    def loss_of(token_ids: torch.Tensor) -> torch.Tensor:
+    def loss_of(token_ids: Tensor) -> Tensor:
         with recompute_activations(model):
             hidden = model.hidden_states(token_ids)
         loss_sum, count = chunked_next_token_loss(hidden, model.out_head, token_ids)
@@ -109,24 +98,30 @@ def ours(size: str):
     return model, loss_of
 
 
-def theirs(size: str):
-    import transformers
+def theirs(config: GPT2Config, library: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    model = transformers_model(config)
+    forward = torch.compile(model) if library == "compiled" else model
+    return model, lambda token_ids: forward(token_ids, labels=token_ids).loss
 
-    from gpt2mini import GPT2Config
 
-    config = GPT2Config.from_name(size)
-    model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            n_embd=config.emb_dim,
-            n_head=config.n_heads,
-            n_layer=config.n_layers,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            resid_pdrop=0.0,
-            use_cache=False,
-        )
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    return model, lambda token_ids: model(token_ids, labels=token_ids).loss
+    parser.add_argument("--size", default="gpt2", help="gpt2, gpt2-medium, ... (default gpt2)")
+    parser.add_argument("--layers", type=int, help="blocks (default: those of the size)")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=3, help="measured steps of each process")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--libraries", nargs="+", default=["transformers", "gpt2mini"], choices=LIBRARIES
+    )
+    parser.add_argument(
+        "--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"]
+    )
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,104 @@
+"""What the benchmarks share: a process for each measurement, its memory, the peer, a timed step."""
+
+import ctypes
+import gc
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpt2mini import GPT2Config
+
+
+def measure_in_own_process(
+    script: str, arguments: Sequence[str], worker: str, *python: str
+) -> dict[str, Any]:
+    """What the script prints as JSON when it is started with `--worker`: what a process holds and
+    has warmed up is then its own. python: flags of the interpreter."""
+    command = [sys.executable, *python, script, *arguments, "--worker", worker]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+# ---- memory
+
+
+def start_measuring_memory() -> Callable[[], int]:
+    """From here on: a function that gives the bytes by which memory has grown at its peak."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)  # else memory freed before would hide what takes its place
+    with suppress(OSError):  # not Linux, or forbidden
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins again at what is held now
+    before = peak_memory()
+    return lambda: peak_memory() - before
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that the process has held, since the peak began again."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024  # kilobytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# ---- training steps
+
+
+def transformers_model(config: GPT2Config) -> Any:
+    """A random GPT-2 of the shape, of the peer, without dropout."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.context_length,
+            n_embd=config.emb_dim,
+            n_head=config.n_heads,
+            n_layer=config.n_layers,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            resid_pdrop=0.0,
+            use_cache=False,
+        )
+    )
+
+
+def seconds_per_step(
+    model: nn.Module,
+    loss_of: Callable[[Tensor], Tensor],
+    token_ids: Tensor,
+    warm_up: Tensor,
+    steps: int,
+    precision: str,
+) -> float:
+    """The median training step with fused AdamW; bf16 is autocast. A step on the ids of `warm_up`
+    goes first and makes the optimizer's state, so that the measured ones hold everything at
+    once."""
+    model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    autocast = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
+
+    def step(token_ids: Tensor) -> float:
+        began = time.perf_counter()
+        with autocast:
+            loss = loss_of(token_ids)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return time.perf_counter() - began
+
+    step(warm_up)
+    return statistics.median(step(token_ids) for _ in range(steps))
