@@ -11,6 +11,7 @@ import codecs
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,19 @@ class Tokenizer:
         with refusing_endless_white_space():
             return self.encoding.encode(text, allowed_special=allowed, disallowed_special=())
 
-    def encode_to_numpy(self, text: str) -> np.ndarray:
+    def encode_to_numpy(self, text: str, allow_special: bool = False) -> np.ndarray:
         """As `encode`, into a uint32 array, without holding Python's lock: threads run in
         parallel."""
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        encode = partial(
+            self.encoding.encode_to_numpy,
+            allowed_special={END_OF_TEXT} if allow_special else set(),
+            disallowed_special=(),
+        )
         with refusing_endless_white_space():
-            return self.encoding.encode_to_numpy(text, disallowed_special=())
+            try:
+                return encode(text)
+            except UnicodeEncodeError:  # half a surrogate pair, which `encode` replaces too
+                return encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; bytes that are not UTF-8 (half a character) become U+FFFD."""

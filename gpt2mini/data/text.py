@@ -213,9 +213,7 @@ def tokenize_group(
     """
     parts, ends, total, n_bytes = [], [], 0, 0
     for text, last_ends_document in join_documents(group):
-        ids = tokenizer.encoding.encode_to_numpy(
-            text, allowed_special={END_OF_TEXT}, disallowed_special=()
-        )
+        ids = tokenizer.encode_to_numpy(text, allow_special=True)
         parts.append(ids)
         ends.append(total + 1 + np.flatnonzero(ids == tokenizer.eos_id))
         total += len(ids)
