@@ -111,18 +111,19 @@ def generate(
     token_ids = token_ids.repeat_interleave(num_samples, dim=0)  # (rows, prompt)
     if attention_mask is not None:
         attention_mask = attention_mask.repeat_interleave(num_samples, dim=0)
-    steps = list(
-        generation_steps(
-            model,
-            token_ids,
-            max_new_tokens,
-            attention_mask,
-            sampling,
-            stop_ids,
-            generator,
-            overflow,
+    with evaluating(model):  # once, not for each token: it visits every layer
+        steps = list(
+            generation_steps(
+                model,
+                token_ids,
+                max_new_tokens,
+                attention_mask,
+                sampling,
+                stop_ids,
+                generator,
+                overflow,
+            )
         )
-    )
     prompt = torch.zeros(token_ids.shape, device=token_ids.device)  # (rows, prompt)
     new_active = torch.stack([step.active for step in steps], dim=1)  # (rows, new)
     prompt_real = torch.ones_like(prompt) if attention_mask is None else attention_mask
@@ -159,7 +160,7 @@ def generation_steps(
     overflow: str,
 ) -> Iterator[Step]:
     """The loop behind `generate` and `stream`: read, choose, feed back; stop when every row has
-    ended."""
+    ended. To be run in eval mode without gradients."""
     check_request(model, token_ids, attention_mask, max_new_tokens, overflow)
     rows, prompt = token_ids.shape
     text = torch.cat(
@@ -196,16 +197,13 @@ class Reader:
         self.cache: KeyValueCache | None = None
 
     def next_logits(self, text: Tensor, is_real: Tensor) -> Float[Tensor, "rows vocab"]:
-        with evaluating(self.model):
-            if self.cache is None:
-                hidden = self.read_afresh(text, is_real, self.capacity)
-            elif self.cache.length == self.cache.max_tokens:  # only when sliding
-                hidden = self.read_afresh(text, is_real, max(1, self.capacity // 2))
-            else:
-                hidden = self.model.hidden_states(text[:, -1:], cache=self.cache)[
-                    :, -1
-                ]  # (rows, emb)
-            return self.model.out_head(hidden).float()  # (rows, vocab)
+        if self.cache is None:
+            hidden = self.read_afresh(text, is_real, self.capacity)
+        elif self.cache.length == self.cache.max_tokens:  # only when sliding
+            hidden = self.read_afresh(text, is_real, max(1, self.capacity // 2))
+        else:
+            hidden = self.model.hidden_states(text[:, -1:], cache=self.cache)[:, -1]  # (rows, emb)
+        return self.model.out_head(hidden).float()  # (rows, vocab)
 
     def read_afresh(self, text: Tensor, is_real: Tensor, columns: int) -> Float[Tensor, "rows emb"]:
         """Fill a new cache with the last columns of the text; the hidden state of each row's last
@@ -303,9 +301,19 @@ def stream(
         generator,
         overflow,
     )
-    new_ids = (int(step.token_ids[0]) for step in steps)
+    new_ids = (int(step.token_ids[0]) for step in each_evaluating(model, steps))
     pieces = tokenizer.decode_stream(i for i in new_ids if i != tokenizer.eos_id)
     yield from until_stop(pieces, stop_strings)
+
+
+def each_evaluating(model: GPT2, steps: Iterator[Step]) -> Iterator[Step]:
+    """The steps, each computed in eval mode; between two the caller has the model as it was."""
+    while True:
+        with evaluating(model):
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
 
 
 def until_stop(pieces: Iterator[str], stop_strings: Sequence[str]) -> Iterator[str]:

@@ -18,6 +18,7 @@ A starts random and B at zero, so at first nothing has changed. Only A and B lea
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 
 from gpt2mini.checkpoints.build import Unfilled
 from gpt2mini.model import GPT2
+from gpt2mini.quantize import refuse_quantized
 
 # What can have an adapter, and where it is in a block.
 TARGETS = {
@@ -148,6 +150,7 @@ def merged_layers(model: GPT2) -> dict[str, nn.Linear]:
 
 
 def refuse_adapters(model: GPT2) -> None:
+    refuse_quantized(model, "an adapter")
     if lora_layers(model) or merged_layers(model):
         raise ValueError("the model has adapters already: one set at a time")
 
@@ -195,6 +198,15 @@ def unmerge_lora(model: GPT2) -> None:
         (layer,) = plain._unmerged  # type: ignore[misc]
         layer.to(plain.weight.device, plain.weight.dtype)
         replace_layer(model, name, layer.train(plain.training))
+
+
+def with_shared_weights(model: GPT2) -> GPT2:
+    """A second model on the same weights, to which adapters and a head of its own can be added: one
+    base in memory serves as policy, as its reference, and as reward model. What one of them trains
+    or loads beside the weights, the other does not see.
+    """
+    refuse_adapters(model)
+    return deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 def save_adapter(model: GPT2, folder: str | Path) -> None:

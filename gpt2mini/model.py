@@ -228,3 +228,9 @@ class GPT2(nn.Module):
         from gpt2mini.checkpoints import save_model
 
         save_model(self, folder, dtype, class_names)
+
+    def quantize(self, weights: str = "int8") -> "GPT2":
+        """Keep the weights in fewer bits, in place, to write faster; see `gpt2mini.quantize`."""
+        from gpt2mini.quantize import quantize_model
+
+        return quantize_model(self, weights)

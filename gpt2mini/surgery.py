@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2mini.model import GPT2
+from gpt2mini.quantize import refuse_quantized
 
 
 @torch.no_grad()
@@ -18,6 +19,7 @@ def resize_vocab(model: GPT2, vocab_size: int) -> None:
     optimizer afterwards: the embedding is a new parameter.
     Raises ValueError if <|endoftext|> would be cut off.
     """
+    refuse_quantized(model, "another vocabulary")
     config = model.config
     eos_id = config.vocab_size - 1 if config.eos_id is None else config.eos_id
     if vocab_size <= eos_id:

@@ -22,6 +22,7 @@ from gpt2mini.files import (
     write_together,
 )
 from gpt2mini.model import GPT2, TiedHead
+from gpt2mini.quantize import refuse_quantized
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,7 @@ def write_folder(
     class_names: Sequence[str] | None = None,
 ) -> None:
     """Write config.json, generation_config.json and model.safetensors: all of them or none."""
+    refuse_quantized(model, "saving")
     head = head_rules(model)
     if class_names is not None:
         check_class_names(model, head, class_names)

@@ -81,7 +81,7 @@ class Recomputed:
             self.hooks = recipe(self.producer, self.input.detach(), self.output_address)
             self.hooks.__enter__()
 
-    def end(self, consumer: nn.Module, arguments: tuple, output: Tensor) -> None:
+    def end(self, consumer: nn.Module, arguments: tuple, output: Tensor | None) -> None:
         if self.hooks is not None:
             self.hooks.__exit__()
         self.hooks = self.input = None

@@ -2,13 +2,14 @@
 
     python tests/benchmarks/training_step.py                       # GPT-2 124M, 4 x 1024 tokens
     python tests/benchmarks/training_step.py --tokens 256 --precisions fp32
-    python tests/benchmarks/training_step.py --libraries transformers compiled gpt2mini
+    python tests/benchmarks/training_step.py --libraries transformers-compiled gpt2mini-compiled
 
 All train a GPT-2 of the same size from random weights, without dropout, with fused AdamW on the
-same ids; "compiled" is transformers under torch.compile, which needs a C++ compiler. Each
-measurement has a process of its own, so that its peak memory is its own, and a first step (small,
-but for what is compiled for one shape) that makes the optimizer's state, so that the measured steps
-hold everything at once. The median step counts. Needs transformers.
+same ids; with "-compiled", under torch.compile, which needs a C++ compiler: the whole of
+transformers' model, the blocks of ours, as `Settings(compile=True)` does. Each measurement has a
+process of its own, so that its peak memory is its own, and a first step (small, but for what is
+compiled for one shape) that makes the optimizer's state, so that the measured steps hold everything
+at once. The median step counts. Needs transformers.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from itertools import product
 
 import torch
 from measuring import measure_in_own_process, peak_memory, seconds_per_step, transformers_model
@@ -23,7 +26,7 @@ from torch import Tensor, nn
 
 from gpt2mini import GPT2, GPT2Config
 
-LIBRARIES = ("transformers", "compiled", "gpt2mini")
+LIBRARIES = ("transformers", "transformers-compiled", "gpt2mini", "gpt2mini-compiled")
 Results = dict[tuple[str, str], dict[str, float]]  # (library, precision) -> figures
 
 
@@ -54,17 +57,19 @@ def compare(arguments: Sequence[str]) -> Results:
 
 
 def print_ratios(results: Results) -> None:
-    for (library, precision), theirs in results.items():
-        ours = results.get(("gpt2mini", precision))
-        if library == "gpt2mini" or ours is None:
-            continue
-        print(
-            f"{precision}: gpt2mini / {library}: speed {ours['speed'] / theirs['speed']:.2f} x, "
-            f"peak memory {ours['peak'] / theirs['peak']:.2f} x"
-        )
-    best = max(
-        (found["speed"] for key, found in results.items() if key[0] == "gpt2mini"), default=0
+    ours, theirs = (
+        {key: found for key, found in results.items() if key[0].startswith(name)}
+        for name in ("gpt2mini", "transformers")
     )
+    for ((our_name, precision), our), ((name, other), their) in product(
+        ours.items(), theirs.items()
+    ):
+        if precision == other:
+            print(
+                f"{precision}: {our_name} / {name}: speed {our['speed'] / their['speed']:.2f} x, "
+                f"peak memory {our['peak'] / their['peak']:.2f} x"
+            )
+    best = max((found["speed"] for found in ours.values()), default=0)
     if best and ("transformers", "bf16") in results:
         ratio = best / results["transformers", "bf16"]["speed"]
         print(f"gpt2mini at its best / transformers with bf16 autocast: speed {ratio:.2f} x")
@@ -76,21 +81,25 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     config = GPT2Config.from_name(args.size)
     config = dataclasses.replace(config, n_layers=args.layers or config.n_layers)
-    model, loss_of = ours(config) if library == "gpt2mini" else theirs(config, library)
+    compiled = library.endswith("-compiled")
+    model, loss_of = (ours if library.startswith("gpt2mini") else theirs)(config, compiled)
     token_ids = torch.randint(config.vocab_size, (args.batch_size, args.tokens))
-    warm_up = token_ids if library == "compiled" else token_ids[:1, :8]
+    warm_up = token_ids if compiled else token_ids[:1, :8]
     seconds = seconds_per_step(model, loss_of, token_ids, warm_up, args.steps, precision)
     return {"speed": token_ids.numel() / seconds, "peak": peak_memory()}
 
 
-def ours(config: GPT2Config) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def ours(config: GPT2Config, compiled: bool) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     from gpt2mini.losses import chunked_next_token_loss
     from gpt2mini.training import recompute_activations
 
     model = GPT2(config)
+    if compiled:
+        for block in model.trf_blocks:
+            block.compile()
 
     def loss_of(token_ids: Tensor) -> Tensor:
-        with recompute_activations(model):
+        with nullcontext() if compiled else recompute_activations(model):
             hidden = model.hidden_states(token_ids)
         loss_sum, count = chunked_next_token_loss(hidden, model.out_head, token_ids)
         return loss_sum / count
@@ -98,9 +107,9 @@ def ours(config: GPT2Config) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     return model, loss_of
 
 
-def theirs(config: GPT2Config, library: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def theirs(config: GPT2Config, compiled: bool) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     model = transformers_model(config)
-    forward = torch.compile(model) if library == "compiled" else model
+    forward = torch.compile(model) if compiled else model
     return model, lambda token_ids: forward(token_ids, labels=token_ids).loss
 
 

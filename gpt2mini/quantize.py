@@ -1,0 +1,192 @@
+"""Weights in fewer bits, for inference: to write one token, every weight is read once, so a model
+with a quarter of the bytes writes several times as fast.
+
+Only weights are rounded. Activations stay in float32 between layers, norms, biases and the
+embedding as they are, so a row's result never depends on its neighbours in the batch.
+
+    model = GPT2.from_pretrained("gpt2").quantize("int8")
+
+    "int8"   a byte a weight: each row of a matrix is integers of -127 to 127 times its own scale
+    "fp16"   two bytes, with float32 arithmetic where the CPU has a kernel for it (x86)
+    "bf16"   two bytes with a coarser grid; for processors that multiply bfloat16 in hardware
+
+What the layers cost, beside one another: `tests/benchmarks/generation.py`.
+"""
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt2mini.model import GPT2, TiedHead
+
+INT8_KERNEL = getattr(torch, "_weight_int8pack_mm", None)  # not part of torch's public names
+FEW_ROWS = {"int8": 32, "bf16": 2}  # up to so many, multiplying beats converting the weights first
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer that keeps its weight in few bits and can only be read."""
+
+    def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bias = bias
+
+    def forward(self, x: Float[Tensor, "*axes into"]) -> Float[Tensor, "*axes out"]:
+        if torch.is_grad_enabled() and (self.training or x.requires_grad):
+            raise RuntimeError(
+                "quantised weights cannot be trained: use the model in eval mode or under "
+                "torch.no_grad(); to train, load it again and quantize() afterwards"
+            )
+        product = self.multiply(x.reshape(-1, self.in_features)).to(x.dtype)  # (rows, out)
+        if self.bias is not None:
+            product = product + self.bias
+        return product.view(*x.shape[:-1], self.out_features)
+
+    def multiply(self, rows: Float[Tensor, "rows into"]) -> Float[Tensor, "rows out"]:
+        raise NotImplementedError
+
+    def dequantized(self) -> Float[Tensor, "out into"]:
+        raise NotImplementedError
+
+
+class Int8Linear(QuantizedLinear):
+    """Symmetric, one scale for each output: weight = integers * scale, off by half a scale at
+    most."""
+
+    integers: Int8[Tensor, "out into"]
+    scales: Float[Tensor, " out"]
+
+    def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        absmax = weight.float().abs().amax(dim=1).clamp(min=1e-30)  # (out); a row of zeros has 0
+        scales = (absmax / 127).bfloat16()  # what the kernel takes; rounded first, it costs nothing
+        integers = (weight.float() / scales[:, None].float()).round().clamp(-127, 127)
+        self.register_buffer("integers", integers.to(torch.int8))
+        self.register_buffer("scales", scales)
+
+    def multiply(self, rows: Float[Tensor, "rows into"]) -> Float[Tensor, "rows out"]:
+        on_cpu, few = rows.device.type == "cpu", len(rows) <= FEW_ROWS["int8"]
+        # The kernel reads in steps and would read past the end of a matrix of other widths.
+        if INT8_KERNEL and on_cpu and few and self.in_features % 32 == 0:
+            return INT8_KERNEL(rows.bfloat16(), self.integers, self.scales)
+        return F.linear(rows, self.integers.to(rows.dtype)) * self.scales.to(rows.dtype)
+
+    def dequantized(self) -> Float[Tensor, "out into"]:
+        return self.integers.float() * self.scales[:, None].float()
+
+
+class HalfLinear(QuantizedLinear):
+    """bfloat16 or float16, multiplied as such."""
+
+    stored: Float[Tensor, "out into"]
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(weight, bias)
+        self.register_buffer("stored", weight.to(dtype))
+
+    def multiply(self, rows: Float[Tensor, "rows into"]) -> Float[Tensor, "rows out"]:
+        if len(rows) > FEW_ROWS["bf16"] and emulates_bfloat16(rows.device):
+            return F.linear(rows, self.stored.to(rows.dtype))
+        return F.linear(rows.to(self.stored.dtype), self.stored)
+
+    def dequantized(self) -> Float[Tensor, "out into"]:
+        return self.stored.float()
+
+
+class PackedHalfLinear(QuantizedLinear):
+    """float16 in the order in which FBGEMM, torch's matrix library for x86, reads it: widened on
+    the way into the processor, multiplied and summed in float32."""
+
+    def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None) -> None:
+        super().__init__(weight, None)  # the bias goes along
+        bias = None if bias is None else bias.float()
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
+
+    def multiply(self, rows: Float[Tensor, "rows into"]) -> Float[Tensor, "rows out"]:
+        return torch.ops.quantized.linear_dynamic_fp16(rows.float(), self.packed)
+
+    def dequantized(self) -> Float[Tensor, "out into"]:
+        return torch.ops.quantized.linear_unpack_fp16(self.packed)[0]
+
+
+class QuantizedHead(TiedHead):
+    """A head over the vocabulary, with a quantised copy of its weight.
+
+    The mean of the rows is kept apart, in float32. It adds the same to every logit, which is most
+    of them in a trained GPT-2: without it, kernels that give bfloat16 have digits for differences.
+    """
+
+    mean: Float[Tensor, " emb"]
+
+    def __init__(self, head: TiedHead | nn.Linear, weights: str) -> None:
+        nn.Module.__init__(self)  # not TiedHead's: there is no embedding to refer to
+        self.out_features, self.in_features = head.weight.shape
+        self.register_buffer("mean", head.weight.float().mean(dim=0))
+        self.centred = quantized_linear(head.weight.float() - self.mean, None, weights)
+
+    @property
+    def weight(self) -> Float[Tensor, "vocab emb"]:
+        return self.centred.dequantized() + self.mean
+
+    def forward(self, hidden: Float[Tensor, "*axes emb"]) -> Float[Tensor, "*axes vocab"]:
+        shared = hidden @ self.mean.to(hidden.dtype)  # (*axes)
+        return self.centred(hidden) + shared[..., None]
+
+
+@torch.no_grad()
+def quantize_model(model: GPT2, weights: str = "int8") -> GPT2:
+    """Replace, in place, the linear layers of the blocks and a head over the vocabulary.
+
+    The model is frozen and in eval mode afterwards, on the device where it is: move it there
+    before. A classification head stays as it is: it is small. Returns the model.
+    Raises ValueError for a format it does not know, adapters, or a model quantised already.
+    """
+    if weights not in ("int8", "fp16", "bf16"):
+        raise ValueError(f"weights must be 'int8', 'fp16' or 'bf16', not {weights!r}")
+    refuse_quantized(model, "to quantise")
+    for name, module in model.trf_blocks.named_modules():
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            raise ValueError(
+                f"trf_blocks.{name} is a {type(module).__name__}; only plain linear layers can be "
+                "quantised: merge_lora(model) first"
+            )
+    for part in list(model.trf_blocks.modules()):
+        for name, layer in list(part.named_children()):
+            if isinstance(layer, nn.Linear):
+                setattr(part, name, quantized_linear(layer.weight, layer.bias, weights))
+    head, vocab = model.out_head, model.config.vocab_size
+    if isinstance(head, TiedHead | nn.Linear) and head.bias is None and len(head.weight) == vocab:
+        model.out_head = QuantizedHead(head, weights)
+    return model.requires_grad_(False).eval()
+
+
+def quantized_linear(
+    weight: Float[Tensor, "out into"], bias: Tensor | None, weights: str
+) -> QuantizedLinear:
+    if weights == "int8":
+        return Int8Linear(weight, bias)
+    if weights == "fp16" and weight.device.type == "cpu" and has_fbgemm():
+        return PackedHalfLinear(weight, bias)
+    return HalfLinear(weight, bias, torch.float16 if weights == "fp16" else torch.bfloat16)
+
+
+def has_fbgemm() -> bool:
+    """Whether torch has FBGEMM's kernels here: on x86 processors with AVX2."""
+    return "fbgemm" in torch.backends.quantized.supported_engines and hasattr(
+        torch.ops.quantized, "linear_prepack_fp16"
+    )
+
+
+def emulates_bfloat16(device: torch.device) -> bool:
+    features: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and not (features.get("amx_bf16") or features.get("avx512_bf16"))
+
+
+def refuse_quantized(model: nn.Module, purpose: str) -> None:
+    """Raise ValueError for a quantised model, where the weights themselves are needed."""
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise ValueError(
+            f"the weights are quantised, which cannot be undone, and {purpose} needs the weights "
+            "themselves: load the model again and quantize() it last"
+        )

@@ -1,0 +1,222 @@
+"""Speed of greedy generation: gpt2mini beside transformers and CTranslate2, in one run.
+
+    python tests/benchmarks/generation.py                  # GPT-2 124M, 128 tokens, 1 and 8 rows
+    python tests/benchmarks/generation.py --rows gpt2mini:int8 ctranslate2:int8 --batch-sizes 1
+    python tests/benchmarks/generation.py --size gpt2-nano --tokens 32 --repeats 1     # a quick try
+
+All continue the same prompt with the same weights (random ones, or gpt2-nano's) by the same number
+of tokens, with their key/value caches; nothing ends early. Each has a process of its own, with
+pinned threads, warms up, and the median of its runs counts.
+
+To write a token, every weight is read once. The ceiling is how often a second this machine gets
+through one matrix as large as all of them together, times a row for each text, in the same format,
+with the same kernel, in the same process; the share of it that is reached stands beside each speed.
+Needs transformers; CTranslate2 (`pip install ctranslate2`) is left out where it is missing.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from measuring import measure_in_own_process
+from torch import Tensor
+
+from gpt2mini import GPT2, GPT2Config
+
+ROWS = ["transformers:fp32", "transformers:bf16", "ctranslate2:int8"]
+ROWS += ["gpt2mini:fp32", "gpt2mini:bf16", "gpt2mini:fp16", "gpt2mini:int8"]
+PROMPT_TOKENS = 16
+
+# Writes so many tokens after each row of the prompt; the ids of all, or of the new ones alone.
+Write = Callable[[Tensor, int], Tensor]
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.worker:
+        print(json.dumps(measure(args)))
+        return
+    rows = [row for row in ROWS if row in args.rows]
+    if "ctranslate2:int8" in rows and importlib.util.find_spec("ctranslate2") is None:
+        print("ctranslate2 is not installed, its row is left out: pip install ctranslate2")
+        rows.remove("ctranslate2:int8")
+    print(f"{args.size}, greedy, {args.tokens} tokens, {args.threads} threads")
+    print(
+        f"{'tokens/s (share of the ceiling)':32}" + "".join(f"{b:>14} x" for b in args.batch_sizes)
+    )
+    speeds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(args.size, Path(folder))
+        flags = ["--folder", folder, "--tokens", str(args.tokens), "--repeats", str(args.repeats)]
+        flags += ["--threads", str(args.threads), "--batch-sizes", *map(str, args.batch_sizes)]
+        for row in rows:
+            found = measure_in_own_process(__file__, flags, row, "-W", "ignore")
+            speeds[row] = found["speeds"]
+            shares = [f"({s / c:.0%})" if c else "" for s, c in zip(*found.values(), strict=True)]
+            cells = zip(speeds[row], shares, strict=True)
+            print(f"{row:32}" + "".join(f"{s:9.1f} {share:>6}" for s, share in cells), flush=True)
+    for number, batch_size in enumerate(args.batch_sizes):
+        print_ratios({row: found[number] for row, found in speeds.items()}, batch_size)
+
+
+def print_ratios(speeds: dict[str, float], batch_size: int) -> None:
+    """The best of ours, whole and in int8, beside the best of each peer."""
+    ours = {row: speed for row, speed in speeds.items() if row.startswith("gpt2mini")}
+    not_quantised = {row: speed for row, speed in ours.items() if row != "gpt2mini:int8"}
+    int8 = {row: speed for row, speed in ours.items() if row == "gpt2mini:int8"}
+    for peer in ("transformers", "ctranslate2"):
+        theirs = {row: speed for row, speed in speeds.items() if row.startswith(peer)}
+        for mine in (not_quantised, int8):
+            if theirs and mine:
+                best, rival = max(mine, key=mine.__getitem__), max(theirs, key=theirs.__getitem__)
+                ratio = mine[best] / theirs[rival]
+                print(f"batch {batch_size}: {best} / {rival}: {ratio:.2f} x")
+
+
+# ---- one contestant, in a process of its own
+
+
+def measure(args: argparse.Namespace) -> dict[str, list[float]]:
+    library, precision = args.worker.split(":")
+    torch.set_num_threads(args.threads)
+    build = {"transformers": theirs, "ctranslate2": ctranslate2s, "gpt2mini": ours}[library]
+    write = build(Path(args.folder), precision, args.threads)
+    vocab = GPT2.from_pretrained(args.folder).config.vocab_size
+    prompt = torch.randint(
+        vocab - 1, (1, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0)
+    )
+    speeds, ceilings = [], []
+    for batch_size in args.batch_sizes:
+        rows = prompt.expand(batch_size, -1).contiguous()
+        write(rows, 4)
+        seconds = median_seconds(partial(write, rows, args.tokens), args.repeats)
+        speeds.append(batch_size * args.tokens / seconds)
+    if library == "gpt2mini":
+        ceilings = ceilings_of(Path(args.folder), precision, args.batch_sizes)
+    return {"speeds": speeds, "ceilings": ceilings or [0.0] * len(speeds)}
+
+
+def median_seconds(run: Callable[[], object], repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def ours(folder: Path, precision: str, threads: int) -> Write:
+    from gpt2mini import generate
+
+    model = GPT2.from_pretrained(folder)
+    if precision != "fp32":
+        model.quantize(precision)
+    return lambda rows, tokens: generate(model, rows, tokens, temperature=0).token_ids
+
+
+def theirs(folder: Path, precision: str, threads: int) -> Write:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
+    model.generation_config.eos_token_id = None  # nothing ends early
+    model.generation_config.pad_token_id = 0
+
+    def write(rows: Tensor, tokens: int) -> Tensor:
+        mask = torch.ones_like(rows)
+        return model.generate(rows, attention_mask=mask, max_new_tokens=tokens, do_sample=False)
+
+    return write
+
+
+def ctranslate2s(folder: Path, precision: str, threads: int) -> Write:
+    ctranslate2 = importlib.import_module("ctranslate2")
+    converters = importlib.import_module("ctranslate2.converters")
+    converted = str(folder / "ctranslate2")
+    converters.TransformersConverter(str(folder)).convert(
+        converted, quantization=precision, force=True
+    )
+    generator = ctranslate2.Generator(
+        converted, device="cpu", compute_type=precision, inter_threads=1, intra_threads=threads
+    )
+
+    def write(rows: Tensor, tokens: int) -> Tensor:
+        results = generator.generate_batch(
+            [[f"t{i}" for i in row] for row in rows.tolist()],
+            min_length=tokens,
+            max_length=tokens,
+            sampling_topk=1,
+            include_prompt_in_result=False,
+        )
+        ids = [result.sequences_ids[0] for result in results]
+        assert all(len(row) == tokens for row in ids)
+        return torch.tensor(ids)
+
+    return write
+
+
+@torch.no_grad()
+def ceilings_of(folder: Path, precision: str, batch_sizes: list[int]) -> list[float]:
+    """Tokens a second, if generation were nothing but one matrix product over all the weights."""
+    from gpt2mini.quantize import quantized_linear
+
+    model = GPT2.from_pretrained(folder)
+    into = model.config.emb_dim
+    weights = [p for p in model.parameters() if p.ndim == 2 and p is not model.pos_emb.weight]
+    linear = torch.nn.Linear(into, sum(w.numel() for w in weights) // into, bias=False).eval()
+    layer = linear if precision == "fp32" else quantized_linear(linear.weight, None, precision)
+    ceilings = []
+    for batch_size in batch_sizes:
+        rows = torch.randn(batch_size, into)
+        layer.eval()(rows)
+        ceilings.append(batch_size / median_seconds(partial(layer, rows), repeats=7))
+    return ceilings
+
+
+# ---- the model that all of them load
+
+
+def save_model(size: str, folder: Path) -> None:
+    """A model folder, with a vocabulary of made-up words for converters that ask for one."""
+    torch.manual_seed(0)
+    nano = size == "gpt2-nano"
+    model = GPT2.from_pretrained(size) if nano else GPT2(GPT2Config.from_name(size))
+    model.save_pretrained(folder)
+    last = model.config.vocab_size - 1
+    words = {f"t{i}": i for i in range(last)} | {"<|endoftext|>": last}
+    tokenizer = {"tokenizer_class": "GPT2Tokenizer"}
+    for name, text in (
+        ("vocab.json", json.dumps(words)),
+        ("merges.txt", "#version: 0.2\n"),
+        ("tokenizer_config.json", json.dumps(tokenizer)),
+    ):
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", default="gpt2", help="gpt2, gpt2-medium, ... or gpt2-nano")
+    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, help="which to measure")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--tokens", type=int, default=128, help="written in each run")
+    parser.add_argument("--repeats", type=int, default=3, help="measured runs of each")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""Quantised weights: what rounding may cost, and what stays as it was."""
+
+import math
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, enlarge, random_ids
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from gpt2mini import GPT2, GPT2Config, Tokenizer, generate, quantize, resize_vocab
+from gpt2mini.classification import last_token_logits
+from gpt2mini.data.text import Batch
+from gpt2mini.evaluation import perplexity
+from gpt2mini.generation import stream
+from gpt2mini.lora import add_lora, merge_lora
+from gpt2mini.losses import next_token_loss
+from gpt2mini.quantize import HalfLinear, Int8Linear, PackedHalfLinear, quantized_linear
+from gpt2mini.training import Settings, adamw, train
+
+FORMATS = ("int8", "fp16", "bf16")
+each_format = pytest.mark.parametrize("weights", FORMATS)
+GENERAL = Path(__file__).parents[1] / "examples" / "data" / "general.txt"
+
+
+def random_linear(outputs: int, inputs: int, seed: int = 0) -> nn.Linear:
+    torch.manual_seed(seed)
+    return nn.Linear(inputs, outputs)
+
+
+# ---- one layer
+
+
+@given(seed=st.integers(0, 1000), scale=st.floats(1e-6, 1e4), inputs=st.integers(1, 70))
+def test_int8_is_off_by_half_a_step_at_most(seed: int, scale: float, inputs: int) -> None:
+    weight = random_linear(5, inputs, seed).weight.detach() * scale
+    layer = Int8Linear(weight, None)
+    error = (layer.dequantized() - weight).abs()
+    assert (error <= layer.scales.float()[:, None] * 0.501).all()
+    steps = weight.abs().amax(dim=1) / layer.scales.float()  # of the largest weight
+    assert ((steps - 127).abs() < 0.5).all()
+
+
+def test_a_row_of_zeros_stays_one() -> None:
+    layer = Int8Linear(torch.zeros(2, 8), None).eval()
+    assert torch.equal(layer(torch.ones(1, 8)), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("weights", "error"), [("int8", 1 / 250), ("fp16", 2**-11), ("bf16", 2**-8)]
+)
+def test_rounded_weights_lie_within_their_grid(weights: str, error: float) -> None:
+    weight = random_linear(7, 33).weight.detach()
+    rounded = quantized_linear(weight, None, weights).dequantized()
+    assert (rounded - weight).abs().max() <= error * weight.abs().max()
+
+
+@each_format
+@pytest.mark.parametrize("inputs", [1, 7, 31, 48, 64, 768])
+@pytest.mark.parametrize("outputs", [1, 3, 50])
+def test_few_rows_and_many_give_the_product_with_the_rounded_weight(
+    weights: str, inputs: int, outputs: int
+) -> None:
+    """Whatever the shape, on both sides of the number of rows at which the way changes."""
+    linear = random_linear(outputs, inputs)
+    layer = quantized_linear(linear.weight, linear.bias, weights).eval()
+    for rows in (1, 2, 3, 5, 8, 32, 33):
+        x = torch.randn(rows, inputs)
+        with torch.no_grad():
+            expected = nn.functional.linear(x, layer.dequantized(), linear.bias)
+            size = nn.functional.linear(x.abs(), linear.weight.abs(), linear.bias.abs())
+            assert ((layer(x) - expected).abs() <= 2**-7 * size).all()
+
+
+@each_format
+def test_layers_take_any_leading_axes(weights: str) -> None:
+    layer = quantized_linear(random_linear(5, 32).weight, None, weights).eval()
+    x = torch.randn(2, 3, 4, 32)
+    with torch.no_grad():
+        assert layer(x).shape == (2, 3, 4, 5)
+        torch.testing.assert_close(layer(x)[1, 2], layer(x[1, 2]), rtol=0, atol=0.02)
+        assert layer(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("weights", "bytes_each"), [("int8", 1), ("bf16", 2)])
+def test_int8_weights_take_a_quarter_of_the_memory(weights: str, bytes_each: int) -> None:
+    model = GPT2(TINY).quantize(weights)
+    linear = sum(p.numel() for b in GPT2(TINY).trf_blocks for p in b.parameters() if p.ndim == 2)
+    kept = [b for b in model.trf_blocks.buffers() if b.ndim == 2]
+    assert sum(b.numel() * b.element_size() for b in kept) == bytes_each * linear
+    assert not [p for p in model.trf_blocks.parameters() if p.ndim == 2]
+
+
+# ---- a model
+
+
+@each_format
+def test_logits_stay_near(own_model: GPT2, weights: str) -> None:
+    ids = random_ids(2, 20)
+    with torch.no_grad():
+        before = own_model(ids)
+        after = own_model.quantize(weights)(ids)
+    error = (after - before).norm() / before.norm()
+    assert error < {"int8": 0.05, "fp16": 2e-3, "bf16": 0.02}[weights]
+
+
+@pytest.mark.parametrize(("weights", "cost"), [("int8", 0.005), ("fp16", 2e-4), ("bf16", 0.005)])
+def test_perplexity_of_the_bundled_model_hardly_changes(weights: str, cost: float) -> None:
+    tokenizer = Tokenizer.from_pretrained("gpt2-nano")
+    model, text = GPT2.from_pretrained("gpt2-nano"), GENERAL.read_text(encoding="utf-8")[:2500]
+    before = perplexity(model, tokenizer, text).loss
+    assert abs(perplexity(model.quantize(weights), tokenizer, text).loss - before) < cost  # nats
+
+
+def test_perplexity_through_the_kernels_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many rows weights are converted first; here the kernel for few rows multiplies all."""
+    monkeypatch.setitem(quantize.FEW_ROWS, "int8", 10**9)
+    tokenizer, model = Tokenizer.from_pretrained("gpt2-nano"), GPT2.from_pretrained("gpt2-nano")
+    text = GENERAL.read_text(encoding="utf-8")[:1500]
+    ids = torch.tensor([tokenizer.encode(text)])
+    with torch.no_grad():
+        (before, count), (after, _) = (
+            next_token_loss(logits(ids), ids) for logits in (model, deepcopy(model).quantize())
+        )
+    assert abs(after - before) / count < 0.01
+
+
+@each_format
+def test_the_head_keeps_digits_for_differences(weights: str) -> None:
+    """A trained GPT-2 gives logits near -100, all of them: in bfloat16 they would be multiples of
+    a half."""
+    model = GPT2(TINY)
+    enlarge(model)
+    with torch.no_grad():
+        model.tok_emb.weight += 8 * torch.randn(TINY.emb_dim, generator=torch.manual_seed(0))
+        hidden = torch.randn(1, TINY.emb_dim)
+        before = model.out_head(hidden)
+        after = model.quantize(weights).eval().out_head(hidden)
+    assert before.abs().mean() > 20
+    assert (after - before).abs().max() < 0.1
+
+
+@each_format
+def test_cached_generation_is_that_of_the_whole_text(own_model: GPT2, weights: str) -> None:
+    model, ids = own_model.quantize(weights), random_ids(1, 5)
+    text = generate(model, ids, 20, temperature=0).token_ids
+    with torch.no_grad():
+        logits = model(text[:, :-1])[0, 4:]  # (20, vocab): of each new token, read at once
+    chosen = logits.gather(1, text[0, 5:, None])[:, 0]
+    assert (logits.amax(dim=1) - chosen).max() < 0.05 * logits.std()
+
+
+@each_format
+def test_padding_changes_nothing(own_model: GPT2, weights: str) -> None:
+    model = own_model.quantize(weights)
+    short, long = random_ids(1, 5), random_ids(1, 9, seed=1)
+    ids = torch.cat([torch.cat([torch.zeros(1, 4, dtype=torch.long), short], dim=1), long])
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    with torch.no_grad():
+        alone, together = model(short)[0], model(ids, mask)[0, 4:]
+    error = (together - alone).norm() / alone.norm()
+    assert error < 0.01
+
+
+def test_a_row_does_not_depend_on_its_neighbours(own_model: GPT2) -> None:
+    """Activations are not quantised, so no scale is shared: here a neighbour is a thousand times
+    as large."""
+    layer = Int8Linear(random_linear(6, 48).weight, None).eval()
+    x = torch.randn(3, 48)
+    with torch.no_grad():
+        alone = layer(x)[0]
+        x[1:] *= 1000
+        assert torch.equal(layer(x)[0], alone)
+
+
+@each_format
+def test_a_copy_is_a_model_of_its_own(own_model: GPT2, weights: str) -> None:
+    model, ids = own_model.quantize(weights), random_ids(2, 7)
+    copy = deepcopy(model)
+    with torch.no_grad():
+        expected = model(ids)
+        model.tok_emb.weight.zero_()
+        assert torch.equal(copy(ids), expected)
+
+
+@each_format
+def test_quantising_gives_back_the_model_in_eval_mode_frozen(weights: str) -> None:
+    model = GPT2(TINY)
+    state = torch.random.get_rng_state()
+    assert model.quantize(weights) is model
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_fp16_uses_the_packed_kernel_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = random_linear(4, 8).weight
+    found = type(quantized_linear(weight, None, "fp16"))
+    assert found is (PackedHalfLinear if quantize.has_fbgemm() else HalfLinear)
+    monkeypatch.setattr(quantize, "has_fbgemm", lambda: False)
+    assert type(quantized_linear(weight, None, "fp16")) is HalfLinear
+
+
+def test_without_its_kernel_int8_converts_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Int8Linear(random_linear(4, 32).weight, None).eval(), torch.randn(2, 32)
+    with torch.no_grad():
+        with_kernel = layer(x)
+        monkeypatch.setattr(quantize, "INT8_KERNEL", None)
+        torch.testing.assert_close(layer(x), with_kernel, rtol=0, atol=0.02)
+
+
+def test_streaming_a_quantised_model(own_model: GPT2) -> None:
+    tokenizer, model = Tokenizer.from_pretrained("gpt2-nano"), GPT2.from_pretrained("gpt2-nano")
+    model.quantize("int8").train()  # streaming reads in eval mode and gives the mode back
+    pieces = stream(model, tokenizer, "Once", 5, temperature=0)
+    assert next(pieces)
+    assert all(module.training for module in model.modules())
+
+
+# ---- beside other parts
+
+
+def test_a_classifier_keeps_its_head(own_model: GPT2) -> None:
+    own_model.out_head = nn.Linear(TINY.emb_dim, 3)
+    ids, mask = random_ids(2, 6), torch.ones(2, 6, dtype=torch.long)
+    with torch.no_grad():
+        before = last_token_logits(own_model, ids, mask)
+        own_model.quantize("int8")
+        assert type(own_model.out_head) is nn.Linear
+        after = last_token_logits(own_model, ids, mask)
+    assert (after - before).norm() < 0.1 * before.norm()
+
+
+def test_an_untied_head_is_quantised_too(own_model: GPT2) -> None:
+    own_model.out_head = nn.Linear(TINY.emb_dim, TINY.vocab_size, bias=False)
+    ids = random_ids(1, 5)
+    with torch.no_grad():
+        before = own_model(ids)
+        assert (own_model.quantize()(ids) - before).norm() < 0.1 * before.norm()
+    assert isinstance(own_model.out_head, quantize.QuantizedHead)
+
+
+def test_adapters_are_merged_before(own_model: GPT2) -> None:
+    add_lora(own_model)
+    with pytest.raises(ValueError, match=r"LoRALinear.*merge_lora"):
+        own_model.quantize("int8")
+    merge_lora(own_model)
+    ids = random_ids(1, 5)
+    with torch.no_grad():
+        before = own_model(ids)
+        assert (own_model.quantize("int8")(ids) - before).norm() < 0.1 * before.norm()
+
+
+@pytest.mark.parametrize("weights", ["int4", "", "INT8"])
+def test_an_unknown_format_is_refused(own_model: GPT2, weights: str) -> None:
+    with pytest.raises(ValueError, match="'int8', 'fp16' or 'bf16'"):
+        own_model.quantize(weights)
+
+
+@each_format
+def test_what_needs_the_weights_is_refused(own_model: GPT2, weights: str, tmp_path: Path) -> None:
+    model = own_model.quantize(weights)
+    for needs_weights in (
+        lambda: model.save_pretrained(tmp_path / "model"),
+        lambda: add_lora(model),
+        lambda: resize_vocab(model, 300),
+        lambda: model.quantize(weights),
+    ):
+        with pytest.raises(ValueError, match=r"quantised.*load the model again"):
+            needs_weights()
+    assert not (tmp_path / "model").exists()
+
+
+@each_format
+def test_training_is_refused(own_model: GPT2, weights: str) -> None:
+    model, ids = own_model.quantize(weights), random_ids(1, 5)
+    with pytest.raises(RuntimeError, match=r"cannot be trained.*quantize"):
+        model.train()(ids)
+    model.eval().tok_emb.weight.requires_grad = True
+    with pytest.raises(RuntimeError, match=r"cannot be trained.*quantize"):
+        model(ids)
+
+
+def test_the_training_loop_refuses_a_quantised_model(own_model: GPT2) -> None:
+    model, ids = own_model.quantize("int8"), random_ids(1, 5)
+    model.tok_emb.weight.requires_grad = True
+    settings = Settings(steps=1, schedule=lambda step: 1.0, progress=False, recompute=False)
+    with pytest.raises(RuntimeError, match="cannot be trained"):
+        list(train(model, [Batch(ids, ids)], [adamw(model, lr=1e-3)], settings))
+
+
+def test_a_model_in_bfloat16_can_be_quantised() -> None:
+    model = GPT2(GPT2Config(50, 16, 32, 2, 2)).to(torch.bfloat16).quantize("int8")
+    out = generate(model, torch.tensor([[1, 2]]), 4, temperature=0)
+    assert out.token_ids.shape == (1, 6) and math.isfinite(float(out.logprobs.sum()))
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
+def test_a_compiled_model_still_generates(own_model: GPT2, no_shape_checks: None) -> None:
+    """Compiled without a code generator: what can break is the tracing of Python."""
+    model, ids = own_model.quantize("int8"), random_ids(1, 5)
+    expected = generate(model, ids, 8, temperature=0).token_ids
+    for block in model.trf_blocks:
+        block.compile(backend="eager", dynamic=True)
+    assert torch.equal(generate(model, ids, 8, temperature=0).token_ids, expected)
