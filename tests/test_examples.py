@@ -109,11 +109,8 @@ def test_an_example_that_was_stopped_goes_on(tmp_path: Path) -> None:
     stopped.send_signal(signal.SIGTERM)
     said = stopped.communicate(timeout=60)[1]
     assert stopped.returncode == 128 + signal.SIGTERM and "the same command with --resume" in said
-    for arguments in (
-        ["--out", tmp_path / "stopped", "--resume"],
-        ["--out", tmp_path / "straight"],
-    ):
-        done = run("finetune_text.py", *short, *arguments)
+    for name, more in (("stopped", ["--resume"]), ("straight", [])):
+        done = run("finetune_text.py", *short, "--out", tmp_path / name, *more)
         assert done.returncode == 0, done.stderr
     summaries = (
         json.loads((tmp_path / name / "summary.json").read_text(encoding="utf-8"))

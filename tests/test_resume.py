@@ -70,8 +70,8 @@ class Run:
                 **changes,
             }
         )
-        common: dict[str, Any] = {"optimizers": self.optimizers, "settings": settings, "save": self.save}
-        return train(self.model, out=out, **common, **arguments)
+        arguments |= {"optimizers": self.optimizers, "settings": settings, "save": self.save}
+        return train(self.model, out=out, **arguments)
 
     def weights(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.model.named_parameters()}
