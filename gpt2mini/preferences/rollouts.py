@@ -9,7 +9,7 @@ differently: so the first ratio of new to old probability is 1 and the first KL 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,8 +28,12 @@ from gpt2mini.tokenizer import Tokenizer
 from gpt2mini.training.figures import Figures
 from gpt2mini.training.precision import autocast
 
-if TYPE_CHECKING:
-    from gpt2mini.preferences.ppo import KLController
+
+class HasState(Protocol):
+    """What a checkpoint can hold."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ class OnPolicyBatches:
         generator: torch.Generator,
         reference: GPT2 | None = None,
         figures: Figures | None = None,
-        controller: "KLController | None" = None,
+        controller: HasState | None = None,
     ) -> None:
         check_no_dropout(policy)
         self.policy, self.tokenizer, self.reward = policy, tokenizer, reward

@@ -9,10 +9,11 @@ from gpt2mini.training.frozen import (
     shuffled_batches,
     texts_to_train_on,
 )
-from gpt2mini.training.loop import LossFunction, Settings, evaluate_loss, next_token_step, train
+from gpt2mini.training.loop import LossFunction, evaluate_loss, next_token_step, train
 from gpt2mini.training.memory import recompute_activations, recompute_blocks
 from gpt2mini.training.optimizers import adamw, muon_and_adamw
 from gpt2mini.training.schedules import cosine, warmup_stable_decay
+from gpt2mini.training.settings import Settings
 from gpt2mini.training.signals import TrainingStopped
 
 __all__ = [

@@ -1,9 +1,7 @@
 """The training loop, written out: any model, any loss that returns (sum, count), any batches."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,8 @@ from gpt2mini.training.memory import recompute_activations, recompute_blocks
 from gpt2mini.training.parallel import sharing, whole_tensor, with_shared_gradients
 from gpt2mini.training.precision import autocast, gradient_scaler
 from gpt2mini.training.processes import process_count, process_number, sum_over_processes
-from gpt2mini.training.run import Run, remaining_batches
+from gpt2mini.training.run import Run, Step, remaining_batches
+from gpt2mini.training.settings import Settings
 from gpt2mini.training.signals import StopSignals
 
 # A batch is anything with `.to(device)` that the loss function understands.
@@ -34,32 +33,6 @@ def next_token_step(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
     check_labels_not_shifted(batch.token_ids, batch.labels)
     hidden = model.hidden_states(batch.token_ids, batch.attention_mask)
     return chunked_next_token_loss(hidden, model.out_head, batch.labels)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the loop needs to know beyond model, loss, batches and optimizers."""
-
-    steps: int
-    schedule: Callable[[int], float]  # step -> share of each optimizer's peak learning rate
-    accumulate: int = 1  # micro-batches per step, in each process
-    max_grad_norm: float = 1.0
-    precision: str = "auto"  # auto | bf16 | fp16 | fp32
-    log_every: int = 10
-    evaluate_every: int = 0  # 0: only at the end
-    save_every: int = 0  # steps between two checkpoints; 0: none, but when a signal stops the run
-    keep_last: int = 2  # checkpoints
-    on_bad_step: str = "stop"  # or "skip": a loss or gradient that is no number, or a spike
-    spike: float = 0.0  # a loss so many times the usual one is a bad step; 0: none is
-    progress: bool = True
-    unit: str = "tokens"  # what the loss function counts, for the log: tokens, or texts
-    recompute: bool = True  # a third less memory for a few percent of the time
-    recompute_blocks: bool = False  # far less memory for a third more time
-    compile: bool = False  # each block by torch.compile: a minute's wait, then faster steps
-
-    def __post_init__(self) -> None:
-        if self.on_bad_step not in ("stop", "skip"):
-            raise ValueError(f"on_bad_step must be 'stop' or 'skip', not {self.on_bad_step!r}")
 
 
 def train(
@@ -127,22 +100,6 @@ def train(
             if step.signals and progress.step < settings.steps:
                 run.stop()
     return run.log.rows
-
-
-@dataclass
-class Step:
-    """What one optimizer step has seen, in all processes together."""
-
-    loss_sum: float
-    count: float  # targets
-    batches: int  # micro-batches
-    is_scaled: bool  # by the gradient scaler
-    signals: float  # above 0: some process was asked to stop
-    grad_norm: float = math.nan
-
-    @property
-    def loss(self) -> float:
-        return self.loss_sum / self.count
 
 
 def set_learning_rates(optimizers: list[Optimizer], share: float) -> None:

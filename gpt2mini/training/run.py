@@ -4,25 +4,40 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from torch import nn
 from torch.optim import Optimizer
 
 from gpt2mini.training.metrics import MetricsLog
 from gpt2mini.training.processes import process_count, process_number
+from gpt2mini.training.settings import Settings
 from gpt2mini.training.sharding import reshard, save_whole
 from gpt2mini.training.signals import StopSignals, TrainingStopped
 from gpt2mini.training.state import Checkpoints, Progress
 
-if TYPE_CHECKING:  # the loop imports this file
-    from gpt2mini.training.loop import Settings, Step
-
 logger = logging.getLogger(__name__)
 
 STEADY_STEPS = 20  # of which the usual loss is the mean, roughly
+
+
+@dataclass
+class Step:
+    """What one optimizer step has seen, in all processes together."""
+
+    loss_sum: float
+    count: float  # targets
+    batches: int  # micro-batches
+    is_scaled: bool  # by the gradient scaler
+    signals: float  # above 0: some process was asked to stop
+    grad_norm: float = math.nan
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / self.count
 
 
 class Run:
@@ -32,7 +47,7 @@ class Run:
         self,
         model: nn.Module,
         optimizers: list[Optimizer],
-        settings: "Settings",
+        settings: Settings,
         out: str | Path | None,
         save_model: Callable[[Any, Path], object],
         parts: dict[str, Any],
@@ -65,7 +80,7 @@ class Run:
 
     # ---- after each step
 
-    def judge(self, step: "Step") -> bool:
+    def judge(self, step: Step) -> bool:
         """Whether the step may change the weights. A bad one is skipped with a warning, or stops
         the run."""
         problem = self.problem_with(step)
@@ -83,7 +98,7 @@ class Run:
             "such steps"
         )
 
-    def problem_with(self, step: "Step") -> str | None:
+    def problem_with(self, step: Step) -> str | None:
         if not math.isfinite(step.loss):
             return f"the loss became {step.loss}"
         if not math.isfinite(step.grad_norm) and not step.is_scaled:  # the scaler mends its own
@@ -93,7 +108,7 @@ class Run:
             return f"the loss leapt to {step.loss:.3f} from about {usual:.3f}"
         return None
 
-    def advance(self, step: "Step", accepted: bool) -> None:
+    def advance(self, step: Step, accepted: bool) -> None:
         progress = self.progress
         progress.step += 1
         progress.batches += step.batches
@@ -112,7 +127,7 @@ class Run:
 
     # ---- what it leaves behind
 
-    def log_step(self, step: "Step", share: float, figures: dict[str, float]) -> str:
+    def log_step(self, step: Step, share: float, figures: dict[str, float]) -> str:
         """A row of averages over the steps since the last; gives them in words."""
         progress, unit = self.progress, self.settings.unit
         loss = progress.loss_sum / progress.count if progress.count else math.nan
