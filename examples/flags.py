@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -102,11 +103,13 @@ def is_small(model: GPT2) -> bool:
 def run(main: Callable[[], None]) -> None:
     """Run a script's main, in one process or in those of torchrun, of which only the first speaks;
     what the user can mend is said in one line."""
+    first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
     try:
-        with joined_processes(), redirect_stdout(None if process_number() else sys.stdout):
+        with joined_processes(), redirect_stdout(sys.stdout if first else None):
             main()
     except TrainingStopped as stopped:
-        print(f"\n{stopped}\nto go on: the same command with --resume", file=sys.stderr)
+        if first:
+            print(f"\n{stopped}\nto go on: the same command with --resume", file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

@@ -38,7 +38,7 @@ from gpt2mini.files import writable_folder
 from gpt2mini.tokenizer import train_tokenizer
 from gpt2mini.training import Settings, evaluate_loss, muon_and_adamw, train, warmup_stable_decay
 from gpt2mini.training.precision import pick_device
-from gpt2mini.training.processes import main_process_first
+from gpt2mini.training.processes import main_process_first, process_number
 
 
 def main() -> None:
@@ -119,9 +119,9 @@ def main() -> None:
 
 
 def get_tokenizer(args: argparse.Namespace, files: list[Path]) -> Tokenizer:
-    """The vocabulary of an earlier model or run, or a new one learned from the text."""
+    """The vocabulary of an earlier model or of this run, or a new one learned from the text."""
     folder = Path(args.init_from or Path(args.out) / "tokenizer")
-    if (folder / "merges.txt").is_file():
+    if args.init_from or (args.resume and folder.is_dir()) or process_number() > 0:
         return Tokenizer.from_pretrained(folder)
     tokenizer = train_tokenizer(
         (f.read_text(encoding="utf-8") for f in files), args.vocab_size, show_progress=True

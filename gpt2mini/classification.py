@@ -185,4 +185,7 @@ def attention_of_last_token(
     if attn.value.bias is not None:
         bias = attn.value.bias.unflatten(0, (attn.n_heads, -1))  # (heads, head_dim)
         context = context + shares.sum(dim=2, keepdim=True) * bias
+    if attn.key.bias is not None and attn.key.bias.requires_grad:
+        # of no effect, but part of the graph: DDP waits for the gradient of every parameter
+        context = context + 0 * attn.key.bias.sum()
     return attn.attn_out(context.flatten(1))

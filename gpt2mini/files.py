@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 Write = Callable[[Path], object]  # fills the file that it is given
 
 
@@ -24,7 +26,10 @@ def write_together(files: dict[Path, Write]) -> None:
     asides = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in files}
     try:
         for path, aside in asides.items():
-            files[path](aside)
+            try:
+                files[path](aside)
+            except SafetensorError as error:  # its own kind of OSError
+                raise OSError(f"cannot write {path}: {error}") from error
             aside.chmod(0o666 & ~current_umask())  # safetensors makes its files private
         for path, aside in asides.items():
             aside.replace(path)

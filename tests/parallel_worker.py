@@ -15,7 +15,16 @@ from torch.optim import SGD, Optimizer
 from gpt2mini import GPT2, GPT2Config
 from gpt2mini.data.text import TokenBatches
 from gpt2mini.lora import add_lora
-from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
+from gpt2mini.training import (
+    FrozenStream,
+    Settings,
+    adamw,
+    cosine,
+    evaluate_loss,
+    last_token_step,
+    shuffled_batches,
+    train,
+)
 from gpt2mini.training.processes import joined_processes, process_count, process_number
 from gpt2mini.training.sharding import save_whole, shard
 
@@ -65,6 +74,7 @@ def validation_loss(model: GPT2) -> float:
 
 
 def main(folder: Path) -> None:
+    classify(folder)
     for name, spread in (("ddp", False), ("fsdp", True)):
         for lora in (False, True):
             model = make_model(lora)
@@ -91,6 +101,27 @@ def main(folder: Path) -> None:
         save_whole(save_weights, model, folder / f"alone-then-{name}.pt")
         if spread:
             measure(model, folder)
+
+
+def classify(folder: Path) -> None:
+    """The last block and a head learn, the rest is computed once."""
+    model = make_model().requires_grad_(False)
+    model.trf_blocks[-1].requires_grad_(True)
+    torch.manual_seed(0)
+    model.out_head = torch.nn.Linear(48, 2)
+    rows = [torch.from_numpy(TOKENS[i : i + 9 + i % 7]) for i in range(0, 160, 10)]
+    data = FrozenStream(model, rows, [i % 2 for i in range(16)], "fp32")
+    settings = Settings(
+        steps=3,
+        schedule=lambda step: 1.0,
+        accumulate=2 // process_count(),
+        precision="fp32",
+        progress=False,
+    )
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = SGD(learning, lr=0.1)
+    train(model, shuffled_batches(data, 4, seed=0), [optimizer], settings, last_token_step)
+    save_whole(save_weights, model, folder / f"classifier-{process_count()}.pt")
 
 
 def adam(model: GPT2) -> Optimizer:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_worker import STEPS, STOP, adam, make_model, run, sgd, validation_loss
+from parallel_worker import STEPS, STOP, adam, classify, make_model, run, sgd, validation_loss
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -103,6 +103,13 @@ def test_the_best_model_is_saved_whole(how: str, folder: Path, alone: GPT2) -> N
     best = GPT2.from_pretrained(folder / f"alone-then-{how}" / "best")
     assert validation_loss(best) == pytest.approx(validation_loss(alone), abs=1e-4)
     assert best.out_head.weight is best.tok_emb.weight
+
+
+def test_a_classifier_learns_the_same(folder: Path) -> None:
+    """Its last block works for the last token alone, and its stream is kept."""
+    classify(folder)
+    one, two = (torch.load(folder / f"classifier-{n}.pt", weights_only=True) for n in (1, 2))
+    assert_near(two, one)
 
 
 def test_each_process_holds_half(folder: Path) -> None:

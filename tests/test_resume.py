@@ -261,6 +261,47 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         Run("lora").train(tmp_path, resume=True)
 
 
+def test_a_model_with_other_heads_is_refused(tmp_path: Path) -> None:
+    """Its weights have the same shapes."""
+    Run().train(tmp_path, steps=5)
+    other = Run()
+    other.model = GPT2(replace(other.model.config, n_heads=3))
+    with pytest.raises(ValueError, match="belong to another model"):
+        other.train(tmp_path, resume=True)
+
+
+def test_a_new_run_does_not_begin_among_another_s_checkpoints(tmp_path: Path) -> None:
+    """It would drop its own, whose numbers are lower."""
+    Run().train(tmp_path, steps=10)
+    log = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
+    with pytest.raises(FileExistsError, match="holds checkpoints of an earlier run: resume it"):
+        Run().train(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == log
+
+
+def test_what_else_lies_among_the_checkpoints_is_left_alone(tmp_path: Path) -> None:
+    Run().train(tmp_path, steps=5)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-00000005", folder / "step-00000005-keep")
+    (folder / "step-x").mkdir()
+    (folder / "step-00.txt").write_text("mine", encoding="utf-8")
+    Run().train(tmp_path, resume=True, keep_last=1)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["step-00.txt", "step-00000005-keep", "step-00000020", "step-x"]
+
+
+def test_a_broken_checkpoint_does_not_outlive_newer_ones(tmp_path: Path) -> None:
+    Run().train(tmp_path, steps=10)
+    spoil(tmp_path / "checkpoints" / "step-00000010", "truncated")
+    with pytest.raises(TrainingStopped, match="stopped after step 7"):
+        stop_early = signal_at(1, signal.SIGTERM)
+        Run().train(tmp_path, resume=True, keep_last=1, save_every=0, loss_function=stop_early)
+    assert saved_step(tmp_path) == 7
+    resumed = Run(seed=1)
+    resumed.train(tmp_path, resume=True)
+    assert_ends_with(resumed, left_alone())
+
+
 def test_a_save_that_fails_leaves_the_earlier_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,7 +326,7 @@ def test_a_full_disk_is_seen_before_training(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
     run = Run()
     before = run.weights()
-    with pytest.raises(OSError, match=r"has 0\.0 GB of free disk.*make room"):
+    with pytest.raises(OSError, match=r"has 0 MB of free disk.*make room"):
         run.train(tmp_path)
     assert_close(run.weights(), before)
 
@@ -303,6 +344,28 @@ def test_a_signal_lets_the_step_end_and_saves(number: int, tmp_path: Path) -> No
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
     resumed.train(tmp_path, save_every=0, resume=True)
     assert_ends_with(resumed, left_alone())
+
+
+def test_a_signal_in_an_evaluation_stops_the_run(tmp_path: Path) -> None:
+    """In the first, before any step, and in the last, after all."""
+
+    def interrupted(number: int) -> Callable[[], float]:
+        calls = iter(range(100))
+
+        def evaluate() -> float:
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGINT)
+            return 1.0
+
+        return evaluate
+
+    for number, step in ((0, 0), (1, STEPS)):
+        out = tmp_path / str(number)
+        with pytest.raises(TrainingStopped, match=f"stopped after step {step} of 20"):
+            Run().train(out, save_every=0, evaluate=interrupted(number))
+        resumed = Run(seed=1)
+        resumed.train(out, resume=True, evaluate=lambda: 1.0)
+        assert_ends_with(resumed, left_alone())
 
 
 def test_a_second_signal_acts_at_once(tmp_path: Path) -> None:
@@ -347,6 +410,40 @@ def test_a_bad_step_stops_the_run_before_it_changes_anything(value: float, tmp_p
         bad.train(tmp_path, loss_function=loss_with(value, call=17), spike=5.0)
     assert_ends_with(bad, left_alone(steps=8))
     assert saved_step(tmp_path) == 8
+
+
+def test_the_state_before_a_bad_step_is_the_whole_state(tmp_path: Path) -> None:
+    """Resumed without what made it bad, the run is the one that nothing disturbed: the same
+    dropout too."""
+    with pytest.raises(FloatingPointError):
+        Run().train(tmp_path, save_every=0, loss_function=loss_with(math.nan, call=17))
+    resumed = Run(seed=1)
+    resumed.train(tmp_path, resume=True)
+    assert_ends_with(resumed, left_alone())
+
+
+def test_losses_below_zero_do_not_leap_by_being_there() -> None:
+    def below_zero(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, count = next_token_step(model, batch)
+        return loss - 10 * count, count
+
+    assert Run().train(spike=3.0, loss_function=below_zero)[-1]["loss"] < 0
+
+
+def test_a_gradient_that_is_never_a_number_is_no_overflow(tmp_path: Path) -> None:
+    def never(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, count = next_token_step(model, batch)
+        model.tok_emb.weight.register_hook(lambda gradient: gradient * math.nan)
+        return loss, count
+
+    with pytest.raises(FloatingPointError, match="the gradient became nan"):
+        Run().train(tmp_path, precision="fp16", loss_function=never, accumulate=1)
+
+
+def test_half_precision_goes_on_from_single(tmp_path: Path) -> None:
+    Run().train(tmp_path, steps=5)
+    rows = Run().train(tmp_path, resume=True, precision="fp16")
+    assert rows[-1]["step"] == STEPS
 
 
 @pytest.mark.parametrize("value", [math.nan, 50.0])

@@ -28,6 +28,7 @@ from gpt2mini.preferences.rollouts import Experience, OnPolicyBatches, Rollout, 
 from gpt2mini.tokenizer import Tokenizer
 from gpt2mini.training.figures import Figures
 from gpt2mini.training.precision import autocast
+from gpt2mini.training.processes import sum_over_processes
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,9 @@ def ppo_experience(
     )
     if figures is not None:
         figures.add(kl_coefficient=torch.tensor(controller.coefficient))
-    controller.update(float(rollout.kl.mean()))
+    kl = [float(rollout.kl.sum()), float(len(rollout.kl))]
+    kl_sum, n_answers = sum_over_processes(kl, rollout.kl.device)
+    controller.update(kl_sum / n_answers)
     return Experience(
         **vars(rollout),
         advantages=whiten(advantages, rollout.response_mask),

@@ -238,7 +238,7 @@ class OnPolicyBatches:
 
     def state_dict(self) -> dict[str, Any]:
         learned = None if self.learned is None else vars(self.learned)
-        state = {"waiting": self.waiting, "parts": self.parts, "learned": learned}
+        state = {"waiting": list(self.waiting), "parts": list(self.parts), "learned": learned}
         controller = {} if self.controller is None else self.controller.state_dict()
         return {**state, "generator": self.generator.get_state(), "controller": controller}
 

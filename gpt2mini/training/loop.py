@@ -22,7 +22,8 @@ from gpt2mini.training.precision import autocast, gradient_scaler
 from gpt2mini.training.processes import process_count, process_number, sum_over_processes
 from gpt2mini.training.run import Run, Step, remaining_batches
 from gpt2mini.training.settings import Settings
-from gpt2mini.training.signals import StopSignals
+
+SMALLEST_SCALE = 2.0**-10  # of gradients in fp16
 
 # A batch is anything with `.to(device)` that the loss function understands.
 LossFunction = Callable[[Any, Any], tuple[Tensor, Tensor | int]]
@@ -74,10 +75,12 @@ def train(
     with mode(model, training=True), prepared(model, settings), run.signals, bar:
         if progress.step == 0:
             run.evaluate(evaluate)
+            run.stop_if_asked()
         while progress.step < settings.steps:
+            run.remember()
             share = settings.schedule(progress.step)
             set_learning_rates(optimizers, share)
-            step = accumulate_gradients(loss_of, supply, settings, scaler, run.signals)
+            step = accumulate_gradients(loss_of, supply, settings, scaler)
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             own_count = step.count / process_count()  # gradients are means over the processes
@@ -97,8 +100,7 @@ def train(
                 run.evaluate(evaluate)
             if settings.save_every and run.is_due(settings.save_every):
                 run.save()
-            if step.signals and progress.step < settings.steps:
-                run.stop()
+            run.stop_if_asked()
     return run.log.rows
 
 
@@ -114,7 +116,6 @@ def accumulate_gradients(
     supply: Iterator[Any],
     settings: Settings,
     scaler: GradScaler,
-    signals: StopSignals,
 ) -> Step:
     """Backward through the micro-batches of one step, in all processes.
 
@@ -130,10 +131,12 @@ def accumulate_gradients(
                 batch_sum, batch_count = loss_of(batch)
             scaler.scale(batch_sum).backward()
         loss_sum, count = loss_sum + batch_sum.detach(), count + batch_count
-    found = [float(loss_sum), float(count), float(signals.received)]
-    found = sum_over_processes(found, device)
-    n_batches = settings.accumulate * process_count()
-    return Step(found[0], found[1], n_batches, scaler.is_enabled(), found[2])
+    total, targets = sum_over_processes([float(loss_sum), float(count)], device)
+    if targets == 0:
+        raise ValueError("a step has nothing to learn from: its batches hold no target")
+    # a scale that small has not overflowed: the gradient is no number whatever the scale
+    may_overflow = scaler.is_enabled() and scaler.get_scale() > SMALLEST_SCALE
+    return Step(total, targets, settings.accumulate * process_count(), may_overflow)
 
 
 def divide_and_clip(parameters: Iterable[nn.Parameter], count: float, max_norm: float) -> float:

@@ -30,10 +30,12 @@ class LossOfModel(nn.Module):
 def with_shared_gradients(model: nn.Module, loss_function: Callable) -> nn.Module:
     """batch -> (sum, count), whose backward also averages the gradients over the processes."""
     loss = LossOfModel(model, loss_function)
-    if process_count() == 1 or is_sharded(model):
+    if process_count() == 1:
         return loss
-    seed = torch.initial_seed() + process_number()  # else all would drop the same activations
-    torch.manual_seed(seed)
+    # else all processes would drop the same activations
+    torch.manual_seed(torch.initial_seed() + process_number())
+    if is_sharded(model):
+        return loss
     return DistributedDataParallel(loss)
 
 

@@ -6,6 +6,7 @@ In a single process all of this does nothing, so nobody else has to ask how many
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import distributed
@@ -21,7 +22,10 @@ def joined_processes() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # gradients on GPUs travel over NCCL, checkpoints and small sums over gloo
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        timeout=timedelta(hours=12),  # as long as the first may take to prepare a corpus
+    )
     try:
         yield
     finally:
@@ -54,6 +58,11 @@ def sum_over_processes(values: list[float], device: torch.device) -> list[float]
     together = torch.tensor(values, dtype=torch.float64, device=device)
     distributed.all_reduce(together)
     return together.tolist()
+
+
+def of_the_first(value: float, device: torch.device) -> float:
+    """The first process's value: what all decide by has to be one number, to the last bit."""
+    return sum_over_processes([value if process_number() == 0 else 0.0], device)[0]
 
 
 @contextmanager

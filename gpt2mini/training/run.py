@@ -7,17 +7,22 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from gpt2mini.training.metrics import MetricsLog
-from gpt2mini.training.processes import process_count, process_number
+from gpt2mini.training.processes import (
+    of_the_first,
+    process_count,
+    process_number,
+    sum_over_processes,
+)
 from gpt2mini.training.settings import Settings
 from gpt2mini.training.sharding import reshard, save_whole
 from gpt2mini.training.signals import StopSignals, TrainingStopped
-from gpt2mini.training.state import Checkpoints, Progress
+from gpt2mini.training.state import Checkpoints, Progress, states_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +36,7 @@ class Step:
     loss_sum: float
     count: float  # targets
     batches: int  # micro-batches
-    is_scaled: bool  # by the gradient scaler
-    signals: float  # above 0: some process was asked to stop
+    may_overflow: bool  # the gradient scaler leaves such steps out, and scales less
     grad_norm: float = math.nan
 
     @property
@@ -60,15 +64,20 @@ class Run:
         self.checkpoints = None
         if self.out is not None:
             self.checkpoints = Checkpoints(self.out / "checkpoints", settings.keep_last)
-            if settings.save_every:
-                self.checkpoints.check_space(model)
+            self.checkpoints.check_space(model, settings.save_every > 0)
         self.progress = Progress()
+        self.saved_step = -1
         self.signals = StopSignals(enabled=self.out is not None)
 
     def begin(self, resume: bool) -> None:
         """From the start, or from the newest checkpoint."""
         if resume and self.checkpoints is None:
             raise ValueError("resume needs the folder `out` of the run that is to go on")
+        if not resume and self.checkpoints is not None and self.checkpoints.all():
+            raise FileExistsError(
+                f"{self.checkpoints.folder} holds checkpoints of an earlier run: resume it, choose "
+                "another folder, or remove them"
+            )
         if resume and self.checkpoints is not None:
             found = self.checkpoints.load_newest(self.model, self.optimizers, self.stateful)
             if found is None:
@@ -78,7 +87,11 @@ class Run:
         path = self.out / "metrics.jsonl" if writes and self.out is not None else None
         self.log = MetricsLog(path, self.progress.step)
 
-    # ---- after each step
+    # ---- around each step
+
+    def remember(self) -> None:
+        """What a step draws and reads before it can be judged, as it stands now."""
+        self.states_before = states_of(self.stateful) if self.checkpoints is not None else {}
 
     def judge(self, step: Step) -> bool:
         """Whether the step may change the weights. A bad one is skipped with a warning, or stops
@@ -92,7 +105,9 @@ class Run:
         if self.settings.on_bad_step == "skip":
             logger.warning("skipped %s: %s", where, problem)
             return False
-        saved = "" if self.checkpoints is None else f"; the state before it is in {self.save()}"
+        saved = ""
+        if self.checkpoints is not None:
+            saved = f"; the state before it is in {self.save(self.states_before)}"
         raise FloatingPointError(
             f"{where}: {problem}{saved}. Lower the learning rate, look at these batches, or skip "
             "such steps"
@@ -101,10 +116,10 @@ class Run:
     def problem_with(self, step: Step) -> str | None:
         if not math.isfinite(step.loss):
             return f"the loss became {step.loss}"
-        if not math.isfinite(step.grad_norm) and not step.is_scaled:  # the scaler mends its own
+        if not math.isfinite(step.grad_norm) and not step.may_overflow:
             return f"the gradient became {step.grad_norm}"
-        usual = self.progress.usual_loss
-        if self.settings.spike and step.loss > self.settings.spike * usual:
+        usual, spike = self.progress.usual_loss, self.settings.spike
+        if spike and step.loss - usual > (spike - 1) * abs(usual):
             return f"the loss leapt to {step.loss:.3f} from about {usual:.3f}"
         return None
 
@@ -154,17 +169,26 @@ class Run:
             row = found if isinstance(found, dict) else {"validation_loss": found}
             self.log.write({"step": self.progress.step, **row})
             reshard(self.model)
-            if row["validation_loss"] < self.progress.best and self.out is not None:
+            loss = of_the_first(row["validation_loss"], next(self.model.parameters()).device)
+            if loss < self.progress.best and self.out is not None:
                 save_whole(self.save_model, self.model, self.out / "best")
-            self.progress.best = min(self.progress.best, row["validation_loss"])
+            self.progress.best = min(self.progress.best, loss)
 
-    def save(self) -> Path:
+    def save(self, states: dict[str, Any] | None = None) -> Path:
+        """A checkpoint, unless this step has one. states: what `remember` noted; default: now."""
         assert self.checkpoints is not None  # asked before
+        if self.saved_step == self.progress.step:
+            return self.checkpoints.path(self.progress.step)
+        self.saved_step = self.progress.step
+        states = states_of(self.stateful) if states is None else states
         with self.log.clock_stopped():
-            return self.checkpoints.save(self.model, self.optimizers, self.progress, self.stateful)
+            return self.checkpoints.save(self.model, self.optimizers, self.progress, states)
 
-    def stop(self) -> NoReturn:
-        """A signal has come: save, and say how to go on."""
+    def stop_if_asked(self) -> None:
+        """If a signal has come, to any of the processes: save, and say how to go on."""
+        device = next(self.model.parameters()).device
+        if sum_over_processes([float(self.signals.received)], device) == [0.0]:
+            return
         raise TrainingStopped(
             f"stopped after step {self.progress.step} of {self.settings.steps}; saved in "
             f"{self.save()}",

@@ -13,6 +13,7 @@ leaves whole checkpoints only. What does not learn is not saved: the run gets it
 
 import logging
 import math
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -26,13 +27,14 @@ from torch.optim import Optimizer
 from gpt2mini.config import GPT2Config
 from gpt2mini.files import read_json, write_json
 from gpt2mini.model import GPT2
-from gpt2mini.training.processes import process_number, wait_for_all
+from gpt2mini.training.processes import process_number, sum_over_processes, wait_for_all
 from gpt2mini.training.random_states import generator_states, restore_generators
 
 logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 PARTIAL = ".partial"
+NAME = re.compile(r"step-\d{8,}")
 
 
 @dataclass
@@ -56,22 +58,26 @@ class Checkpoints:
         self.folder, self.keep_last = folder, keep_last
 
     def all(self) -> list[Path]:
-        """The folders of whole checkpoints, newest first."""
-        found = (path for path in self.folder.glob("step-*") if path.suffix != PARTIAL)
+        """The folders of whole checkpoints, newest first. What else lies there is not ours."""
+        found = (p for p in self.folder.glob("step-*") if NAME.fullmatch(p.name) and p.is_dir())
         return sorted(found, reverse=True)
 
-    def check_space(self, model: nn.Module) -> None:
-        """Raise OSError if the disk has no room for the checkpoints of this model."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        weights = sum(p.numel() * p.element_size() for p in parameters)
-        needed = 3 * weights * (self.keep_last + 1)  # AdamW's two averages; one is being written
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08}"
+
+    def check_space(self, model: nn.Module, regularly: bool) -> None:
+        """Raise OSError if the disk has no room for the best model and the checkpoints; if they are
+        not saved regularly, for one, since a signal may come."""
+        learning = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        whole = sum(p.numel() * p.element_size() for p in model.parameters())
+        more = max(1, self.keep_last + 1 - len(self.all())) if regularly else 1  # one in the making
+        needed = whole + more * 3 * learning  # with AdamW's two averages
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder.parent).free
         if free < needed:
             raise OSError(
-                f"{self.folder} has {free / 1e9:.1f} GB of free disk; {self.keep_last} checkpoints "
-                f"and the one being written need {needed / 1e9:.1f} GB: make room, keep fewer, or "
-                "save none"
+                f"{self.folder.parent} has {free / 1e6:,.0f} MB of free disk; the best model and "
+                f"{more} checkpoints need {needed / 1e6:,.0f} MB: make room, or keep fewer"
             )
 
     def save(
@@ -79,13 +85,13 @@ class Checkpoints:
         model: nn.Module,
         optimizers: Iterable[Optimizer],
         progress: Progress,
-        stateful: dict[str, Any],
+        states: dict[str, Any],
     ) -> Path:
         """Write a checkpoint, drop the oldest; raise OSError, with nothing half-written, if it
-        cannot be. stateful: objects whose `state_dict` belongs to the run, by name."""
+        cannot be. states: see `states_of`."""
         from gpt2mini.training.state_tensors import save_tensors, tensors_of
 
-        whole = self.folder / f"step-{progress.step:08}"
+        whole = self.path(progress.step)
         aside = whole.with_suffix(PARTIAL)
         try:
             if process_number() == 0:
@@ -93,20 +99,19 @@ class Checkpoints:
                 aside.mkdir(parents=True)
             wait_for_all()
             save_tensors(aside, tensors_of(model, optimizers))
-            own = {"generators": generator_states(), **states_of(stateful)}
-            torch.save(own, aside / f"process-{process_number()}.pt")
+            torch.save(states, aside / f"process-{process_number()}.pt")
             wait_for_all()
             if process_number() == 0:
                 sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
                 config = vars(model.config) if isinstance(model, GPT2) else None
                 facts = {"progress": asdict(progress), "config": config, "files": sizes}
                 write_json(aside / PROGRESS, facts)
-                self.rename(aside, whole)
-                for old in self.all()[self.keep_last :]:
-                    self.remove(old)
+                self.put_in_place(aside, whole)
         except Exception as error:  # of a full disk, torch says in many ways
             shutil.rmtree(aside, ignore_errors=True)
             raise OSError(f"cannot save the run in {whole}: {error}") from error
+        if process_number() == 0:
+            self.drop_all_but_the_last(whole)
         wait_for_all()
         return whole
 
@@ -119,8 +124,11 @@ class Checkpoints:
         """
         candidates = self.all()
         for folder in candidates:
+            states = read_in_all_processes(folder, model)
+            if states is None:
+                continue
             try:
-                return load(folder, model, optimizers, stateful)
+                return load(folder, model, optimizers, stateful, states)
             except Exception as error:  # whatever a broken file makes the readers raise
                 logger.warning("skipped %s, which cannot be read: %s", folder, error)
         if candidates:
@@ -130,39 +138,80 @@ class Checkpoints:
             )
         return None
 
-    def rename(self, aside: Path, whole: Path) -> None:
-        if whole.exists():  # of the same step, and broken, or this step would not be done again
-            self.remove(whole)
+    def put_in_place(self, aside: Path, whole: Path) -> None:
+        """Rename, over a broken one of the same step if there is one."""
+        doomed = whole.with_suffix(".old" + PARTIAL)
+        if whole.exists():
+            whole.replace(doomed)
         aside.replace(whole)
+        shutil.rmtree(doomed, ignore_errors=True)
 
-    def remove(self, folder: Path) -> None:
-        doomed = folder.with_suffix(".old" + PARTIAL)  # never half a folder under a good name
-        folder.replace(doomed)
-        shutil.rmtree(doomed)
+    def drop_all_but_the_last(self, newest: Path) -> None:
+        """Later ones, which the run could not read when it went on from before them, go first."""
+        later = [folder for folder in self.all() if folder.name > newest.name]
+        earlier = [folder for folder in self.all() if folder.name <= newest.name]
+        for folder in later + earlier[self.keep_last :]:
+            doomed = folder.with_suffix(".old" + PARTIAL)  # never half a folder under a good name
+            folder.replace(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
     def remove_leftovers(self) -> None:
         for folder in self.folder.glob(f"*{PARTIAL}"):
             shutil.rmtree(folder)
 
 
+def read_in_all_processes(folder: Path, model: nn.Module) -> dict[str, Any] | None:
+    """What one process can read without the others; None, with a warning, if it or any of them
+    cannot: they have to go on together."""
+    states, problem = None, None
+    try:
+        check_config(read_facts(folder)["config"], model)
+        states = read_states(folder)
+    except Exception as error:  # whatever a broken file makes the readers raise
+        problem = error
+    if sum_over_processes([float(problem is not None)], torch.device("cpu")) == [0.0]:
+        return states
+    logger.warning("skipped %s, which cannot be read: %s", folder, problem or "by another process")
+    return None
+
+
+def read_states(folder: Path) -> dict[str, Any]:
+    """The states of this process. One that the run did not have begins with other random numbers
+    and takes from the first only what all have in common: the scale of the gradients."""
+    own = folder / f"process-{process_number()}.pt"
+    if own.is_file():
+        return torch.load(own, map_location="cpu", weights_only=True)
+    logger.warning("the run had fewer processes: number %d is new to it", process_number())
+    first = torch.load(folder / "process-0.pt", map_location="cpu", weights_only=True)
+    return {"scaler": first.get("scaler")}
+
+
+def check_config(stored: dict[str, Any] | None, model: nn.Module) -> None:
+    """Shapes alone do not tell how many heads there were."""
+    if stored is not None and isinstance(model, GPT2):
+        own = vars(model.config)
+        differing = sorted(name for name in own if own[name] != stored.get(name))
+        if differing:
+            raise ValueError(f"it belongs to a model with another {' and '.join(differing)}")
+
+
 def load(
-    folder: Path, model: nn.Module, optimizers: list[Optimizer], stateful: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    optimizers: list[Optimizer],
+    stateful: dict[str, Any],
+    states: dict[str, Any],
 ) -> Progress:
     """Fill model, optimizers and the rest in place from one checkpoint."""
     from gpt2mini.training.state_tensors import load_tensors
 
-    progress = Progress(**read_facts(folder)["progress"])
     load_tensors(folder, model, optimizers)
-    own = folder / f"process-{process_number()}.pt"
-    if own.is_file():
-        states = torch.load(own, map_location="cpu", weights_only=True)
-        restore_generators(states.pop("generators"))
-        for name, one in stateful.items():
-            if name in states:
-                one.load_state_dict(states[name])
-    else:
-        logger.warning("the run had fewer processes: number %d starts anew", process_number())
-    return progress
+    if "generators" in states:
+        restore_generators(states["generators"])
+    for name, one in stateful.items():
+        if states.get(name):  # a scaler that had nothing to do has none
+            one.load_state_dict(states[name])
+    return Progress(**read_facts(folder)["progress"])
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -186,19 +235,18 @@ def model_of_checkpoint(folder: str | Path) -> GPT2:
     """
     from gpt2mini.training.state_tensors import load_tensors
 
-    config = read_facts(Path(folder))["config"]
-    if config is None:
-        raise ValueError(f"{folder} is of a run whose model is more than a GPT-2: resume the run")
-    model = GPT2(GPT2Config(**config))
     try:
+        model = GPT2(GPT2Config(**(read_facts(Path(folder))["config"] or {})))
         load_tensors(Path(folder), model, [])
-    except ValueError as error:
+    except Exception as error:  # whatever a broken file makes the readers raise
         raise ValueError(f"{folder} holds no whole GPT-2 ({error}): resume its run") from error
     return model.eval()
 
 
 def states_of(stateful: dict[str, Any]) -> dict[str, Any]:
-    return {name: one.state_dict() for name, one in stateful.items()}
+    """Where the random generators stand, and the `state_dict` of each object, by name."""
+    states = {name: one.state_dict() for name, one in stateful.items()}
+    return {"generators": generator_states(), **states}
 
 
 def saved_step(out: str | Path) -> int:

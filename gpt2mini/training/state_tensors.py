@@ -32,6 +32,11 @@ def tensors_of(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, T
             for key, value in state.items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{names[parameter]}.{key}"] = value
+                elif value is not None:
+                    raise TypeError(
+                        f"{type(optimizer).__name__} keeps {key!r} as {type(value).__name__}; only "
+                        "tensors can be saved: resuming it needs an optimizer that keeps tensors"
+                    )
     return tensors
 
 
