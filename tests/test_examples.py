@@ -100,9 +100,13 @@ def test_finetune_text_takes_a_folder_and_refuses_what_it_cannot_use(tmp_path: P
 
 def test_an_example_that_was_stopped_goes_on(tmp_path: Path) -> None:
     short = ["--steps", "8", "--batch-size", "1", "--sequence-length", "64"]
+    short += ["--sample-tokens", "2"]
     script = ROOT / "examples" / "finetune_text.py"
     command = [sys.executable, str(script), *short, "--out", str(tmp_path / "stopped")]
-    stopped = subprocess.Popen([*command, "--save-every", "1"], stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # more would add up in another order
+    stopped = subprocess.Popen(
+        [*command, "--save-every", "1"], env=environment, stderr=subprocess.PIPE, text=True
+    )
     while not list((tmp_path / "stopped").glob("checkpoints/step-*[0-9]")):
         assert stopped.poll() is None
         time.sleep(0.01)
@@ -125,6 +129,7 @@ def test_an_example_runs_in_two_processes(shard: list[str], tmp_path: Path) -> N
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launch, str(ROOT / "examples" / "finetune_text.py"), "--out", str(tmp_path)]
     more = ["--steps", "2", "--batch-size", "1", "--sequence-length", "64", *shard]
+    more += ["--sample-tokens", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *more], env=environment, capture_output=True, encoding="utf-8", timeout=300

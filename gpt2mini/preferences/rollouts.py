@@ -9,7 +9,7 @@ differently: so the first ratio of new to old probability is 1 and the first KL 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,6 +29,7 @@ from gpt2mini.training.figures import Figures
 from gpt2mini.training.precision import autocast
 
 
+@runtime_checkable
 class HasState(Protocol):
     """What a checkpoint can hold."""
 
