@@ -138,15 +138,12 @@ def encode_exchanges(
     """
     found, cut_prompts, cut_completions = [], 0, 0
     for one in exchanges:
-        completion = [*tokenizer.encode(one.completion), tokenizer.eos_id]
-        if len(completion) > longest - 1:
-            cut_completions += 1
-            completion = completion[: longest - 1]
-        prompt = tokenizer.encode(one.prompt) or [tokenizer.eos_id]
-        room = longest - len(completion)
-        cut_prompts += len(prompt) > room
-        prompt = prompt[-room:]
-        found.append(EncodedExchange(torch.tensor(prompt + completion), len(prompt)))
+        encoded, cut_prompt, cut_completion = encode_prompt_with(
+            [one.completion], one.prompt, tokenizer, longest
+        )
+        found += encoded
+        cut_prompts += cut_prompt
+        cut_completions += cut_completion
     for count, what, kept in (
         (cut_prompts, "prompts", "tail"),
         (cut_completions, "completions", "head"),
@@ -157,6 +154,23 @@ def encode_exchanges(
                 count, len(found), what, longest, kept,
             )  # fmt: skip
     return found
+
+
+def encode_prompt_with(
+    completions: Sequence[str], prompt: str, tokenizer: Tokenizer, longest: int
+) -> tuple[list[EncodedExchange], bool, bool]:
+    """(the prompt with each completion, whether the prompt was cut, whether a completion was).
+
+    What the longest completion leaves no room for, the prompt forgets beside all of them.
+    """
+    encoded = [[*tokenizer.encode(text), tokenizer.eos_id] for text in completions]
+    cut_completion = any(len(ids) > longest - 1 for ids in encoded)
+    encoded = [ids[: longest - 1] for ids in encoded]
+    prompt_ids = tokenizer.encode(prompt) or [tokenizer.eos_id]
+    room = longest - max(map(len, encoded))
+    kept = prompt_ids[-room:]
+    found = [EncodedExchange(torch.tensor(kept + ids), len(kept)) for ids in encoded]
+    return found, len(prompt_ids) > room, cut_completion
 
 
 # ---- token ids -> batches

@@ -17,6 +17,7 @@ from gpt2mini.data.instructions import (
     PROMPT_NAMES,
     EncodedExchange,
     check_template,
+    encode_prompt_with,
     fill,
     join,
 )
@@ -119,17 +120,12 @@ def encode_preferences(
     pairs, is said in a warning."""
     found, cut_prompts, cut_answers = [], 0, 0
     for one in preferences:
-        texts = (one.chosen, one.rejected)
-        answers = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
-        cut_answers += any(len(answer) > longest - 1 for answer in answers)
-        answers = [answer[: longest - 1] for answer in answers]
-        prompt = tokenizer.encode(one.prompt) or [tokenizer.eos_id]
-        room = longest - max(map(len, answers))
-        cut_prompts += len(prompt) > room
-        prompt = prompt[-room:]
-        chosen, rejected = (torch.tensor(prompt + answer) for answer in answers)
-        both = EncodedExchange(chosen, len(prompt)), EncodedExchange(rejected, len(prompt))
-        found.append(EncodedPreference(*both))
+        (chosen, rejected), cut_prompt, cut_answer = encode_prompt_with(
+            [one.chosen, one.rejected], one.prompt, tokenizer, longest
+        )
+        found.append(EncodedPreference(chosen, rejected))
+        cut_prompts += cut_prompt
+        cut_answers += cut_answer
     for count, kept in (
         (cut_prompts, "the tail of the prompt"),
         (cut_answers, "the head of an answer"),

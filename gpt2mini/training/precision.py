@@ -4,6 +4,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from gpt2mini.quantize import emulates_bfloat16
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """The named device, or with "auto" the best one here: CUDA, then Apple's MPS, then the CPU."""
@@ -19,10 +21,7 @@ def gains_from_bfloat16(device: torch.device) -> bool:
     slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        features: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
-    return False
+    return device.type == "cpu" and not emulates_bfloat16(device)
 
 
 def best_precision(device: torch.device, precision: str = "auto") -> str:

@@ -124,11 +124,13 @@ class Checkpoints:
         """
         candidates = self.all()
         for folder in candidates:
-            states = read_in_all_processes(folder, model)
-            if states is None:
+            found = read_in_all_processes(folder, model)
+            if found is None:
                 continue
+            progress, states = found
             try:
-                return load(folder, model, optimizers, stateful, states)
+                load(folder, model, optimizers, stateful, states)
+                return progress
             except Exception as error:  # whatever a broken file makes the readers raise
                 logger.warning("skipped %s, which cannot be read: %s", folder, error)
         if candidates:
@@ -140,37 +142,40 @@ class Checkpoints:
 
     def put_in_place(self, aside: Path, whole: Path) -> None:
         """Rename, over a broken one of the same step if there is one."""
-        doomed = whole.with_suffix(".old" + PARTIAL)
-        if whole.exists():
-            whole.replace(doomed)
+        doomed = put_aside(whole) if whole.exists() else None
         aside.replace(whole)
-        shutil.rmtree(doomed, ignore_errors=True)
+        if doomed is not None:
+            shutil.rmtree(doomed, ignore_errors=True)
 
     def drop_all_but_the_last(self, newest: Path) -> None:
         """Later ones, which the run could not read when it went on from before them, go first."""
         later = [folder for folder in self.all() if folder.name > newest.name]
         earlier = [folder for folder in self.all() if folder.name <= newest.name]
         for folder in later + earlier[self.keep_last :]:
-            doomed = folder.with_suffix(".old" + PARTIAL)  # never half a folder under a good name
-            folder.replace(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            shutil.rmtree(put_aside(folder), ignore_errors=True)
 
     def remove_leftovers(self) -> None:
         for folder in self.folder.glob(f"*{PARTIAL}"):
             shutil.rmtree(folder)
 
 
-def read_in_all_processes(folder: Path, model: nn.Module) -> dict[str, Any] | None:
-    """What one process can read without the others; None, with a warning, if it or any of them
-    cannot: they have to go on together."""
-    states, problem = None, None
+def put_aside(folder: Path) -> Path:
+    """Take its good name from a folder that is to go, so that no half of it is ever found there."""
+    return folder.replace(folder.with_suffix(".old" + PARTIAL))
+
+
+def read_in_all_processes(folder: Path, model: nn.Module) -> tuple[Progress, dict[str, Any]] | None:
+    """(progress, states): what one process can read without the others; None, with a warning, if it
+    or any of them cannot: they have to go on together."""
+    found, problem = None, None
     try:
-        check_config(read_facts(folder)["config"], model)
-        states = read_states(folder)
+        facts = read_facts(folder)
+        check_config(facts["config"], model)
+        found = Progress(**facts["progress"]), read_states(folder)
     except Exception as error:  # whatever a broken file makes the readers raise
         problem = error
     if sum_over_processes([float(problem is not None)], torch.device("cpu")) == [0.0]:
-        return states
+        return found
     logger.warning("skipped %s, which cannot be read: %s", folder, problem or "by another process")
     return None
 
@@ -201,7 +206,7 @@ def load(
     optimizers: list[Optimizer],
     stateful: dict[str, Any],
     states: dict[str, Any],
-) -> Progress:
+) -> None:
     """Fill model, optimizers and the rest in place from one checkpoint."""
     from gpt2mini.training.state_tensors import load_tensors
 
@@ -211,7 +216,6 @@ def load(
     for name, one in stateful.items():
         if states.get(name):  # a scaler that had nothing to do has none
             one.load_state_dict(states[name])
-    return Progress(**read_facts(folder)["progress"])
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from measuring import (
+    add_step_flags,
     measure_in_own_process,
     seconds_per_step,
     start_measuring_memory,
@@ -150,12 +151,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--targets", choices=list(TARGETS), default="attention")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=3, help="measured steps of each process")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"]
-    )
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    add_step_flags(parser)
     return parser.parse_args(arguments)
 
 

@@ -1,5 +1,6 @@
 """What the benchmarks share: a process for each measurement, its memory, the peer, a timed step."""
 
+import argparse
 import ctypes
 import gc
 import json
@@ -26,6 +27,15 @@ def measure_in_own_process(
     has warmed up is then its own. python: flags of the interpreter."""
     command = [sys.executable, *python, script, *arguments, "--worker", worker]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def add_step_flags(parser: argparse.ArgumentParser) -> None:
+    """How a training step is to be measured."""
+    precisions = ["fp32", "bf16"]
+    parser.add_argument("--steps", type=int, default=3, help="measured steps of each process")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precisions", nargs="+", default=precisions, choices=precisions)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
 
 
 # ---- memory
@@ -55,7 +65,7 @@ def peak_memory() -> int:
 # ---- training steps
 
 
-def transformers_model(config: GPT2Config) -> Any:
+def transformers_model(config: GPT2Config, use_cache: bool = False) -> Any:
     """A random GPT-2 of the shape, of the peer, without dropout."""
     import transformers
 
@@ -70,7 +80,7 @@ def transformers_model(config: GPT2Config) -> Any:
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             resid_pdrop=0.0,
-            use_cache=False,
+            use_cache=use_cache,
         )
     )
 

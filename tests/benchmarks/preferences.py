@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import transformers_model
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer
 from gpt2mini.data.preferences import Preference, encode_preferences, pad_pairs, read_preferences
@@ -83,19 +84,7 @@ def config_of(args: argparse.Namespace) -> GPT2Config:
 
 
 def their_model(args: argparse.Namespace) -> Any:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    config = config_of(args)
-    settings = transformers.GPT2Config(
-        n_embd=config.emb_dim,
-        n_head=config.n_heads,
-        n_layer=config.n_layers,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        resid_pdrop=0.0,
-    )
-    return transformers.GPT2LMHeadModel(settings)
+    return transformers_model(config_of(args), use_cache=True)  # which `generate` needs
 
 
 def median_seconds(step: Callable[[int], object], steps: int) -> float:

@@ -25,7 +25,7 @@ import lora
 import tokenizing
 import torch
 import training_step
-from measuring import measure_in_own_process
+from measuring import add_step_flags, measure_in_own_process
 
 from gpt2mini import GPT2, GPT2Config
 
@@ -187,12 +187,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes, which say nothing")
     parser.add_argument("--data", nargs="+", default=[], help="of tokenizing.py: .txt files")
     parser.add_argument("--tokenizer", default="gpt2-nano", help="of tokenizing.py")
-    parser.add_argument("--steps", type=int, default=3, help="measured steps of each process")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"]
-    )
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    add_step_flags(parser)
     return parser.parse_args(arguments)
 
 

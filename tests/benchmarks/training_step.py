@@ -21,7 +21,13 @@ from contextlib import nullcontext
 from itertools import product
 
 import torch
-from measuring import measure_in_own_process, peak_memory, seconds_per_step, transformers_model
+from measuring import (
+    add_step_flags,
+    measure_in_own_process,
+    peak_memory,
+    seconds_per_step,
+    transformers_model,
+)
 from torch import Tensor, nn
 
 from gpt2mini import GPT2, GPT2Config
@@ -121,15 +127,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="blocks (default: those of the size)")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=3, help="measured steps of each process")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--libraries", nargs="+", default=["transformers", "gpt2mini"], choices=LIBRARIES
     )
-    parser.add_argument(
-        "--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"]
-    )
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    add_step_flags(parser)
     return parser.parse_args(arguments)
 
 
