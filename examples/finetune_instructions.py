@@ -29,6 +29,8 @@ from flags import (
     record_flags,
     report_forgetting,
     run,
+    sharding_flag,
+    spread_if_asked,
     training_flags,
     write_summary,
 )
@@ -87,8 +89,10 @@ def main() -> None:
         evaluate_every=max(1, steps // 5),
         **keeping(args),
     )
-    optimizer = adamw(model, lr=args.lr or (5e-4 if is_small(model) else 5e-5))
     began = time.perf_counter()
+    lr = args.lr or (5e-4 if is_small(model) else 5e-5)
+    spread_if_asked(args, model)
+    optimizer = adamw(model, lr=lr)
     rows = train(
         model, batches, [optimizer], settings, evaluate=validate, out=out, resume=args.resume
     )
@@ -137,6 +141,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = training_flags(__doc__, out="runs/finetune_instructions")
     parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
+    sharding_flag(parser)
     record_flags(parser, SAMPLE_EXCHANGES, held_out=0.1)
     parser.add_argument("--train-on", choices=["completion", "all"], default="completion")
     parser.add_argument("--no-packing", action="store_true", help="a row for each example")

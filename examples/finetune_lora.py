@@ -28,6 +28,8 @@ from flags import (
     record_flags,
     report_forgetting,
     run,
+    sharding_flag,
+    spread_if_asked,
     training_flags,
     write_summary,
 )
@@ -85,6 +87,7 @@ def main() -> None:
         **keeping(args),
     )
     began = time.perf_counter()
+    spread_if_asked(args, model)
     rows = train(
         model,
         batches,
@@ -147,6 +150,7 @@ def print_losses(rows: list[dict]) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = training_flags(__doc__, out="runs/finetune_lora")
     parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
+    sharding_flag(parser)
     record_flags(parser, SAMPLE_EXCHANGES, held_out=0.1)
     parser.add_argument(
         "--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS), help="default: all"

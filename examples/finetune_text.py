@@ -24,6 +24,8 @@ from flags import (
     leave_the_rest_to_the_first,
     report_forgetting,
     run,
+    sharding_flag,
+    spread_if_asked,
     training_flags,
     write_summary,
 )
@@ -40,7 +42,6 @@ from gpt2mini.files import writable_folder
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
 from gpt2mini.training.precision import pick_device
 from gpt2mini.training.processes import main_process_first, process_count
-from gpt2mini.training.sharding import shard
 
 
 def main() -> None:
@@ -95,8 +96,7 @@ def main() -> None:
         **keeping(args),
     )
     began = time.perf_counter()
-    if args.shard:
-        shard(model, args.dtype)
+    spread_if_asked(args, model)
     lr = args.lr or (5e-4 if is_small(model) else 5e-5)
     optimizer = adamw(model, lr=lr, weight_decay=args.weight_decay)
     rows = train(
@@ -169,9 +169,7 @@ def parse_arguments() -> argparse.Namespace:
         "--lr", type=float, help="peak rate (default 5e-4; from 50M parameters 5e-5)"
     )
     parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument(
-        "--shard", action="store_true", help="spread the model over torchrun's processes (FSDP2)"
-    )
+    sharding_flag(parser)
     parser.add_argument("--prompt", help="text to continue (default: the first words held out)")
     parser.add_argument("--sample-tokens", type=int, default=80, help="length of the two samples")
     return parser.parse_args()

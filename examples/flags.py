@@ -15,6 +15,7 @@ import torch
 from gpt2mini import GPT2, Tokenizer, generate
 from gpt2mini.data.instructions import TEMPLATES
 from gpt2mini.training.processes import joined_processes, process_number
+from gpt2mini.training.sharding import shard
 from gpt2mini.training.signals import TrainingStopped
 
 SAMPLE_TEXT = Path(__file__).parent / "data" / "sample.txt"
@@ -72,6 +73,18 @@ def keeping(args: argparse.Namespace) -> dict[str, Any]:
         "recompute_blocks": args.recompute_blocks,
         "compile": args.compile,
     }
+
+
+def sharding_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shard", action="store_true", help="spread the model over torchrun's processes (FSDP2)"
+    )
+
+
+def spread_if_asked(args: argparse.Namespace, model: GPT2) -> None:
+    """What `sharding_flag` asks; make optimizers afterwards, for they hold parameters."""
+    if args.shard:
+        shard(model, args.dtype)
 
 
 def record_flags(parser: argparse.ArgumentParser, data: str | Path, held_out: float) -> None:

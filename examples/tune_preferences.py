@@ -69,7 +69,7 @@ from gpt2mini.training.processes import process_count, process_number
 
 SAMPLE = Path(__file__).parent / "data" / "preferences.jsonl"
 # of gpt2-nano; larger models take a tenth of these rates
-PEAK_RATES = {"reward": 2e-4, "dpo": 2e-4, "ppo": 1e-3, "grpo": 1e-3}
+PEAK_RATES = {"reward": 2e-4, "dpo": 5e-5, "ppo": 1e-3, "grpo": 1e-3}
 WITH_LORA = 10  # times these rates: adapters begin at zero
 FIGURES = {
     "reward": ["margin", "accuracy"],

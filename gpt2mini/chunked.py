@@ -24,8 +24,8 @@ def summed_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Sum of -log p(target) over all positions, its gradient computed on the way.
 
-    chunk_size: positions at a time; the default keeps the logits of a chunk in the processor's
-    cache. Raises TypeError for a head that is not linear.
+    chunk_size: positions at a time (default: see `LinearHead.of`). Raises TypeError for a head that
+    is not linear.
     """
     head = LinearHead.of(out_head, chunk_size)
     if torch.is_grad_enabled():
@@ -65,7 +65,8 @@ class LinearHead:
         weight, device = out_head.weight, out_head.weight.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
-        rows = chunk_size or max(64, 2**22 // weight.shape[0])
+        # logits that stay in the processor's cache, but not so few that the product gets slow
+        rows = chunk_size or max(256, 2**22 // weight.shape[0])
         return LinearHead(weight, out_head.bias, rows, dtype)
 
 

@@ -43,7 +43,7 @@ def chunked_next_token_loss(
 
     Head and cross entropy work on a few positions at a time (see `gpt2mini.chunked`), and ignored
     positions are skipped. out_head: `model.out_head`, tied or an `nn.Linear`. chunk_size: positions
-    at a time; the default keeps the logits of a chunk in the processor's cache.
+    at a time; the default suits the processor's cache.
     """
     targets = next_tokens(labels)  # (batch, tokens - 1)
     kept = targets != IGNORED  # (batch, tokens - 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpt2mini import GPT2
+from gpt2mini.lora import load_adapter
 
 ROOT = Path(__file__).parents[1]
 
@@ -124,18 +125,25 @@ def test_an_example_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert one == other
 
 
-def test_an_example_runs_in_two_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", ["finetune_text.py", "finetune_lora.py"])
+def test_an_example_runs_in_two_processes(tmp_path: Path, script: str) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launch, str(ROOT / "examples" / "finetune_text.py"), "--out", str(tmp_path)]
-    more = ["--steps", "2", "--batch-size", "1", "--sequence-length", "64", "--shard"]
-    more += ["--sample-tokens", "2"]
+    command = [*launch, str(ROOT / "examples" / script), "--out", str(tmp_path)]
+    more = ["--shard", "--steps", "2", "--batch-size", "1"]
+    if script == "finetune_text.py":
+        more += ["--sequence-length", "64", "--sample-tokens", "2"]
+    else:
+        more += ["--answers", "1", "--answer-tokens", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *more], env=environment, capture_output=True, encoding="utf-8", timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("--- after") == 1 and "2 steps of 2 x 64 tokens" in done.stdout
-    GPT2.from_pretrained(tmp_path / "best")
+    assert done.stdout.count("validation loss") >= 1 and done.stdout.count("2 steps") == 1
+    if script == "finetune_text.py":
+        GPT2.from_pretrained(tmp_path / "best")
+    else:
+        load_adapter(GPT2.from_pretrained("gpt2-nano"), tmp_path / "best")
 
 
 def test_pretrain_makes_a_model_and_resumes_and_grows(tmp_path: Path) -> None:

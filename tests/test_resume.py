@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from gpt2mini import GPT2
 from gpt2mini.data.text import Batch, TokenBatches
 from gpt2mini.lora import add_lora, save_adapter
 from gpt2mini.training import Settings, adamw, cosine, muon_and_adamw, next_token_step, train
-from gpt2mini.training.run import remaining_batches
+from gpt2mini.training.run import digest_of_first, remaining_batches
 from gpt2mini.training.signals import TrainingStopped
 from gpt2mini.training.state import Checkpoints, saved_step
 
@@ -184,6 +184,39 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     rows = first.train(tmp_path)
     assert again.train(tmp_path, resume=True) == rows
     assert_ends_with(again, first.weights())
+
+
+def test_a_finished_run_without_its_log_has_a_row(tmp_path: Path) -> None:
+    Run().train(tmp_path, evaluate=lambda: 2.0)
+    (tmp_path / "metrics.jsonl").unlink()
+    rows = Run().train(tmp_path, resume=True, evaluate=lambda: 2.0)
+    assert rows == [{"step": STEPS, "validation_loss": 2.0}]
+
+
+def test_other_batches_are_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = random_ids(500).numpy()
+    Run().train(tmp_path, steps=5)
+    Run().train(tmp_path, steps=10, resume=True)
+    assert "other data" not in caplog.text
+    other = TokenBatches(tokens, [range(500)], 2, 16, seed=1)
+    Run().train(tmp_path, resume=True, batches=other)
+    assert "begun with other data, another seed or another batch size" in caplog.text
+
+
+def test_looking_at_the_first_batch_leaves_no_trace() -> None:
+    class Shuffled:
+        """Batches whose order comes from the generators that all share."""
+
+        def __iter__(self) -> Iterator[Batch]:
+            while True:
+                ids = torch.randint(TINY.vocab_size, (2, 16)) + random.randrange(9)
+                yield Batch(ids, ids)
+
+    torch.manual_seed(0)
+    found = digest_of_first(Shuffled())
+    assert len(found) == 64 and found == digest_of_first(Shuffled())
+    once = iter(Shuffled())
+    assert digest_of_first(once) == "" and digest_of_first([torch.tensor(1)]) != ""
 
 
 @pytest.mark.parametrize(("first", "every"), [(0, 1), (3, 1), (1, 3), (29, 2), (47, 5)])

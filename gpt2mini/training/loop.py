@@ -73,7 +73,7 @@ def train(
     show = settings.progress and process_number() == 0
     bar = tqdm(desc="training", total=settings.steps, initial=progress.step, disable=not show)
     with mode(model, training=True), prepared(model, settings), run.signals, bar:
-        if progress.step == 0:
+        if run.has_no_rows():
             run.evaluate(evaluate)
             run.stop_if_asked()
         while progress.step < settings.steps:

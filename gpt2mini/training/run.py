@@ -1,5 +1,6 @@
 """What lies around the training loop: its log, its checkpoints, and what can go wrong."""
 
+import hashlib
 import logging
 import math
 import signal
@@ -9,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gpt2mini.training.metrics import MetricsLog
@@ -19,6 +20,7 @@ from gpt2mini.training.processes import (
     process_number,
     sum_over_processes,
 )
+from gpt2mini.training.random_states import generator_states, restore_generators
 from gpt2mini.training.settings import Settings
 from gpt2mini.training.sharding import reshard, save_whole
 from gpt2mini.training.signals import StopSignals, TrainingStopped
@@ -65,7 +67,7 @@ class Run:
         if self.out is not None:
             self.checkpoints = Checkpoints(self.out / "checkpoints", settings.keep_last)
             self.checkpoints.check_space(model, settings.save_every > 0)
-        self.progress = Progress()
+        self.progress = Progress(first_batch=digest_of_first(parts["batches"]))
         self.saved_step = -1
         self.signals = StopSignals(enabled=self.out is not None)
 
@@ -82,10 +84,21 @@ class Run:
             found = self.checkpoints.load_newest(self.model, self.optimizers, self.stateful)
             if found is None:
                 logger.warning("%s holds no checkpoint: the run begins", self.checkpoints.folder)
+            elif found.first_batch != self.progress.first_batch:
+                logger.warning(
+                    "%s was begun with other data, another seed or another batch size: it goes on "
+                    "in the new batches, at the place where it left the old",
+                    self.out,
+                )
             self.progress = found or self.progress
         writes = self.out is not None and process_number() == 0
         path = self.out / "metrics.jsonl" if writes and self.out is not None else None
         self.log = MetricsLog(path, self.progress.step)
+
+    def has_no_rows(self) -> bool:
+        """At the beginning; and later, if somebody has removed the log."""
+        device = next(self.model.parameters()).device
+        return of_the_first(float(len(self.log.rows)), device) == 0.0
 
     # ---- around each step
 
@@ -194,6 +207,21 @@ class Run:
             f"{self.save()}",
             self.signals.received or signal.SIGTERM,  # or another process's
         )
+
+
+def digest_of_first(batches: Iterable[Any]) -> str:
+    """Of the whole numbers in the first batch: token ids, labels. (What a model has computed may
+    differ in its last bit the next time.) Empty where the batches depend on the run, or can be read
+    only once."""
+    if hasattr(batches, "load_state_dict") or iter(batches) is batches:
+        return ""
+    states, digest = generator_states(), hashlib.sha256()
+    first = next(iter(batches))
+    restore_generators(states)  # somebody's batches may draw from them
+    for tensor in (first, *getattr(first, "__dict__", {}).values()):
+        if isinstance(tensor, Tensor) and not tensor.is_floating_point():
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def remaining_batches(batches: Iterable[Any], first: int) -> Iterator[Any]:

@@ -47,6 +47,7 @@ class Progress:
     loss_sum: float = 0.0  # over the steps since the last logged row
     count: float = 0.0  # targets in them
     usual_loss: float = math.nan  # a moving average, by which a spike is known
+    first_batch: str = ""  # a digest of it, by which other data are known
 
 
 class Checkpoints:

@@ -59,7 +59,7 @@ def main() -> None:
 
 def training(args: argparse.Namespace) -> list[Row]:
     tokens = 64 if args.quick else TOKENS
-    libraries = ["--libraries", *training_step.LIBRARIES]
+    libraries = ["--libraries", *training_step.FAST]
     found = training_step.compare([*step_flags(args, tokens), *libraries])
     what = f"training step, {BATCH_SIZE} x {tokens}, speed"
     rows = speed_rows(what, found, "transformers", {"bf16": "4 x"})
@@ -92,16 +92,17 @@ def speed_rows(
 
 def memory(args: argparse.Namespace) -> list[Row]:
     tokens = 128 if args.quick else LONG
-    found = training_step.compare([*step_flags(args, tokens), "--steps", "1"])
+    libraries = ["--libraries", "transformers", "gpt2mini", "gpt2mini-recomputed"]
+    found = training_step.compare([*step_flags(args, tokens), "--steps", "1", *libraries])
     return [
         Row(
-            f"training step, {BATCH_SIZE} x {tokens}, peak memory, {precision}",
+            f"{name}: training step, {BATCH_SIZE} x {tokens}, peak memory, {precision}",
             "transformers",
             "at most 0.4 x",
-            f"{found['gpt2mini', precision]['peak'] / found['transformers', precision]['peak']:.2f}"
-            " x",
+            f"{found[name, precision]['peak'] / found['transformers', precision]['peak']:.2f} x",
         )
         for precision in args.precisions
+        for name in ("gpt2mini", "gpt2mini-recomputed")
     ]
 
 

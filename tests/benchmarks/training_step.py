@@ -3,10 +3,13 @@
     python tests/benchmarks/training_step.py                       # GPT-2 124M, 4 x 1024 tokens
     python tests/benchmarks/training_step.py --tokens 256 --precisions fp32
     python tests/benchmarks/training_step.py --libraries transformers-compiled gpt2mini-compiled
+    python tests/benchmarks/training_step.py --libraries transformers gpt2mini gpt2mini-recomputed
 
 All train a GPT-2 of the same size from random weights, without dropout, with fused AdamW on the
-same ids; with "-compiled", under torch.compile, which needs a C++ compiler: the whole of
-transformers' model, the blocks of ours, as `Settings(compile=True)` does. Each measurement has a
+same ids. "-compiled": under torch.compile, which needs a C++ compiler: the whole of transformers'
+model, the blocks of ours, as `Settings(compile=True)` does. "-recomputed": of each block only the
+input is kept for backward, `Settings(recompute_blocks=True)`; plain gpt2mini computes norms and
+activation functions again, as `Settings` does unless told otherwise. Each measurement has a
 process of its own, so that its peak memory is its own, and a first step (small, but for what is
 compiled for one shape) that makes the optimizer's state, so that the measured steps hold everything
 at once. The median step counts. Needs transformers.
@@ -17,7 +20,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from itertools import product
 
 import torch
@@ -32,7 +35,8 @@ from torch import Tensor, nn
 
 from gpt2mini import GPT2, GPT2Config
 
-LIBRARIES = ("transformers", "transformers-compiled", "gpt2mini", "gpt2mini-compiled")
+FAST = ("transformers", "transformers-compiled", "gpt2mini", "gpt2mini-compiled")
+LIBRARIES = (*FAST, "gpt2mini-recomputed")
 Results = dict[tuple[str, str], dict[str, float]]  # (library, precision) -> figures
 
 
@@ -87,26 +91,36 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     config = GPT2Config.from_name(args.size)
     config = dataclasses.replace(config, n_layers=args.layers or config.n_layers)
-    compiled = library.endswith("-compiled")
-    model, loss_of = (ours if library.startswith("gpt2mini") else theirs)(config, compiled)
+    compiled, recomputed = library.endswith("-compiled"), library.endswith("-recomputed")
     token_ids = torch.randint(config.vocab_size, (args.batch_size, args.tokens))
     warm_up = token_ids if compiled else token_ids[:1, :8]
-    seconds = seconds_per_step(model, loss_of, token_ids, warm_up, args.steps, precision)
+    measured = args.steps, precision
+    if library.startswith("transformers"):
+        seconds = seconds_per_step(*theirs(config, compiled), token_ids, warm_up, *measured)
+    else:
+        model, loss_of = ours(config)
+        with prepared(model, compiled, recomputed):
+            seconds = seconds_per_step(model, loss_of, token_ids, warm_up, *measured)
     return {"speed": token_ids.numel() / seconds, "peak": peak_memory()}
 
 
-def ours(config: GPT2Config, compiled: bool) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def prepared(model: nn.Module, compiled: bool, recomputed: bool) -> AbstractContextManager[None]:
+    """What `train` does to a model on such settings."""
+    from gpt2mini.training import Settings, loop
+
+    settings = Settings(
+        steps=1, schedule=lambda step: 1.0, compile=compiled, recompute_blocks=recomputed
+    )
+    return loop.prepared(model, settings)
+
+
+def ours(config: GPT2Config) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     from gpt2mini.losses import chunked_next_token_loss
-    from gpt2mini.training import recompute_activations
 
     model = GPT2(config)
-    if compiled:
-        for block in model.trf_blocks:
-            block.compile()
 
     def loss_of(token_ids: Tensor) -> Tensor:
-        with nullcontext() if compiled else recompute_activations(model):
-            hidden = model.hidden_states(token_ids)
+        hidden = model.hidden_states(token_ids)
         loss_sum, count = chunked_next_token_loss(hidden, model.out_head, token_ids)
         return loss_sum / count
 
