@@ -69,7 +69,7 @@ from gpt2mini.training.processes import process_count, process_number
 
 SAMPLE = Path(__file__).parent / "data" / "preferences.jsonl"
 # of gpt2-nano; larger models take a tenth of these rates
-PEAK_RATES = {"reward": 2e-4, "dpo": 5e-5, "ppo": 1e-3, "grpo": 1e-3}
+PEAK_RATES = {"reward": 2e-4, "dpo": 2e-5, "ppo": 1e-3, "grpo": 1e-3}
 WITH_LORA = 10  # times these rates: adapters begin at zero
 FIGURES = {
     "reward": ["margin", "accuracy"],
@@ -381,7 +381,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--variant", choices=["dpo", "ipo"], default="dpo")
     add("--reference-free", action="store_true", help="dpo without a reference")
     add("--reward", default="toy", help="toy, a reward model's folder, or package.module:function")
-    add("--kl", type=float, default=0.03, help="ppo, grpo: coefficient (default .03)")
+    add("--kl", type=float, help="ppo, grpo: coefficient (default .03; .1)")
     add("--target-kl", type=float, help="ppo: nats per answer, to which --kl is adapted")
     add("--rollouts", type=int, default=20, help="ppo, grpo: default 20")
     add("--rollout-rows", type=int, default=32, help="responses in a rollout (default 32)")
@@ -394,6 +394,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--best-of", type=int, default=4, help="answers per prompt without tuning (0: none)")
     args = parser.parse_args()
     args.batch_size = args.batch_size or (8 if args.method in ("reward", "dpo") else 16)
+    if args.kl is None:
+        args.kl = 0.1 if args.method == "grpo" else 0.03  # beside advantages of unit size
     return args
 
 

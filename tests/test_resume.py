@@ -28,7 +28,7 @@ from gpt2mini.lora import add_lora, save_adapter
 from gpt2mini.training import Settings, adamw, cosine, muon_and_adamw, next_token_step, train
 from gpt2mini.training.run import digest_of_first, remaining_batches
 from gpt2mini.training.signals import TrainingStopped
-from gpt2mini.training.state import Checkpoints, saved_step
+from gpt2mini.training.state import PROGRESS, Checkpoints
 
 STEPS = 20
 
@@ -92,6 +92,12 @@ def assert_ends_with(run: Run, expected: dict[str, Tensor]) -> None:
 
 def without_speed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.endswith("_per_second")} for row in rows]
+
+
+def saved_step(out: Path) -> int:
+    """How many steps the newest checkpoint of a run has done."""
+    newest = Checkpoints(out / "checkpoints").all()[0]
+    return json.loads((newest / PROGRESS).read_text(encoding="utf-8"))["progress"]["step"]
 
 
 def signal_at(step: int, number: int) -> Callable[[GPT2, Batch], tuple[Tensor, Tensor]]:

@@ -252,9 +252,3 @@ def states_of(stateful: dict[str, Any]) -> dict[str, Any]:
     """Where the random generators stand, and the `state_dict` of each object, by name."""
     states = {name: one.state_dict() for name, one in stateful.items()}
     return {"generators": generator_states(), **states}
-
-
-def saved_step(out: str | Path) -> int:
-    """How many steps the newest checkpoint of the run in `out` has done; 0 if there is none."""
-    found = Checkpoints(Path(out) / "checkpoints").all()
-    return int(read_json(found[0] / PROGRESS)["progress"]["step"]) if found else 0
