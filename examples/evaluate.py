@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from flags import GENERAL_TEXT, common_flags, run, write_summary
+from flags import GENERAL_TEXT, common_flags, positive, run, write_summary
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.evaluation import generation_quality, zero_shot
@@ -107,9 +107,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--context-length", type=int, help="default: all that the model can read")
     parser.add_argument("--stride", type=int, help="default: half of the context")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows at once (default 8)")
-    parser.add_argument("--samples", type=int, default=4, help="texts to write (default 4)")
-    parser.add_argument("--sample-tokens", type=int, default=120, help="their length, at most")
+    parser.add_argument(
+        "--batch-size", type=positive, default=8, help="windows at once (default 8)"
+    )
+    parser.add_argument("--samples", type=positive, default=4, help="texts to write (default 4)")
+    parser.add_argument("--sample-tokens", type=positive, default=120, help="their length, at most")
     return parser.parse_args()
 
 

@@ -23,6 +23,7 @@ from flags import (
     is_small,
     keeping,
     leave_the_rest_to_the_first,
+    positive,
     run,
     training_flags,
     write_summary,
@@ -257,12 +258,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--train-blocks", type=int, default=1, help="blocks that learn, from the top (default 1)"
     )
-    parser.add_argument("--rank", type=int, default=8, help="of LoRA (default 8)")
+    parser.add_argument("--rank", type=positive, default=8, help="of LoRA (default 8)")
     parser.add_argument("--epochs", type=float, default=5.0, help="default 5")
-    parser.add_argument("--steps", type=int, help="optimizer steps; overrides --epochs")
-    parser.add_argument("--batch-size", type=int, default=8, help="texts per step (default 8)")
+    parser.add_argument("--steps", type=positive, help="optimizer steps; overrides --epochs")
+    parser.add_argument("--batch-size", type=positive, default=8, help="texts per step (default 8)")
     parser.add_argument("--lr", type=float, help="peak rate (default: by method and size)")
-    parser.add_argument("--longest", type=int, help="tokens per text (default: the context)")
+    parser.add_argument("--longest", type=positive, help="tokens per text (default: the context)")
     parser.add_argument(
         "--keep", choices=["head", "tail"], default="head", help="of a text that is longer"
     )

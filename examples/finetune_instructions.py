@@ -24,6 +24,7 @@ from flags import (
     is_small,
     keeping,
     leave_the_rest_to_the_first,
+    positive,
     print_answers,
     read_and_split,
     record_flags,
@@ -145,13 +146,13 @@ def parse_arguments() -> argparse.Namespace:
     record_flags(parser, SAMPLE_EXCHANGES, held_out=0.1)
     parser.add_argument("--train-on", choices=["completion", "all"], default="completion")
     parser.add_argument("--no-packing", action="store_true", help="a row for each example")
-    parser.add_argument("--longest", type=int, default=512, help="tokens per row, at most")
+    parser.add_argument("--longest", type=positive, default=512, help="tokens per row, at most")
     parser.add_argument("--epochs", type=float, default=4.0, help="default 4")
-    parser.add_argument("--steps", type=int, help="optimizer steps; overrides --epochs")
-    parser.add_argument("--batch-size", type=int, default=1, help="rows per step (default 1)")
+    parser.add_argument("--steps", type=positive, help="optimizer steps; overrides --epochs")
+    parser.add_argument("--batch-size", type=positive, default=1, help="rows per step (default 1)")
     parser.add_argument("--lr", type=float, help="peak rate (default 5e-4; 5e-5 from 50M on)")
     parser.add_argument("--answers", type=int, default=3, help="held-out prompts to answer")
-    parser.add_argument("--answer-tokens", type=int, default=60, help="at most (default 60)")
+    parser.add_argument("--answer-tokens", type=positive, default=60, help="at most (default 60)")
     return parser.parse_args()
 
 

@@ -23,6 +23,7 @@ from flags import (
     draw_losses,
     keeping,
     leave_the_rest_to_the_first,
+    positive,
     print_answers,
     read_and_split,
     record_flags,
@@ -155,17 +156,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS), help="default: all"
     )
-    parser.add_argument("--rank", type=int, default=8, help="default 8")
+    parser.add_argument("--rank", type=positive, default=8, help="default 8")
     parser.add_argument("--alpha", type=float, help="default: twice the rank")
     parser.add_argument("--dropout", type=float, default=0.0, help="on the adapters' input")
     parser.add_argument("--epochs", type=float, default=5.0, help="default 5")
-    parser.add_argument("--steps", type=int, help="optimizer steps; overrides --epochs")
-    parser.add_argument("--batch-size", type=int, default=8, help="exchanges per step (default 8)")
-    parser.add_argument("--longest", type=int, default=512, help="tokens per exchange, at most")
+    parser.add_argument("--steps", type=positive, help="optimizer steps; overrides --epochs")
+    parser.add_argument(
+        "--batch-size", type=positive, default=8, help="exchanges per step (default 8)"
+    )
+    parser.add_argument(
+        "--longest", type=positive, default=512, help="tokens per exchange, at most"
+    )
     parser.add_argument("--lr", type=float, default=2e-3, help="peak rate (default 2e-3)")
     parser.add_argument("--log-every", type=int, help="steps whose losses make one line")
     parser.add_argument("--answers", type=int, default=3, help="held-out prompts to answer")
-    parser.add_argument("--answer-tokens", type=int, default=60, help="at most (default 60)")
+    parser.add_argument("--answer-tokens", type=positive, default=60, help="at most (default 60)")
     return parser.parse_args()
 
 

@@ -22,6 +22,7 @@ from flags import (
     is_small,
     keeping,
     leave_the_rest_to_the_first,
+    positive,
     report_forgetting,
     run,
     sharding_flag,
@@ -155,15 +156,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--epochs", type=float, default=5.0, help="times through the text (default 5)"
     )
-    parser.add_argument("--steps", type=int, help="optimizer steps; overrides --epochs")
+    parser.add_argument("--steps", type=positive, help="optimizer steps; overrides --epochs")
     parser.add_argument(
-        "--batch-size", type=int, default=4, help="windows per micro-batch (default 4)"
+        "--batch-size", type=positive, default=4, help="windows per micro-batch (default 4)"
     )
     parser.add_argument(
-        "--accumulate", type=int, default=1, help="micro-batches per step (default 1)"
+        "--accumulate", type=positive, default=1, help="micro-batches per step (default 1)"
     )
     parser.add_argument(
-        "--sequence-length", type=int, default=256, help="tokens per window (default 256)"
+        "--sequence-length", type=positive, default=256, help="tokens per window (default 256)"
     )
     parser.add_argument(
         "--lr", type=float, help="peak rate (default 5e-4; from 50M parameters 5e-5)"
@@ -171,7 +172,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.1)
     sharding_flag(parser)
     parser.add_argument("--prompt", help="text to continue (default: the first words held out)")
-    parser.add_argument("--sample-tokens", type=int, default=80, help="length of the two samples")
+    parser.add_argument(
+        "--sample-tokens", type=positive, default=80, help="length of the two samples"
+    )
     return parser.parse_args()
 
 

@@ -44,13 +44,24 @@ def common_flags(description: str | None, out: str | None = None) -> argparse.Ar
     return parser
 
 
+def positive(text: str) -> int:
+    """The type of a flag that counts something, and must count one at least."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return number
+
+
 def training_flags(description: str | None, out: str) -> argparse.ArgumentParser:
     """`common_flags`, and what keeps a long run from being lost."""
     parser = common_flags(description, out)
     add = parser.add_argument
     add("--resume", action="store_true", help="go on from the last checkpoint in --out, if any")
     add("--save-every", type=int, default=0, help="steps between checkpoints (default 0: none)")
-    add("--keep-last", type=int, default=2, help="checkpoints to keep (default 2)")
+    add("--keep-last", type=positive, default=2, help="checkpoints to keep (default 2)")
     add(
         "--on-bad-step",
         choices=["stop", "skip"],

@@ -20,6 +20,7 @@ from flags import (
     draw_losses,
     keeping,
     leave_the_rest_to_the_first,
+    positive,
     run,
     training_flags,
     write_summary,
@@ -213,11 +214,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--layers", type=int, default=12)
     # the training
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--batch-size", type=int, default=4, help="windows per micro-batch")
-    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches per step")
+    parser.add_argument("--steps", type=positive, default=40)
+    parser.add_argument("--batch-size", type=positive, default=4, help="windows per micro-batch")
+    parser.add_argument("--accumulate", type=positive, default=1, help="micro-batches per step")
     parser.add_argument(
-        "--sequence-length", type=int, help="tokens per window; default: the context"
+        "--sequence-length", type=positive, help="tokens per window; default: the context"
     )
     parser.add_argument(
         "--lr", type=float, default=0.02, help="Muon, for the matrices of the blocks"

@@ -29,6 +29,7 @@ from flags import (
     keeping,
     leave_the_rest_to_the_first,
     parse_columns,
+    positive,
     read_and_split,
     record_flags,
     run,
@@ -370,12 +371,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--held-out", help="another file to hold out, instead of a share of the data")
     add("--held-out-pairs", type=int, help="only so many of it")
     add("--lora", action="store_true", help="train adapters; no second copy as the reference")
-    add("--rank", type=int, default=8, help="of the adapters (default 8)")
+    add("--rank", type=positive, default=8, help="of the adapters (default 8)")
     add("--epochs", type=float, default=3.0, help="reward, dpo: default 3")
-    add("--steps", type=int, help="optimizer steps; overrides --epochs and --rollouts")
-    add("--batch-size", type=int, help="pairs, or responses, per step (default 8; 16)")
+    add("--steps", type=positive, help="optimizer steps; overrides --epochs and --rollouts")
+    add("--batch-size", type=positive, help="pairs, or responses, per step (default 8; 16)")
     add("--lr", type=float, help="peak rate (default: by method and size)")
-    add("--longest", type=int, default=512, help="reward, dpo: tokens per prompt and answer")
+    add("--longest", type=positive, default=512, help="reward, dpo: tokens per prompt and answer")
     add("--beta", type=float, default=0.1, help="dpo: how close to the reference (default .1)")
     add("--label-smoothing", type=float, default=0.0, help="dpo: share of wrong labels (default 0)")
     add("--variant", choices=["dpo", "ipo"], default="dpo")
@@ -383,12 +384,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--reward", default="toy", help="toy, a reward model's folder, or package.module:function")
     add("--kl", type=float, help="ppo, grpo: coefficient (default .03; .1)")
     add("--target-kl", type=float, help="ppo: nats per answer, to which --kl is adapted")
-    add("--rollouts", type=int, default=20, help="ppo, grpo: default 20")
+    add("--rollouts", type=positive, default=20, help="ppo, grpo: default 20")
     add("--rollout-rows", type=int, default=32, help="responses in a rollout (default 32)")
     add("--rollout-epochs", type=int, default=2, help="times it is learned from (default 2)")
     add("--num-samples", type=int, default=4, help="grpo: responses to each prompt (default 4)")
     add("--value-model", help="ppo: a critic of its own, from a reward model's folder")
-    add("--answer-tokens", type=int, default=16, help="per answer, at most (default 16)")
+    add("--answer-tokens", type=positive, default=16, help="per answer, at most (default 16)")
     add("--compare", type=int, default=50, help="held-out prompts to answer, at most (default 50)")
     add("--answers", type=int, default=3, help="of which are printed (default 3)")
     add("--best-of", type=int, default=4, help="answers per prompt without tuning (0: none)")
