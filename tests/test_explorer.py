@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -27,10 +28,24 @@ TEXT = "The lamp </script><b>&amp; 中 it"
 MODEL_FILE = Path(gpt2mini.__file__).with_name("model.py").read_text(encoding="utf-8").split("\n")
 
 # What a reader does, put at the end of a copy of the page; what is then seen stands in a text area.
-ACTIONS = """<script>
+SCRIPT = """<script>
+{
 const seen = {};
+%s
+const area = document.createElement("textarea");
+area.id = "seen";
+area.textContent = btoa(encodeURIComponent(JSON.stringify(seen)));
+document.body.append(area);
+}
+</script>"""
+
+ACTIONS = """
 document.querySelectorAll("details").forEach((box) => box.querySelector("summary").click());
 seen.open = [...document.querySelectorAll("details[open] pre")].map((e) => e.textContent);
+seen.parameters = [...document.querySelectorAll("details[open]")].map((box) => [
+  box.querySelectorAll("p")[1].textContent,
+  [...box.querySelectorAll("tr")].map((row) => [...row.children].map((e) => e.textContent)),
+]);
 document.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft" }));
 at("layer").value = 1;
 at("layer").dispatchEvent(new Event("input"));
@@ -45,11 +60,52 @@ seen.lens = at("lens").querySelector("tr").textContent;
 seen.length = at("lengths").querySelectorAll("tr")[3].children[3].textContent;
 seen.attention = attention(1, 1, 3, 2);
 seen.bold = document.querySelectorAll("b").length;
-const shown = document.createElement("textarea");
-shown.id = "seen";
-shown.textContent = btoa(encodeURIComponent(JSON.stringify(seen)));
-document.body.append(shown);
-</script>"""
+"""
+
+# Where the keyboard's focus stays, which keys are the browser's, what the pointer on a head shows.
+FOCUS_AND_HOVER = """
+const heads = at("heads").children, looks = at("looks").children;
+const summary = document.querySelector("summary");
+function arrow(element, key, modifier = {}) {
+  const options = { key, bubbles: true, cancelable: true, ...modifier };
+  return !element.dispatchEvent(new KeyboardEvent("keydown", options));  // whether it was taken
+}
+seen.focus = [];
+for (const element of [heads[1], summary, at("layer"), at("tokens").children[3], looks[3]]) {
+  token = 3; draw();
+  element.focus();
+  arrow(element, "ArrowLeft");
+  at("layer").dispatchEvent(new Event("input"));
+  const group = element.parentNode, moves = group === at("tokens") || group === at("looks");
+  seen.focus.push(document.activeElement === (moves ? group.children[2] : element));
+}
+document.activeElement.blur();
+seen.taken = {};
+for (const modifier of ["altKey", "ctrlKey", "metaKey", "shiftKey", "none"]) {
+  token = 3; draw();
+  seen.taken[modifier] = [arrow(document.body, "ArrowLeft", { [modifier]: true }), token];
+}
+function shown() {
+  const pressed = [...heads].map((button) => button.getAttribute("aria-pressed")).join();
+  return [at("strongest").textContent.slice(0, 15), looks[0].style.background, pressed];
+}
+token = 3; draw();
+seen.chosen = shown();
+heads[1].dispatchEvent(new MouseEvent("mouseenter"));
+seen.hover = shown();
+at("layer").dispatchEvent(new Event("input"));
+seen.redrawn = shown();
+heads[1].dispatchEvent(new MouseEvent("mouseleave"));
+seen.left = shown();
+heads[1].dispatchEvent(new FocusEvent("focus"));
+seen.focused = shown();
+heads[1].dispatchEvent(new FocusEvent("blur"));
+seen.blurred = shown();
+heads[1].click();
+heads[1].dispatchEvent(new MouseEvent("mouseleave"));
+seen.clicked = shown();
+seen.spent = [0, 1].map((h) => Math.round(255 * (1 - attention(0, h, 3, 0))));
+"""
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +153,11 @@ def test_lens_lengths_and_logits_on_the_page_are_the_models(
     assert data["token_ids"] == token_ids[0].tolist()
 
 
-def test_boxes_have_the_lines_of_the_architecture_and_all_parameters(
+def size(box: dict[str, Any]) -> int:
+    return sum(math.prod(shape) for shape in box["parameters"].values())
+
+
+def test_boxes_have_the_lines_of_the_architecture_and_name_all_parameters(
     data: dict[str, Any], word_model: GPT2
 ) -> None:
     boxes = {box["title"]: box for box in data["boxes"]}
@@ -105,9 +165,15 @@ def test_boxes_have_the_lines_of_the_architecture_and_all_parameters(
         first = box["first_line"] - 1
         lines = MODEL_FILE[first : first + len(box["code"].split("\n"))]
         assert dedent("\n".join(lines)) == box["code"]
-    parts = [boxes[title]["parameters"] for title in ("Embedding", "Final norm", "Output head")]
-    assert boxes["Block"]["parameters"] == sum(boxes[x]["parameters"] for x in ("Attention", "MLP"))
-    assert sum(parts) + 3 * boxes["Block"]["parameters"] == data["parameters"]
+    named = {name: list(p.shape) for name, p in word_model.trf_blocks[0].named_parameters()}
+    assert boxes["Block"]["parameters"] == named
+    assert boxes["Attention"]["parameters"] | boxes["MLP"]["parameters"] == named
+    assert {"norm1.weight", "attn.query.weight"} < set(boxes["Attention"]["parameters"])
+    assert {"norm2.weight", "mlp.mlp_in.weight"} < set(boxes["MLP"]["parameters"])
+    assert list(boxes["Embedding"]["parameters"]) == ["tok_emb.weight", "pos_emb.weight"]
+    parts = [size(boxes[title]) for title in ("Embedding", "Final norm", "Output head")]
+    assert size(boxes["Block"]) == size(boxes["Attention"]) + size(boxes["MLP"])
+    assert sum(parts) + 3 * size(boxes["Block"]) == data["parameters"]
     assert data["parameters"] == sum(p.numel() for p in word_model.parameters())
 
 
@@ -125,7 +191,8 @@ def test_an_untied_head_opens_to_the_line_that_calls_it(
     untied.out_head = nn.Linear(16, tokenizer.vocab_size)
     head = page_data(untied, tokenizer, "a", "")["boxes"][-1]
     assert head["code"].startswith("return self.out_head(")
-    assert head["parameters"] == 17 * tokenizer.vocab_size
+    n = tokenizer.vocab_size
+    assert head["parameters"] == {"out_head.weight": [n, 16], "out_head.bias": [n]}
 
 
 def test_what_a_page_cannot_show_is_refused(word_model: GPT2, tokenizer: Tokenizer) -> None:
@@ -152,23 +219,59 @@ def test_the_command_writes_a_page_and_says_what_is_wrong_in_one_line(tmp_path: 
     assert done.stderr.startswith("error: the page shows from 1") and done.stderr.count("\n") == 1
 
 
-def test_in_a_browser_the_page_does_what_it_says(
-    page: Path, tmp_path: Path, word_model: GPT2, token_ids: torch.Tensor
-) -> None:
+def seen_in_a_browser(page: Path, folder: Path, actions: str) -> dict[str, Any]:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("needs chromium")
-    acted = tmp_path / "acted.html"
-    text = page.read_text(encoding="utf-8").replace("</body>", ACTIONS + "</body>")
+    acted = folder / "acted.html"
+    text = page.read_text(encoding="utf-8").replace("</body>", SCRIPT % actions + "</body>")
     acted.write_text(text, encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", acted.as_uri()]
+    flags += [f"--user-data-dir={folder / 'profile'}", "--dump-dom", acted.as_uri()]
     done = subprocess.run([browser, *flags], capture_output=True, encoding="utf-8", timeout=120)
     assert "CONSOLE" not in done.stderr
     found = re.search(r'id="seen">([^<]*)<', done.stdout)
     assert found, done.stderr
-    decoded = base64.b64decode(found[1]).decode()
-    check_what_was_seen(json.loads(unquote(decoded)), word_model, token_ids)
+    return json.loads(unquote(base64.b64decode(found[1]).decode()))
+
+
+def test_in_a_browser_the_page_does_what_it_says(
+    page: Path, tmp_path: Path, word_model: GPT2, token_ids: torch.Tensor
+) -> None:
+    seen = seen_in_a_browser(page, tmp_path, ACTIONS)
+    check_what_was_seen(seen, word_model, token_ids)
+    check_listed_parameters(seen, word_model)
+
+
+def test_redrawing_keeps_the_focus_and_the_browsers_keys_and_hover_shows_a_head(
+    page: Path, tmp_path: Path
+) -> None:
+    seen = seen_in_a_browser(page, tmp_path, FOCUS_AND_HOVER)
+    assert seen["focus"] == [True] * 5
+    taken = seen["taken"]
+    assert taken.pop("none") == [True, 2]
+    assert list(taken.values()) == [[False, 3]] * 4
+    grey = [f"rgb({share}, {share}, {share})" for share in seen["spent"]]
+    assert grey[0] != grey[1]
+    first = ["Layer 0, head 0", grey[0], "true,false"]
+    assert seen["chosen"] == seen["left"] == seen["blurred"] == first
+    second = ["Layer 0, head 1", grey[1], "true,false"]  # shown, not chosen
+    assert seen["hover"] == seen["redrawn"] == seen["focused"] == second
+    assert seen["clicked"] == ["Layer 0, head 1", grey[1], "false,true"]
+
+
+def check_listed_parameters(seen: dict[str, Any], model: GPT2) -> None:
+    named = dict(model.named_parameters())
+    named |= dict(model.trf_blocks[0].named_parameters())
+    for text, rows in seen["parameters"]:
+        for name, shape, count in rows:
+            assert shape == f"({', '.join(map(str, named[name].shape))})"
+            assert int(count.replace(",", "")) == named[name].numel()
+        total = sum(int(count.replace(",", "")) for _, _, count in rows)
+        assert text.startswith(f"{total:,} parameters")
+    attention, mlp = [[name for name, _, _ in seen["parameters"][i][1]] for i in (2, 3)]
+    assert attention[:3] == ["norm1.weight", "norm1.bias", "attn.query.weight"]
+    assert mlp[:3] == ["norm2.weight", "norm2.bias", "mlp.mlp_in.weight"]
 
 
 def check_what_was_seen(seen: dict[str, Any], model: GPT2, token_ids: torch.Tensor) -> None:

@@ -10,12 +10,13 @@ import base64
 import html
 import inspect
 import json
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2mini.files import write_text
 from gpt2mini.inspection.lens import logit_lens
@@ -109,8 +110,8 @@ def lengths(found: Trace) -> dict[str, list[list[float]]]:
 WHAT_IT_DOES = {
     "Embedding": "A vector for each token and one for each position, added: the stream begins.",
     "Block": "Both parts read the stream and add to it; it passes by unchanged.",
-    "Attention": "Every token gathers what it needs from itself and the tokens before it.",
-    "MLP": "Every token on its own: widen fourfold, bend, narrow.",
+    "Attention": "After norm1, every token gathers what it needs from itself and those before it.",
+    "MLP": "After norm2, every token on its own: widen fourfold, bend, narrow.",
     "Final norm": "Bring each vector to mean 0 and spread 1, then scale and shift.",
     "Output head": "Compare each vector with every token's: the closer, the likelier it is next.",
 }
@@ -129,24 +130,31 @@ def boxes(model: GPT2, tokens: int) -> list[dict[str, Any]]:
     tied = isinstance(model.out_head, TiedHead)
     head = source_of(TiedHead) if tied else lines_of(GPT2.forward, "return self.out_head(", 1)
     attention = source_of(MultiHeadAttention.forward)
+    of_model, of_block = partial(parameters_of, model), partial(parameters_of, block)
+    both = of_block("norm1", "attn", "norm2", "mlp")
     return [
-        box("Embedding", f"({tokens}) -> {stream}", [model.tok_emb, model.pos_emb], embedding),
-        box("Block", stream, [block], source_of(TransformerBlock.forward), in_block=True),
-        box("Attention", by_head, [block.norm1, block.attn], attention, in_block=True),
-        box("MLP", widened, [block.norm2, block.mlp], source_of(MLP), in_block=True),
-        box("Final norm", stream, [model.final_norm], final_norm),
-        box("Output head", f"{stream} -> ({tokens}, {vocab})", [model.out_head], head),
+        box("Embedding", f"({tokens}) -> {stream}", of_model("tok_emb", "pos_emb"), embedding),
+        box("Block", stream, both, source_of(TransformerBlock.forward), in_block=True),
+        box("Attention", by_head, of_block("norm1", "attn"), attention, in_block=True),
+        box("MLP", widened, of_block("norm2", "mlp"), source_of(MLP), in_block=True),
+        box("Final norm", stream, of_model("final_norm"), final_norm),
+        box("Output head", f"{stream} -> ({tokens}, {vocab})", of_model("out_head"), head),
     ]
+
+
+def parameters_of(owner: nn.Module, *parts: str) -> dict[str, list[int]]:
+    """The shapes of the parameters of these parts of a module, by their names in it."""
+    named = owner.named_parameters()
+    return {name: list(p.shape) for name, p in named if name.split(".")[0] in parts}
 
 
 def box(
     title: str,
     shape: str,
-    modules: list[torch.nn.Module],
+    parameters: dict[str, list[int]],
     source: tuple[int, str],
     in_block: bool = False,
 ) -> dict[str, Any]:
-    parameters = sum(p.numel() for module in modules for p in module.parameters())
     first, code = source
     return {
         "title": title,
