@@ -4,7 +4,7 @@
     python examples/finetune_classifier.py --model gpt2 --data SMSSpamCollection --balance
     python examples/finetune_classifier.py --data reviews.csv --method lora --epochs 3
 
-The data are label<TAB>text lines, CSV or JSONL, with any number of classes. The head is replaced by
+The data are label<TAB>text lines or records, with any number of classes. The head is replaced by
 one output per class, read at the last token of each text. Writes metrics.jsonl, summary.json,
 loss.png, confusion.png and the model with the lowest validation loss to --out.
 """
@@ -23,6 +23,7 @@ from flags import (
     is_small,
     keeping,
     leave_the_rest_to_the_first,
+    parse_columns,
     positive,
     run,
     training_flags,
@@ -53,7 +54,7 @@ from gpt2mini.training import (
     texts_to_train_on,
     train,
 )
-from gpt2mini.training.precision import pick_device
+from gpt2mini.training.precision import autocast, pick_device
 from gpt2mini.training.processes import process_count
 
 SAMPLE = Path(__file__).parent / "data" / "messages.tsv"
@@ -67,7 +68,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
 
-    data = read_labelled(args.data)
+    data = read_labelled(args.data, parse_columns(args.columns))
     if args.balance:
         data = balanced(data, args.seed)
     print(f"{len(data)} texts: {', '.join(f'{n} {name}' for name, n in data.counts().items())}")
@@ -129,7 +130,8 @@ def main() -> None:
 
     model = load_best(args, out, data.class_names, device)
     tokenizer.save_pretrained(out / "best")
-    found = predict(model, tokenizer, test.texts, data.class_names, args.keep)
+    with autocast(device, args.dtype):  # all as it was in training and validation
+        found = predict(model, tokenizer, test.texts, data.class_names, args.keep, longest)
     number = {name: i for i, name in enumerate(data.class_names)}
     report = classification_report(
         test.labels, [number[p.class_name] for p in found], data.class_names
@@ -252,7 +254,12 @@ def draw(out: Path, args: argparse.Namespace, report: ClassificationReport) -> N
 def parse_arguments() -> argparse.Namespace:
     parser = training_flags(__doc__, out="runs/finetune_classifier")
     parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
-    parser.add_argument("--data", default=SAMPLE, help="label<TAB>text lines, .csv or .jsonl")
+    parser.add_argument(
+        "--data",
+        default=SAMPLE,
+        help=".jsonl, .json, .csv or hf:owner/name:split; any other file: label<TAB>text lines",
+    )
+    parser.add_argument("--columns", help="fields called otherwise: label=theirs,text=theirs")
     parser.add_argument("--balance", action="store_true", help="as many texts of every class")
     parser.add_argument("--method", choices=list(PEAK_RATES), default="last-blocks")
     parser.add_argument(

@@ -43,10 +43,17 @@ def predict(
     texts: Sequence[str],
     class_names: Sequence[str],
     keep: str = "head",
+    longest: int | None = None,
 ) -> list[Prediction]:
-    """The class of each text, with probabilities. keep: which end of a text that is too long for
-    the context is read, "head" or "tail"."""
-    rows = encode_texts(texts, tokenizer, model.config.context_length, keep)
+    """The class of each text, with probabilities.
+
+    keep: which end of a text of more than `longest` tokens is read, "head" or "tail"; None stands
+    for the context. Both should be what they were in training.
+    """
+    longest = model.config.context_length if longest is None else longest
+    rows = encode_texts(texts, tokenizer, longest, keep)
+    if not rows:
+        return []
     probabilities = class_logits(model, rows).softmax(dim=1)  # (texts, classes)
     if probabilities.shape[1] != len(class_names):
         raise ValueError(
@@ -151,11 +158,11 @@ def block_at_last_token(
     if not all(type(layer) is nn.Linear for layer in (block.attn.key, block.attn.value)):
         pattern = attention_pattern(x[..., 0], attention_mask, past=0)
         return last_token(block(x, pattern), attention_mask)[:, None]  # adapters: the plain way
-    is_real = x.new_ones(x.shape[:2], dtype=torch.bool)  # (batch, tokens)
-    if attention_mask is not None:
-        is_real = attention_mask.bool()
-    x_last = last_token(x, is_real)  # (batch, emb)
-    x_last = x_last + block.drop(attention_of_last_token(block.attn, block.norm1(x), is_real))
+    if attention_mask is None:
+        attention_mask = x.new_ones(x.shape[:2], dtype=torch.bool)  # (batch, tokens)
+    x_last = last_token(x, attention_mask)  # (batch, emb)
+    seen = attention_of_last_token(block.attn, block.norm1(x), attention_mask)  # (batch, emb)
+    x_last = x_last + block.drop(seen)
     x_last = x_last[:, None]  # (batch, 1, emb)
     return x_last + block.drop(block.mlp(block.norm2(x_last)))
 
@@ -163,18 +170,19 @@ def block_at_last_token(
 def attention_of_last_token(
     attn: MultiHeadAttention,
     x: Float[Tensor, "batch tokens emb"],
-    is_real: Bool[Tensor, "batch tokens"],
+    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"],
 ) -> Float[Tensor, "batch emb"]:
-    """The last real token looks at all real ones, without their keys and values.
+    """The last real token looks at all tokens of its text, without their keys and values.
 
     query @ (W x) is (query @ W) @ x: with one query, turning that one around costs less than making
     a key of every token. And the weighted sum of values is the value of the weighted sum. (A bias
     of the keys adds the same to every score, which softmax does not notice.)
     """
-    places = torch.arange(x.shape[1], device=x.device).expand(is_real.shape)  # (batch, tokens)
-    last = last_token(places, is_real)  # (batch)
-    visible = is_real | (places == last[:, None])  # a row of padding sees itself
-    query = attn.query(last_token(x, is_real)).unflatten(1, (attn.n_heads, -1))
+    places = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])  # (batch, tokens)
+    last = last_token(places, attention_mask)[:, None]  # (batch, 1)
+    same_text = attention_mask == attention_mask.gather(1, last)  # (batch, tokens)
+    visible = same_text & (places <= last)  # in a row of padding the first token sees itself
+    query = attn.query(last_token(x, attention_mask)).unflatten(1, (attn.n_heads, -1))
     key_matrix = attn.key.weight.unflatten(0, (attn.n_heads, -1))  # (heads, head_dim, emb)
     value_matrix = attn.value.weight.unflatten(0, (attn.n_heads, -1))  # (heads, head_dim, emb)
     turned = torch.einsum("bhd,hde->bhe", query, key_matrix)  # (batch, heads, emb)

@@ -1,11 +1,14 @@
 """Classification: files, splits, batches, the last token, frozen layers, the report."""
 
+import importlib
 import json
 import logging
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +128,36 @@ def test_a_bad_file_is_refused_with_the_line(
         read_labelled(write(tmp_path / name, contents))
 
 
+def test_labels_that_are_the_same_number_are_one_class(tmp_path: Path) -> None:
+    lines = ['{"label": 1, "text": "x"}', '{"label": 1.0, "text": "y"}', '{"label": 0, "text": ""}']
+    path = write(tmp_path / "a.jsonl", "\n".join([*lines, '{"label": 0.5, "text": "z"}']))
+    assert read_labelled(path) == LabelledTexts(["x", "y", "z"], [1, 1, 0], ["0.5", "1"])
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_end_of_a_file_s_name_may_be_in_capitals(tmp_path: Path, name: str) -> None:
+    assert read_labelled(write(tmp_path / name.upper(), FORMS[name])) == EXPECTED
+
+
+def test_a_header_of_tab_separated_lines_is_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "\ufeffLabel\tText\r\n" + FORMS["a.tsv"])
+    assert read_labelled(path) == EXPECTED
+    path = write(tmp_path / "a.tsv", FORMS["a.tsv"] + "label\ttext\n")
+    assert read_labelled(path).class_names == ["ham", "label", "spam"]
+
+
+def test_lines_without_named_columns_refuse_their_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", FORMS["a.tsv"])
+    with pytest.raises(ValueError, match="no named columns"):
+        read_labelled(path, {"label": "stars"})
+
+
+def test_how_many_texts_are_empty_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "a.tsv", FORMS["a.tsv"] + "ham\t\nspam\t  \n")
+    assert read_labelled(path) == EXPECTED
+    assert "a.tsv: 2 of 5 texts are empty and were left out" in caplog.text
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing.tsv"):
         read_labelled(tmp_path / "nothing.tsv")
@@ -208,6 +241,13 @@ def test_a_long_text_is_cut_with_a_notice(caplog: pytest.LogCaptureFixture, keep
     assert f"1 of 3 texts were longer than 100 tokens: their {keep} was kept" in caplog.text
 
 
+@pytest.mark.parametrize("longest", [0, -3])
+def test_texts_of_less_than_one_token_are_refused(longest: int) -> None:
+    tokenizer = Tokenizer.from_pretrained("gpt2-nano")
+    with pytest.raises(ValueError, match=f"longest must be at least 1 token, not {longest}"):
+        encode_texts(["one", "two"], tokenizer, longest)
+
+
 # ---- the last token
 
 
@@ -254,6 +294,21 @@ def test_logits_do_not_change_with_padding_its_side_or_its_id(
     ids, mask = pad_left(rows, pad_id, extra=3)
     assert_close(last_token_logits(classifier, ids, mask), expected, atol=1e-4, rtol=0)
     assert_close(class_logits(classifier, rows), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [1, 1, 1, 2, 2, 2, 2, 0, 0],
+        [0, 0, 1, 1, 1, 1, 1, 1, 2],
+        [3, 3, 1, 1, 0, 3, 3, 1, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0, 0],
+    ],
+)
+def test_the_last_token_sees_only_its_own_text(classifier: GPT2, numbers: list[int]) -> None:
+    ids, mask = random_ids(2, 9), torch.tensor([numbers, [1] * 9])
+    expected = last_token(classifier(ids, mask), mask)
+    assert_close(last_token_logits(classifier, ids, mask), expected, atol=1e-4, rtol=0)
 
 
 def test_without_padding_no_mask_is_needed(classifier: GPT2) -> None:
@@ -459,11 +514,16 @@ def test_shuffled_batches_are_a_function_of_the_seed() -> None:
 # ---- predictions and the report
 
 
-def test_predict_gives_names_and_probabilities() -> None:
+def classifier_of_text() -> tuple[GPT2, Tokenizer]:
     tokenizer = Tokenizer.from_pretrained("gpt2-nano")
     model = GPT2(replace(TINY, vocab_size=tokenizer.vocab_size))
     enlarge(model)
     model.out_head = nn.Linear(TINY.emb_dim, 2)
+    return model, tokenizer
+
+
+def test_predict_gives_names_and_probabilities() -> None:
+    model, tokenizer = classifier_of_text()
     texts = ["Good morning.", "A much longer text, for the padding of the other.", ""]
     found = predict(model, tokenizer, texts, ["ham", "spam"])
     for prediction in found:
@@ -474,6 +534,40 @@ def test_predict_gives_names_and_probabilities() -> None:
     assert alone.probabilities == pytest.approx(found[0].probabilities, abs=1e-5)
     with pytest.raises(ValueError, match="3 class names for a head of 2 outputs"):
         predict(model, tokenizer, texts, ["a", "b", "c"])
+    assert predict(model, tokenizer, [], ["ham", "spam"]) == []
+    with pytest.raises(ValueError, match="expected a list of texts, not one text"):
+        predict(model, tokenizer, "hello", ["ham", "spam"])
+
+
+@pytest.mark.parametrize("keep", ["head", "tail"])
+def test_predict_reads_no_more_than_it_is_told(keep: str) -> None:
+    model, tokenizer = classifier_of_text()
+    ids = tokenizer.encode("one two three four five six")
+    read = ids[:4] if keep == "head" else ids[-4:]
+    logits = model(torch.tensor([read]))[0, -1]
+    (found,) = predict(model, tokenizer, [tokenizer.decode(ids)], ["a", "b"], keep, longest=4)
+    assert list(found.probabilities.values()) == pytest.approx(logits.softmax(0).tolist(), abs=1e-5)
+
+
+def test_the_example_tests_as_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same columns of the file, the same end of each text, in the same precision."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    example = importlib.import_module("finetune_classifier")
+    rows = [f"{'AB'[i % 2]},{'word ' * 9}number {i}" for i in range(20)]
+    path = write(tmp_path / "a.csv", "\n".join(["stars,label", *rows]))
+    asked: list[tuple] = []
+
+    def spy(model: GPT2, tokenizer: Tokenizer, texts: list[str], *others: Any) -> list:
+        asked.append((*others, torch.is_autocast_enabled("cpu")))
+        return predict(model, tokenizer, texts, *others)
+
+    monkeypatch.setattr(example, "predict", spy)
+    flags = "--steps 1 --longest 8 --keep tail --dtype bf16 --device cpu --columns"
+    columns = "label=stars,text=label"
+    arguments = ["--data", str(path), "--out", str(tmp_path), *flags.split(), columns]
+    monkeypatch.setattr(sys, "argv", ["finetune_classifier.py", *arguments])
+    example.main()
+    assert asked == [(["A", "B"], "tail", 8, True)]
 
 
 def test_the_report_by_hand() -> None:

@@ -1,6 +1,7 @@
 """Records of any form become exchanges, exchanges become token ids with labels, and rows that
 several of them share give each the logits that it has alone."""
 
+import csv
 import json
 import logging
 import sys
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from gpt2mini import GPT2, Tokenizer, generate
+from gpt2mini.data import records
 from gpt2mini.data.instructions import (
     ALPACA,
     EncodedExchange,
@@ -29,6 +31,7 @@ from gpt2mini.data.instructions import (
     pack,
     read_exchanges,
 )
+from gpt2mini.data.preferences import read_preferences
 from gpt2mini.data.records import read_records
 from gpt2mini.losses import IGNORED, next_token_loss
 from gpt2mini.training import Settings, adamw, train
@@ -123,6 +126,16 @@ def test_a_bad_file_is_refused_with_the_line(
         read_exchanges(write(tmp_path / name, contents))
 
 
+def test_a_field_of_csv_may_be_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, question = csv.field_size_limit(), "why? " * 30_000
+    path = write(tmp_path / "a.CSV", f"prompt,completion\n{question},So.\n")
+    assert read_exchanges(path, "{prompt}") == [Exchange(question, "So.")]
+    monkeypatch.setattr(records, "LARGEST_FIELD", 100)
+    with pytest.raises(ValueError, match=r"line 2: not valid CSV .*field larger"):
+        read_exchanges(path, "{prompt}")
+    assert csv.field_size_limit() == limit
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.jsonl"):
         read_exchanges(tmp_path / "nothing.jsonl")
@@ -155,11 +168,15 @@ def test_templates() -> None:
     assert without.endswith("### Instruction:\nAdd [it].\n\n### Response:\n")
 
 
-@pytest.mark.parametrize("template", ["Question:", "{prompt} {mood}", "{input}", ""])
-def test_a_template_that_loses_the_prompt_is_refused(tmp_path: Path, template: str) -> None:
-    path = write(tmp_path / "a.jsonl", json.dumps(ROW))
-    with pytest.raises(ValueError, match=r"must hold \{prompt\}, or \{instruction\}"):
-        read_exchanges(path, template)
+@pytest.mark.parametrize(
+    "template", ["Question:", "{prompt} {mood}", "{input}", "", "Instruction: {instruction}"]
+)
+def test_a_template_that_loses_part_of_a_record_is_refused(tmp_path: Path, template: str) -> None:
+    row = {"instruction": "Add", "input": "2 and 3", "output": "5", "rejected": "6"}
+    path = write(tmp_path / "a.jsonl", json.dumps(row))
+    for read in (read_exchanges, read_preferences):
+        with pytest.raises(ValueError, match=r"must hold \{prompt\}, or \{instruction\}"):
+            read(path, template)
 
 
 # ---- token ids and labels

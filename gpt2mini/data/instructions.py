@@ -74,9 +74,11 @@ def exchange(record: Record, template: str) -> Exchange:
 
 
 def check_template(template: str) -> None:
-    """Raise ValueError for a template that would lose the prompt or has an unknown field."""
-    unknown = set(re.findall(r"\{(\w*)\}", template)) - {"prompt", "instruction", "input"}
-    if unknown or not re.search(r"\{(prompt|instruction)\}", template):
+    """Raise ValueError for a template that would lose the prompt or an input that comes with it,
+    or that has an unknown field."""
+    fields = set(re.findall(r"\{(\w*)\}", template))
+    holds_all = "prompt" in fields or fields >= {"instruction", "input"}
+    if not holds_all or not fields <= {"prompt", "instruction", "input"}:
         raise ValueError(
             f"the template {template!r} must hold {{prompt}}, or {{instruction}} and {{input}}, "
             "and no other field"

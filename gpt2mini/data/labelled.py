@@ -49,17 +49,23 @@ def read_labelled(source: str | Path, columns: Mapping[str, str] | None = None) 
     """Read records (.csv, .jsonl, .json, hf:owner/name:split) or else `label<TAB>text` lines.
 
     The label and the text are the fields called so, or by another usual name, or what `columns`
-    says: {"label": "stars"}. Raises ValueError, with the number of the line, for one that is none
-    of these, for invalid UTF-8, and for a file with fewer than two classes.
+    says: {"label": "stars"}. Empty texts are left out; how many, is said in a warning. Raises
+    ValueError, with the number of the line, for one that is none of these, for invalid UTF-8, and
+    for a file with fewer than two classes.
     """
     path = Path(source)
-    if str(source).startswith(HUB) or path.suffix in (".csv", ".jsonl", ".json"):
-        found = read_named(source, columns)
+    if str(source).startswith(HUB) or path.suffix.lower() in (".csv", ".jsonl", ".json"):
+        found = list(read_named(source, columns))
+    elif columns:
+        raise ValueError(f"{path} is read as label<TAB>text lines, which have no named columns")
     elif path.is_file():
-        found = read_tsv(path)
+        found = list(read_tsv(path))
     else:
         raise FileNotFoundError(f"{path} is no file of labelled texts")
     pairs = [(label, text) for label, text in found if text.strip()]
+    if len(pairs) < len(found):
+        message = "%s: %d of %d texts are empty and were left out"
+        logger.warning(message, source, len(found) - len(pairs), len(found))
     class_names = sorted({label for label, _ in pairs})
     if len(class_names) < 2:
         what = f"only the class {class_names[0]!r}" if pairs else "no labelled text"
@@ -75,6 +81,9 @@ def read_tsv(path: Path) -> Iterator[tuple[str, str]]:
         label, tab, text = line.partition("\t")
         if not tab or not label.strip():
             raise ValueError(f"{path}, line {number}: expected label<TAB>text, found {line[:60]!r}")
+        names = (label.strip().lower(), text.strip().lower())
+        if number == 1 and names == ("label", "text"):
+            continue  # a header
         yield label.strip(), text
 
 
@@ -89,6 +98,8 @@ def read_named(source: str | Path, columns: Mapping[str, str] | None) -> Iterato
         label = record.fields[name]
         if isinstance(label, dict | list) or label is None or not str(label).strip():
             raise ValueError(f"{record.place}: {name!r} must name a class, not {label!r}")
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)  # 1.0 in JSON is the class 1
         yield str(label).strip(), text
 
 
@@ -159,6 +170,10 @@ def encode_texts(
 
     A text without tokens becomes <|endoftext|>, so that there is something to read.
     """
+    if isinstance(texts, str):
+        raise ValueError("expected a list of texts, not one text: put it in brackets, [text]")
+    if longest < 1:
+        raise ValueError(f"longest must be at least 1 token, not {longest}")
     if keep not in ("head", "tail"):
         raise ValueError(f"keep must be 'head' or 'tail', not {keep!r}")
     rows, cut = [], 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 HUB = "hf:"  # hf:owner/name or hf:owner/name:split
+LARGEST_FIELD = 2**31 - 1  # of a CSV file; the csv module stops at 131,072 characters by itself
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,12 @@ def read_records(source: str | Path, columns: Mapping[str, str] | None = None) -
 def read_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    if path.suffix == ".csv":
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
         yield from read_csv(path)
-    elif path.suffix == ".json" and path.read_bytes().lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"[":
+    elif suffix == ".json" and path.read_bytes().lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"[":
         yield from read_json_array(path)
-    elif path.suffix in (".json", ".jsonl"):
+    elif suffix in (".json", ".jsonl"):
         yield from read_json_lines(path)
     else:
         raise ValueError(f"{path}: expected a file that ends in .jsonl, .json or .csv")
@@ -92,17 +94,26 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_csv(path: Path) -> list[tuple[str, dict[str, Any]]]:
     for _ in numbered_lines(path):  # to name the line that is not UTF-8
         pass
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        for row in rows:
-            place = f"{path}, line {rows.line_num}"
-            if None in row or None in row.values():
-                wanted = ", ".join(rows.fieldnames or [])
-                raise ValueError(f"{place}: expected the {len(rows.fieldnames or [])} of {wanted}")
-            yield place, row
+    found = []
+    limit_before = csv.field_size_limit(LARGEST_FIELD)  # everybody's: hence a list, read at once
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            for row in rows:
+                place = f"{path}, line {rows.line_num}"
+                if None in row or None in row.values():
+                    names = rows.fieldnames or []
+                    raise ValueError(f"{place}: expected the {len(names)} of {', '.join(names)}")
+                found.append((place, row))
+    except csv.Error as error:
+        line = rows.reader.line_num
+        raise ValueError(f"{path}, line {line}: not valid CSV ({error})") from None
+    finally:
+        csv.field_size_limit(limit_before)
+    return found
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
