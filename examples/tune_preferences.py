@@ -15,6 +15,7 @@ its adapter) to --out.
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -32,6 +33,7 @@ from flags import (
     positive,
     read_and_split,
     record_flags,
+    report_forgetting,
     run,
     template_of,
     training_flags,
@@ -89,7 +91,8 @@ def main() -> None:
     training, held_out = read_and_split(args, read_preferences)
     if args.held_out:
         others = read_preferences(args.held_out, template_of(args), parse_columns(args.columns))
-        training, held_out = training + held_out, others[: args.held_out_pairs]
+        training, held_out = training + held_out, others
+    held_out = held_out[: args.held_out_pairs]
     print(f"{len(training)} pairs to learn from, {len(held_out)} held out, on {device}")
     tokenizer = Tokenizer.from_pretrained(args.model)
     model = GPT2.from_pretrained(args.model, device=device)
@@ -97,6 +100,7 @@ def main() -> None:
     if args.method == "reward":
         summary = tune_reward(args, out, model, tokenizer, training, held_out)
     else:
+        sys.path.append(str(Path.cwd()))  # where --reward my_rewards:politeness is looked for
         # an adapter's base must stay as it is: with --lora the policy's own does
         reward = find_reward(args.reward, device, base=model if args.lora else deepcopy(model))
         prompts = different_prompts(held_out)[: args.compare]
@@ -110,7 +114,11 @@ def main() -> None:
         print(f"\n{found.show(args.answers)}\n{args.reward}: {found}")
         if best is not None:
             print(f"without any tuning, the best of {args.best_of} answers: {best:.4f}")
+        base = None if args.lora else GPT2.from_pretrained(args.model, device=device)
+        held_out_text = "\n\n".join(one.prompt + one.chosen for one in held_out)
+        forgotten = report_forgetting(base, model, tokenizer, held_out_text)
         summary |= {"reward_function": args.reward, **found.summary(), "best_of_n": best}
+        summary["forgetting"] = forgotten
     settings = {"model": str(args.model), "data": str(args.data), "method": args.method}
     seconds = round(time.perf_counter() - began, 1)
     write_summary(out, {**settings, "seconds": seconds, **summary})
@@ -173,9 +181,13 @@ def tune_dpo(
     )
     choose_what_learns(args, model)
     figures = Figures()
-    options = {"beta": args.beta, "reference_free": args.reference_free}
-    more = {"label_smoothing": args.label_smoothing, "variant": args.variant}
-    step = partial(dpo_step, **options, **more, figures=figures)
+    options = {
+        "beta": args.beta,
+        "label_smoothing": args.label_smoothing,
+        "variant": args.variant,
+        "reference_free": args.reference_free,
+    }
+    step = partial(dpo_step, **options, figures=figures)
     evaluate = partial(evaluate_dpo, model, validation, **options, precision=args.dtype)
     save = save_adapter if args.lora else GPT2.save_pretrained
     train_on_pairs(args, out, model, pairs, step, evaluate, figures, save)
@@ -211,7 +223,13 @@ def tune_on_policy(
     if args.method == "ppo":
         own = GPT2.from_pretrained(args.value_model, device=device) if args.value_model else None
         learner = critic = ActorCritic(model, own)
-        controller, ppo = KLController(args.kl, args.target_kl), PPOSettings()
+        controller = KLController(args.kl, args.target_kl)
+        ppo = PPOSettings(
+            clip=args.clip,
+            gae_lambda=args.gae_lambda,
+            whiten_rewards=args.whiten_rewards,
+            kl_estimator=args.kl_estimator,
+        )
         batches = ppo_batches(
             critic, tokenizer, prompts, reward, settings, ppo, controller, generator, reference,
             figures,
@@ -221,7 +239,7 @@ def tune_on_policy(
         batches = grpo_batches(
             model, tokenizer, prompts, reward, settings, generator, reference, figures
         )
-        step = partial(grpo_step, kl_coefficient=args.kl, figures=figures)
+        step = partial(grpo_step, kl_coefficient=args.kl, clip=args.clip, figures=figures)
     loop = loop_settings(args, args.steps or args.rollouts * settings.updates, settings.updates)
     optimizer = adamw(learner, lr=peak_rate(args, model), weight_decay=0.0)
     rows = train(
@@ -369,7 +387,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
     record_flags(parser, SAMPLE, held_out=0.2)
     add("--held-out", help="another file to hold out, instead of a share of the data")
-    add("--held-out-pairs", type=int, help="only so many of it")
+    add("--held-out-pairs", type=positive, help="at most so many pairs held out")
     add("--lora", action="store_true", help="train adapters; no second copy as the reference")
     add("--rank", type=positive, default=8, help="of the adapters (default 8)")
     add("--epochs", type=float, default=3.0, help="reward, dpo: default 3")
@@ -384,6 +402,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--reward", default="toy", help="toy, a reward model's folder, or package.module:function")
     add("--kl", type=float, help="ppo, grpo: coefficient (default .03; .1)")
     add("--target-kl", type=float, help="ppo: nats per answer, to which --kl is adapted")
+    add("--kl-estimator", choices=["k1", "k3"], default="k1", help="ppo: in the reward")
+    add("--clip", type=float, default=0.2, help="ppo, grpo: of the ratio about 1 (default .2)")
+    add("--gae-lambda", type=float, default=0.95, help="ppo: default .95")
+    add("--whiten-rewards", action="store_true", help="ppo: give them variance 1")
     add("--rollouts", type=positive, default=20, help="ppo, grpo: default 20")
     add("--rollout-rows", type=int, default=32, help="responses in a rollout (default 32)")
     add("--rollout-epochs", type=int, default=2, help="times it is learned from (default 2)")
@@ -395,6 +417,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--best-of", type=int, default=4, help="answers per prompt without tuning (0: none)")
     args = parser.parse_args()
     args.batch_size = args.batch_size or (8 if args.method in ("reward", "dpo") else 16)
+    if args.target_kl is not None and args.method != "ppo":
+        parser.error(f"--target-kl is for --method ppo; {args.method} does not adapt --kl")
     if args.kl is None:
         args.kl = 0.1 if args.method == "grpo" else 0.03  # beside advantages of unit size
     return args

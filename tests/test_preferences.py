@@ -42,7 +42,13 @@ from gpt2mini.losses import (
     ppo_loss,
     value_loss,
 )
-from gpt2mini.preferences.dpo import dpo_step, evaluate_dpo, pair_logprobs, with_reference
+from gpt2mini.preferences.dpo import (
+    dpo_step,
+    evaluate_dpo,
+    pair_logprobs,
+    reward_figures,
+    with_reference,
+)
 from gpt2mini.preferences.evaluate import answer_prompts, best_of_n, compare_answers
 from gpt2mini.preferences.grpo import group_advantages, grpo_batches, grpo_step
 from gpt2mini.preferences.intervals import bootstrap_interval, wilson_interval
@@ -52,6 +58,7 @@ from gpt2mini.preferences.ppo import (
     PPOSettings,
     generalised_advantages,
     ppo_batches,
+    ppo_experience,
     ppo_step,
     token_rewards,
     whiten,
@@ -444,6 +451,30 @@ def test_smoothing_and_ipo_reach_the_loss(tiny_model: GPT2) -> None:
         dpo_step(tiny_model, batch, variant="kto")
 
 
+@pytest.mark.parametrize("reference_free", [False, True])
+@pytest.mark.parametrize("options", [{}, {"variant": "ipo"}, {"label_smoothing": 0.3}])
+def test_the_validation_loss_is_that_of_training(
+    options: dict, reference_free: bool, own_model: GPT2
+) -> None:
+    pairs = with_reference(random_pairs(5), own_model)
+    enlarge(own_model, seed=1)
+    options = {"beta": 0.5, "reference_free": reference_free, **options}
+    loss_sum, count = dpo_step(own_model, pad_pairs(pairs), **options)
+    report = evaluate_dpo(own_model, pairs, **options)
+    expected = float(loss_sum.detach()) / count
+    assert_close(report.loss, expected, atol=PRECISION, rtol=PRECISION)
+    assert f"loss {expected:.3f}" in str(report)
+    assert report.summary()["held_out_loss"] == report.loss
+
+
+def test_a_tie_is_half_right_in_training_as_in_the_report() -> None:
+    chosen, rejected = torch.tensor([1.0, 0.0, 0.0, 2.0]), torch.tensor([0.0, 0.0, 0.0, 3.0])
+    accuracy = reward_figures(chosen, rejected)["accuracy"].float().mean()
+    assert float(accuracy) == RewardReport(chosen, rejected).accuracy == 0.5
+    (unsure,) = calibration(torch.zeros(3))
+    assert unsure.correct == 0.5
+
+
 @torch.no_grad()
 def move_adapters(model: GPT2) -> None:
     """As if they had been trained."""
@@ -617,7 +648,13 @@ def raises_at_b(prompts: Sequence[str], responses: Sequence[str]) -> list[float]
         (lambda p, r: [0.0, float("nan")], "gave nan for the response 'b' to the prompt 'q'"),
         (lambda p, r: [0.0, None], "gave None for the response 'b'"),
         (lambda p, r: torch.tensor([float("inf"), 0.0]), "for the response 'a' to the prompt 'p'"),
-        (lambda p, r: None, "raised TypeError"),
+        (lambda p, r: [0.0, 1e39], "gave 1e\\+39 for the response 'b' .* finite in float32"),
+        (lambda p, r: [0.0, 10**400], "gave 1000.*000 for the response 'b' to the prompt 'q'"),
+        (lambda p, r: torch.zeros(2, 2), "gave tensor.* for the response 'a'"),
+        (lambda p, r: None, "the reward function gave None; expected 2 numbers"),
+        (lambda p, r: 0.5, "the reward function gave 0.5; expected 2 numbers"),
+        (lambda p, r: torch.tensor(0.5), r"gave tensor\(0.5.*\); expected 2 numbers"),
+        (lambda p, r: (raises_at_b(p, r)[i] for i in range(2)), "raised RuntimeError: no b"),
     ],
 )
 def test_a_bad_reward_function_is_named_with_what_it_choked_on(
@@ -653,7 +690,9 @@ def test_one_base_is_policy_reference_and_reward(
         find_reward(str(tmp_path))
 
 
-def test_rewards_are_found_by_name(text_model: GPT2, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_rewards_are_found_by_name(
+    text_model: GPT2, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert find_reward("toy") is positive_share
     assert find_reward("gpt2mini.preferences.toy:positive_share") is positive_share
     give_reward_head(text_model)
@@ -661,10 +700,14 @@ def test_rewards_are_found_by_name(text_model: GPT2, tokenizer: Tokenizer, tmp_p
     tokenizer.save_pretrained(tmp_path)
     expected = score_with_reward(text_model, tokenizer, ["a"], ["b"])
     assert_close(call_reward(find_reward(str(tmp_path)), ["a"], ["b"]), expected)
+    (tmp_path / "badly_written_reward.py").write_text("def f(:", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
     for name, message in (
         ("tyo", "neither 'toy' nor a folder"),
         ("no_such_module:f", "no reward function"),
         ("gpt2mini.preferences.toy:nothing", "no reward function"),
+        ("os:sep", "the reward 'os:sep' is .*; expected a function"),
+        ("badly_written_reward:f", "no reward function .*: SyntaxError"),
     ):
         with pytest.raises(ValueError, match=message):
             find_reward(name)
@@ -779,6 +822,16 @@ def test_rows_must_divide_evenly() -> None:
         RolloutSettings(epochs=0)
 
 
+def test_an_answer_must_leave_room_for_a_prompt(text_model: GPT2, tokenizer: Tokenizer) -> None:
+    context = text_model.config.context_length
+    message = rf"max_new_tokens \({context}\) leaves no room for a prompt in the context"
+    with pytest.raises(ValueError, match=message):
+        answer_prompts(text_model, tokenizer, PROMPTS, context)
+    settings = replace(SMALL, max_new_tokens=context)
+    with pytest.raises(ValueError, match=message):
+        small_batches(ActorCritic(text_model), tokenizer, None, Figures(), rollouts=settings)
+
+
 # ---- from rewards to advantages
 
 
@@ -825,6 +878,35 @@ def test_each_token_pays_for_its_kl_and_the_last_gets_the_reward() -> None:
     rollout = Rollout(ids, torch.ones(2, 3, dtype=torch.bool), MASK, logprobs, of_reference)
     found = token_rewards(rollout, torch.tensor([10.0, 20.0]), kl_coefficient=0.1)
     assert_close(found, torch.tensor([[0.0, -0.05, 10.1], [0.0, 20.0, 0.0]]))
+    # k3 is r - 1 - log r, where log r is -0.5 and 1
+    k3 = token_rewards(rollout, torch.tensor([10.0, 20.0]), 0.1, kl_estimator="k3")
+    costs = [0.1 * (math.exp(-0.5) - 1 + 0.5), 0.1 * (math.exp(1) - 1 - 1)]
+    assert_close(k3, torch.tensor([[0.0, -costs[0], 10 - costs[1]], [0.0, 20.0, 0.0]]))
+
+
+@pytest.mark.parametrize("kl_estimator", ["k1", "k3"])
+def test_a_whole_answer_pays_for_its_kl(
+    kl_estimator: str, text_model: GPT2, tokenizer: Tokenizer
+) -> None:
+    other = enlarge(deepcopy(text_model), seed=1)
+    assert isinstance(other, GPT2)
+    rollout = small_rollout(text_model, tokenizer, other)
+    rewards = torch.zeros(len(rollout.token_ids))
+    settings = PPOSettings(gae_lambda=1.0, kl_estimator=kl_estimator)
+    critic = ActorCritic(text_model)  # its values are 0
+    found = ppo_experience(rollout, rewards, critic, KLController(2.0), settings, minibatch_rows=3)
+    assert found.returns is not None
+    first = found.returns[:, rollout.response_mask[0].long().argmax()]
+    k1 = (rollout.logprobs - rollout.reference_logprobs).sum(dim=1)
+    assert_close(first, -2 * (k1 if kl_estimator == "k1" else rollout.kl), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kl_estimator": "k2"}, {"clip": 0.0}, {"gamma": 2.0}, {"gae_lambda": -0.1}]
+)
+def test_bad_settings_are_named(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PPOSettings(**wrong)
 
 
 def test_whitened_advantages_have_mean_0_and_variance_1() -> None:

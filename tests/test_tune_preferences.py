@@ -48,6 +48,7 @@ def test_dpo_leaves_its_results(tmp_path: Path, lora: list[str]) -> None:
     assert len(summary["answers_after"]) == 3
     assert (tmp_path / "best" / ("adapter_config.json" if lora else "config.json")).is_file()
     assert "held out: accuracy" in done.stdout and "[before" in done.stdout
+    assert "what has it forgotten?" in done.stdout and summary["forgetting"]
 
 
 def test_ppo_logs_its_figures_and_draws_them(tmp_path: Path) -> None:
@@ -56,8 +57,31 @@ def test_ppo_logs_its_figures_and_draws_them(tmp_path: Path) -> None:
     summary, rows = read(tmp_path)
     assert {"reward", "kl", "entropy", "clip_fraction", "value_loss"} <= rows[0].keys()
     assert summary["method"] == "ppo" and summary["reward_function"] == "toy"
+    assert summary["forgetting"]
     assert (tmp_path / "figures.png").stat().st_size > 1000
     assert (tmp_path / "final" / "model.safetensors").is_file()
+
+
+def test_ipo_is_validated_by_its_own_loss_and_on_as_many_pairs_as_asked(tmp_path: Path) -> None:
+    arguments = ["--method", "dpo", "--variant", "ipo", "--held-out-pairs", "2"]
+    done = run("tune_preferences.py", "--out", tmp_path, *SHORT, *arguments)
+    assert done.returncode == 0, done.stderr
+    summary, rows = read(tmp_path)
+    assert summary["held_out_pairs"] == 2
+    assert rows[0]["validation_loss"] == pytest.approx((1 / (2 * 0.1)) ** 2, rel=0.01)
+
+
+def test_a_reward_is_found_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = "def politeness(prompts, responses):\n    return [len(text) for text in responses]\n"
+    (tmp_path / "my_rewards.py").write_text(function, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    settings = ["--clip", "0.1", "--gae-lambda", "0.9", "--whiten-rewards", "--kl-estimator", "k3"]
+    arguments = ["--reward", "my_rewards:politeness", *settings]
+    done = run("tune_preferences.py", "--out", tmp_path / "out", *SHORT, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "out")[0]["reward_function"] == "my_rewards:politeness"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +92,8 @@ def test_ppo_logs_its_figures_and_draws_them(tmp_path: Path) -> None:
         (["--method", "grpo", "--num-samples", "1"], "num_samples must be at least 2"),
         (["--data", "no.jsonl"], "there is no file no.jsonl"),
         (["--columns", "prompt"], "--columns must read"),
+        (["--method", "grpo", "--target-kl", "6"], "--target-kl is for --method ppo"),
+        (["--answer-tokens", "600"], "max_new_tokens (600) leaves no room"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(

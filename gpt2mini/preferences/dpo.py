@@ -13,7 +13,7 @@ beta * (grad log p(rejected) - grad log p(chosen)).
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,7 @@ from gpt2mini.losses import dpo_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.preferences.reference import using_reference
-from gpt2mini.preferences.rewards import RewardReport
+from gpt2mini.preferences.rewards import RewardReport, correct
 from gpt2mini.training.figures import Figures
 from gpt2mini.training.precision import autocast
 
@@ -76,7 +76,7 @@ def reward_figures(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
         "chosen_reward": chosen,
         "rejected_reward": rejected,
         "margin": chosen - rejected,
-        "accuracy": chosen > rejected,
+        "accuracy": correct(chosen - rejected),
     }
 
 
@@ -118,19 +118,34 @@ def with_reference(
     ]
 
 
+@dataclass(frozen=True)
+class DPOReport(RewardReport):
+    """The rewards that a policy implies, and the mean of the loss that it is trained with."""
+
+    mean_loss: float
+
+    @property
+    def loss(self) -> float:
+        return self.mean_loss
+
+
 def evaluate_dpo(
     model: GPT2,
     pairs: Sequence[EncodedPreference],
     beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    variant: str = "dpo",
     reference_free: bool = False,
     precision: str = "auto",
-) -> RewardReport:
-    """The rewards that the policy implies, for pairs that have their reference's."""
+) -> DPOReport:
+    """Rewards and loss of pairs that have their reference's log-probabilities; the options as for
+    `dpo_step`, so that the loss is that of training."""
     logprobs = pair_logprobs(model, pairs, precision)  # (pairs, 2)
     if not reference_free:
         known = [pair.reference for pair in pairs if pair.reference is not None]
         if len(known) < len(pairs):
             raise ValueError(NO_REFERENCE)
         logprobs = logprobs - torch.tensor(known)
-    chosen, rejected = (beta * logprobs).unbind(dim=1)  # (pairs) each
-    return RewardReport(chosen, rejected)
+    chosen, rejected = logprobs.unbind(dim=1)  # (pairs) each
+    loss_sum, count = dpo_loss(chosen, rejected, None, None, beta, label_smoothing, variant)
+    return DPOReport(beta * chosen, beta * rejected, float(loss_sum) / count)

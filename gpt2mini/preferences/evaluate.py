@@ -3,6 +3,10 @@
 The numbers come with intervals: a mean over some dozens of sampled answers moves by itself, and the
 difference of two such means more so. Both answers belong to one prompt, so their difference is
 taken prompt by prompt ("paired"), which leaves out how hard the prompts are.
+
+How sure is a published difference, say of -0.6233 before and -0.5658 after on 50 questions? It is
++0.0575, and with 95 % confidence above chance only if the 50 differences had a standard deviation
+below 0.0575 * sqrt(50) / 1.96 = 0.207. Two means without that spread do not let anyone judge.
 """
 
 from collections.abc import Sequence
@@ -14,12 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt2mini.data.labelled import encode_texts
 from gpt2mini.generation import generate
 from gpt2mini.model import GPT2
 from gpt2mini.preferences.intervals import bootstrap_interval
 from gpt2mini.preferences.reward_functions import RewardFunction, call_reward
-from gpt2mini.preferences.rollouts import pad_left, response_texts
+from gpt2mini.preferences.rollouts import encode_prompts, pad_left, response_texts
 from gpt2mini.tokenizer import Tokenizer
 
 BATCH_ROWS = 32  # answers that are generated side by side
@@ -39,8 +42,7 @@ def answer_prompts(
     sampling: temperature, top_k and so on, as for `generate`; the default is temperature 1.
     """
     device = model.tok_emb.weight.device
-    longest = model.config.context_length - max_new_tokens
-    encoded = encode_texts(prompts, tokenizer, longest, keep="tail")
+    encoded = encode_prompts(model, tokenizer, prompts, max_new_tokens)
     found: list[str] = []
     size = max(1, BATCH_ROWS // num_samples)
     for start in range(0, len(encoded), size):

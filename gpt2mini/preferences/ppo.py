@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gpt2mini.logprobs import check_response, logprobs_from_hidden
-from gpt2mini.losses import ppo_loss, value_loss
+from gpt2mini.losses import kl_from_samples, ppo_loss, value_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.preferences.reward_functions import RewardFunction
@@ -39,6 +39,19 @@ class PPOSettings:
     value_clip: float = 0.2
     value_weight: float = 0.1  # of the value loss beside the policy's
     whiten_rewards: bool = False
+    kl_estimator: str = "k1"  # of what a token costs in KL: "k1" or "k3", see `token_rewards`
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
+            raise ValueError(
+                f"gamma and gae_lambda must lie in [0, 1], not {self.gamma} and {self.gae_lambda}"
+            )
+        if min(self.clip, self.value_clip) <= 0:
+            raise ValueError(
+                f"clip and value_clip must be above 0, not {self.clip} and {self.value_clip}"
+            )
+        if self.kl_estimator not in ("k1", "k3"):
+            raise ValueError(f"kl_estimator must be 'k1' or 'k3', not {self.kl_estimator!r}")
 
 
 class ActorCritic(nn.Module):
@@ -86,10 +99,22 @@ def values_of_tokens(
 
 
 def token_rewards(
-    rollout: Rollout, rewards: Float[Tensor, " batch"], kl_coefficient: float
+    rollout: Rollout,
+    rewards: Float[Tensor, " batch"],
+    kl_coefficient: float,
+    kl_estimator: str = "k1",
 ) -> Float[Tensor, "batch tokens"]:
-    """Ziegler et al. 2019, equation 2: what each token costs in KL, and at the last the reward."""
-    found = -kl_coefficient * (rollout.logprobs - rollout.reference_logprobs)  # (batch, tokens)
+    """Ziegler et al. 2019, equation 2: what each token costs in KL, and at the last the reward.
+
+    kl_estimator: "k1", the log ratio, is the standard: as a reward it has the KL's own gradient.
+    "k3" (`losses.kl_from_samples`) is never negative and less noisy, but belongs in a loss, as in
+    GRPO: as a reward its gradient is biased, and nearly 0 while the policy is near the reference.
+    """
+    if kl_estimator == "k3":
+        kl = kl_from_samples(rollout.logprobs, rollout.reference_logprobs)  # (batch, tokens)
+    else:
+        kl = rollout.logprobs - rollout.reference_logprobs  # (batch, tokens)
+    found = -kl_coefficient * kl  # (batch, tokens)
     places = torch.arange(found.shape[1], device=found.device)  # (tokens)
     last = (places * rollout.response_mask).argmax(dim=1)  # (batch)
     found[torch.arange(len(found), device=found.device), last] += rewards
@@ -204,7 +229,7 @@ def ppo_experience(
 ) -> Experience:
     """The advantages of a rollout. The KL coefficient moves afterwards, for the next."""
     values = rollout_values(model, rollout, minibatch_rows, precision)  # (batch, tokens)
-    of_tokens = token_rewards(rollout, rewards, controller.coefficient)  # (batch, tokens)
+    of_tokens = token_rewards(rollout, rewards, controller.coefficient, settings.kl_estimator)
     if settings.whiten_rewards:
         of_tokens = whiten(of_tokens, rollout.response_mask, keep_mean=True)
     advantages = generalised_advantages(

@@ -2,7 +2,8 @@
 
 import importlib
 import math
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.lora import load_adapter, with_shared_weights
 from gpt2mini.model import GPT2
 from gpt2mini.preferences.rewards import check_reward_head, score_with_reward
@@ -42,17 +44,23 @@ def find_reward(
             "function, written as package.module:function"
         )
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # a module runs when it is imported, and may fail in any way
         raise ValueError(
-            f"there is no reward function {name!r}: {error} (a module in the current folder is "
-            "found with PYTHONPATH=.)"
-        ) from None
+            f"there is no reward function {name!r}: {type(error).__name__}: {error} (modules are "
+            "looked for in the folders of sys.path)"
+        ) from error
+    if not callable(found):
+        raise ValueError(
+            f"the reward {name!r} is {reprlib.repr(found)}; expected a function that takes prompts "
+            "and responses and returns a number for each response"
+        )
+    return found
 
 
 def reward_model(folder: Path, device: torch.device | str | None, base: GPT2 | None) -> GPT2:
     """A whole model, or an adapter with its head on the base given."""
-    if not (folder / "adapter_config.json").is_file():
+    if not holds_adapter(folder):
         return GPT2.from_pretrained(folder, device=device)
     if base is None:
         raise ValueError(f"{folder} holds an adapter: give the base that it was trained on")
@@ -67,21 +75,27 @@ def call_reward(
     """The reward of each response, on the CPU.
 
     Raises ValueError, with the prompt and the response, if the function raises or gives anything
-    but one finite number for each response.
+    but one number, finite in float32, for each response.
     """
+    expected = f"expected {len(responses)} numbers, one for each response"
     try:
-        values = list(reward(prompts, responses))
+        given = reward(prompts, responses)
+        several = isinstance(given, Iterable) and getattr(given, "ndim", 1) > 0
+        values = list(given) if several else None
     except Exception as error:
         raise ValueError(blame(reward, prompts, responses, error)) from error
-    expected = f"expected {len(responses)} numbers, one for each response"
+    if values is None:
+        raise ValueError(f"the reward function gave {reprlib.repr(given)}; {expected}")
     if len(values) != len(responses):
         raise ValueError(f"the reward function gave {len(values)} values; {expected}")
-    for prompt, response, value in zip(prompts, responses, values, strict=True):
-        if not is_finite(value):
-            raise ValueError(
-                f"the reward function gave {value!r} for {show(prompt, response)}; {expected}"
-            )
-    return torch.tensor([float(value) for value in values])
+    rewards = torch.tensor([number(value) for value in values], dtype=torch.float32)
+    if not rewards.isfinite().all():
+        i = rewards.isfinite().tolist().index(False)
+        raise ValueError(
+            f"the reward function gave {reprlib.repr(values[i])} for "
+            f"{show(prompts[i], responses[i])}; {expected}, finite in float32"
+        )
+    return rewards
 
 
 def blame(
@@ -97,11 +111,12 @@ def blame(
     return f"the reward function raised {what}, for {len(responses)} responses together"
 
 
-def is_finite(value: object) -> bool:
+def number(value: object) -> float:
+    """NaN for what is no number, or too large a one."""
     try:
-        return math.isfinite(float(value))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a longer tensor
+        return math.nan
 
 
 def show(prompt: str, response: str) -> str:

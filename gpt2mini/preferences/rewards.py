@@ -57,8 +57,13 @@ def reward_step(
     rewards = last_token_logits(model, batch.token_ids, batch.attention_mask)[:, 0].float()
     chosen, rejected = rewards.chunk(2)  # (pairs) each
     if figures is not None:
-        figures.add(margin=chosen - rejected, accuracy=chosen > rejected)
+        figures.add(margin=chosen - rejected, accuracy=correct(chosen - rejected))
     return pairwise_reward_loss(chosen, rejected)
+
+
+def correct(margins: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+    """1 where the better answer has the higher reward, 0 where the other has, 1/2 for a tie."""
+    return (margins.sign() + 1) / 2
 
 
 # ---- how good it is
@@ -82,7 +87,7 @@ class RewardReport:
     @property
     def accuracy(self) -> float:
         """The share of pairs whose better answer has the higher reward; a tie is half a pair."""
-        return float(self.margins.sign().mean() + 1) / 2
+        return float(correct(self.margins).mean())
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -133,7 +138,7 @@ def calibration(margins: Float[Tensor, " pairs"], bins: int = 10) -> list[Calibr
     return [
         CalibrationBin(
             float(confidence[inside].mean()),
-            float((margins[inside] > 0).double().mean()),
+            float(correct(margins[inside]).mean()),
             int(inside.sum()),
         )
         for inside in (number == i for i in range(bins))

@@ -106,6 +106,19 @@ class RolloutSettings:
         return self.epochs * self.rows // self.minibatch_rows
 
 
+def encode_prompts(
+    model: GPT2, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int
+) -> list[Int[Tensor, "_"]]:
+    """Token ids of each prompt: of a long one, the tail that leaves room for an answer."""
+    context = model.config.context_length
+    if max_new_tokens >= context:
+        raise ValueError(
+            f"an answer of max_new_tokens ({max_new_tokens}) leaves no room for a prompt in the "
+            f"context of {context} tokens: max_new_tokens must be below {context}"
+        )
+    return encode_texts(prompts, tokenizer, context - max_new_tokens, keep="tail")
+
+
 def roll_out(
     policy: GPT2,
     prompts: Sequence[Int[Tensor, "_"]],
@@ -188,9 +201,8 @@ class OnPolicyBatches:
         self.learn_from, self.settings, self.reference = learn_from, settings, reference
         self.generator, self.figures = generator, figures or Figures()
         self.controller = controller
-        longest = policy.config.context_length - settings.max_new_tokens
         self.prompts = list(prompts)
-        self.encoded = encode_texts(self.prompts, tokenizer, longest, keep="tail")
+        self.encoded = encode_prompts(policy, tokenizer, self.prompts, settings.max_new_tokens)
         self.waiting: list[int] = []  # prompts of this round that have not been answered
         self.learned: Experience | None = None  # the rollout that is being learned from
         self.parts: list[int] = []  # minibatches of it that are left
