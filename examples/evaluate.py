@@ -72,6 +72,8 @@ def find_files(tasks: list[str], folder: str | None) -> dict[str, Path]:
         name, equals, path = task.partition("=")
         if name not in TASKS:
             raise ValueError(f"there is no task {name!r}: choose among {', '.join(TASKS)}")
+        if name in found:
+            raise ValueError(f"the task {name} is given twice: evaluate one file at a time")
         found[name] = Path(path) if equals else find_task_file(name, folder)
     return found
 

@@ -1,7 +1,6 @@
 """What all examples share: one vocabulary of flags, and errors without a traceback."""
 
 import argparse
-import json
 import os
 import random
 import sys
@@ -14,6 +13,7 @@ import torch
 
 from gpt2mini import GPT2, Tokenizer, generate
 from gpt2mini.data.instructions import TEMPLATES
+from gpt2mini.files import write_json
 from gpt2mini.training.processes import joined_processes, process_number
 from gpt2mini.training.sharding import shard
 from gpt2mini.training.signals import TrainingStopped
@@ -176,8 +176,7 @@ def report_forgetting(
 
 
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
-    text = json.dumps(summary, indent=2, ensure_ascii=False)
-    (out / "summary.json").write_text(text + "\n", encoding="utf-8")
+    write_json(out / "summary.json", summary)
 
 
 def parse_columns(columns: str | None) -> dict[str, str]:

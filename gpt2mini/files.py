@@ -2,6 +2,7 @@
 one, whole."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def as_json(contents: Any) -> str:
-    return json.dumps(contents, indent=2, ensure_ascii=False) + "\n"
+    finite = without_infinities(contents)
+    return json.dumps(finite, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def without_infinities(contents: Any) -> Any:
+    """Contents for JSON, which knows no infinity and no NaN: null instead."""
+    if isinstance(contents, dict):
+        return {name: without_infinities(value) for name, value in contents.items()}
+    if isinstance(contents, list | tuple):
+        return [without_infinities(value) for value in contents]
+    return None if isinstance(contents, float) and not math.isfinite(contents) else contents
 
 
 def write_json(path: Path, contents: Any) -> None:

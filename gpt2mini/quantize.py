@@ -100,7 +100,7 @@ class PackedHalfLinear(QuantizedLinear):
 
     def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None) -> None:
         super().__init__(weight, None)  # the bias goes along
-        bias = None if bias is None else bias.float()
+        bias = None if bias is None else bias.detach().float().clone()
         self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
 
     def multiply(self, rows: Float[Tensor, "rows into"]) -> Float[Tensor, "rows out"]:

@@ -346,6 +346,14 @@ def test_zero_shot_refuses_before_it_begins(
         zero_shot(model, tokenizer, {"text": tmp_path / "no.txt"})
     with pytest.raises(ValueError, match="limit must be at least 1"):
         zero_shot(model, tokenizer, {}, limit=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        zero_shot(model, tokenizer, {}, batch_size=0)
+    with pytest.raises(ValueError, match="stride"):
+        zero_shot(model, tokenizer, {}, context_length=16, stride=17)
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    with pytest.raises(ValueError, match=r"empty.txt is empty"):
+        zero_shot(model, tokenizer, {"text": empty})
 
 
 def test_running_texts_and_the_table(model: GPT2, tokenizer: Tokenizer, tmp_path: Path) -> None:

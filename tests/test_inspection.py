@@ -461,6 +461,13 @@ def test_the_nearest_token_of_an_embedding_is_itself(tiny_model: GPT2) -> None:
     assert nearest_tokens(tiny_model, -table[3], k=211)[-1][0] == 3
     with pytest.raises(ValueError, match="token id 211 is not in the vocabulary of 211"):
         nearest_tokens(tiny_model, 211)
+    assert nearest_tokens(tiny_model, torch.tensor(17)) == nearest_tokens(tiny_model, 17)
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+def test_a_vector_of_another_shape_has_no_neighbours(tiny_model: GPT2) -> None:
+    with pytest.raises(ValueError, match=r"must have the shape \(48,\) of an embedding"):
+        nearest_tokens(tiny_model, torch.zeros(2, 48))
 
 
 def test_pieces_of_a_text_have_its_log_probabilities(
@@ -481,8 +488,19 @@ def test_pieces_of_a_text_have_its_log_probabilities(
 def test_texts_that_cannot_be_scored_are_refused(word_model: GPT2, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="the text is empty"):
         score_text(word_model, tokenizer, "")
-    with pytest.raises(ValueError, match="do not fit the context of 64"):
+    with pytest.raises(ValueError, match="at most 63 fit the context of 64"):
         score_text(word_model, tokenizer, "word " * 80)
+    text = tokenizer.decode(tokenizer.encode("a word " * 80)[:64])
+    with pytest.raises(ValueError, match=r"has 64 tokens; .* at most 63 fit"):
+        score_text(word_model, tokenizer, text)
+
+
+def test_a_classifier_has_no_next_token_to_look_at(own_model: GPT2, tokenizer: Tokenizer) -> None:
+    own_model.out_head = nn.Linear(own_model.config.emb_dim, 2)
+    with pytest.raises(ValueError, match="a classifier cannot score a text"):
+        logit_lens(own_model, ids)
+    with pytest.raises(ValueError, match="a classifier cannot score a text"):
+        score_text(own_model, tokenizer, "text")
 
 
 @given(st.text(), st.floats(-20, 0))

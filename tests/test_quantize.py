@@ -197,6 +197,13 @@ def test_quantising_gives_back_the_model_in_eval_mode_frozen(weights: str) -> No
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+@each_format
+def test_a_quantised_model_needs_no_no_grad(weights: str) -> None:
+    model = GPT2(TINY).quantize(weights)
+    logits = model(random_ids(1, 5))
+    assert logits.shape == (1, 5, TINY.vocab_size) and not logits.requires_grad
+
+
 def test_fp16_uses_the_packed_kernel_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random_linear(4, 8).weight
     found = type(quantized_linear(weight, None, "fp16"))

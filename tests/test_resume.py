@@ -26,6 +26,7 @@ from gpt2mini import GPT2
 from gpt2mini.data.text import Batch, TokenBatches
 from gpt2mini.lora import add_lora, save_adapter
 from gpt2mini.training import Settings, adamw, cosine, muon_and_adamw, next_token_step, train
+from gpt2mini.training.metrics import rows_until
 from gpt2mini.training.run import digest_of_first, remaining_batches
 from gpt2mini.training.signals import TrainingStopped
 from gpt2mini.training.state import PROGRESS, Checkpoints
@@ -449,6 +450,29 @@ def test_a_bad_step_stops_the_run_before_it_changes_anything(value: float, tmp_p
         bad.train(tmp_path, loss_function=loss_with(value, call=17), spike=5.0)
     assert_ends_with(bad, left_alone(steps=8))
     assert saved_step(tmp_path) == 8
+
+
+def test_no_gradient_that_is_no_number_stays_behind() -> None:
+    bad = Run()
+    with pytest.raises(FloatingPointError):
+        bad.train(loss_function=loss_with(math.nan, call=3))
+    assert all(p.grad is None for p in bad.model.parameters())
+
+
+def test_too_many_bad_steps_in_a_row_stop_a_run_that_skips_them() -> None:
+    def spoiled(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, count = next_token_step(model, batch)
+        return loss * math.nan, count
+
+    with pytest.raises(FloatingPointError, match=r"step 9, .* as in the 9 steps before it"):
+        Run().train(on_bad_step="skip", loss_function=spoiled)
+
+
+def test_the_log_is_json_even_if_a_loss_is_no_number(tmp_path: Path) -> None:
+    Run().train(tmp_path, steps=5, evaluate=lambda: math.nan, save_every=0)
+    text = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
+    assert "NaN" not in text and '"validation_loss": null' in text
+    assert math.isnan(rows_until(5, tmp_path / "metrics.jsonl")[0]["validation_loss"])
 
 
 def test_the_state_before_a_bad_step_is_the_whole_state(tmp_path: Path) -> None:

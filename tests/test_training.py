@@ -413,6 +413,25 @@ def test_a_named_device_is_taken() -> None:
     assert pick_device("cpu") == torch.device("cpu")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"there is no device 'cuda'.*take auto or cpu"):
+        pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"spike": 0.5}, "spike must be above 1, or 0"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"save_every": -1}, "save_every must be at least 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**{"steps": 1, "schedule": lambda step: 1.0, **wrong})
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
 @pytest.mark.usefixtures("no_shape_checks")

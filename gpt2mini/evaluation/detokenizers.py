@@ -77,7 +77,7 @@ def apply(rules: Iterable[tuple], line: str) -> str:
     return f" {' '.join(line.split())} "
 
 
-# ---- Penn Treebank style (the Children's Book Test, the original LAMBADA)
+# ---- Penn Treebank style (the Children's Book Test)
 
 BRACKETS = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}"}
 PENN_JOINS = [

@@ -108,6 +108,8 @@ def perplexity(
     classifier.
     """
     check_predicts_tokens(model)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     texts = [text] if isinstance(text, str) else list(text)
     if not texts:
         raise ValueError("there is no text to score")

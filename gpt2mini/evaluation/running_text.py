@@ -81,6 +81,8 @@ def read_text(path: Path, limit: int | None) -> str:
         text = codecs.getincrementaldecoder("utf-8")().decode(path.read_bytes())
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+    if not text:
+        raise ValueError(f"{path} is empty: there is nothing to score")
     if limit is not None and len(text) > 1000 * limit:
         end = text.find("\n", 1000 * limit, 1000 * limit + 10_000) + 1
         text = text[: end or 1000 * limit]

@@ -1,5 +1,6 @@
 """One table of figures: ours beside the GPT-2 paper's."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -79,7 +80,10 @@ class Table:
 
 def as_cells(row: Row) -> list[str]:
     paper = ["-" if figure is None else f"{figure:.2f}" for figure in row.paper or [None] * 4]
-    ours = f"{row.value:.3g}" if row.value >= 1000 else f"{row.value:.2f}"
+    if math.isinf(row.value):  # per word, where a text has no spaces
+        ours = "-"
+    else:
+        ours = f"{row.value:.3g}" if row.value >= 1000 else f"{row.value:.2f}"
     return [row.task, row.metric, ours, *paper, f"{row.count:,} {row.counted}", row.setting]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gpt2mini.evaluation.lambada import lambada
 from gpt2mini.evaluation.multiple_choice import childrens_books, hellaswag
+from gpt2mini.evaluation.perplexity import check_predicts_tokens, check_window
 from gpt2mini.evaluation.running_text import any_text, bits, wikitext
 from gpt2mini.evaluation.table import Options, Row, Table
 from gpt2mini.model import GPT2
@@ -41,9 +42,14 @@ def zero_shot(
     tasks: names among TASKS, and their files. context_length and stride as for `perplexity`; they
     concern running texts. limit: so many examples of each task, or thousand characters of a running
     text, for a quick look.
-    Raises ValueError for an unknown task and FileNotFoundError for a missing file, before the first
-    task begins; ValueError, with the line, for a file that is not of its task's format.
+    Raises ValueError for an unknown task or a setting that cannot be, and FileNotFoundError for a
+    missing file, before the first task begins; ValueError, with the line, for a file that is not of
+    its task's format.
     """
+    check_predicts_tokens(model)
+    check_window(model, context_length, stride)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
     for name, file in tasks.items():

@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gpt2mini.files import without_infinities
 from gpt2mini.inspection.tracing import trace
 from gpt2mini.lora import lora_layers
 from gpt2mini.model import GPT2
@@ -52,10 +53,7 @@ class Difference:
 
     def summary(self) -> dict[str, Any]:
         """For JSON, which has no infinity: null instead."""
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in asdict(self).items()
-        }
+        return without_infinities(asdict(self))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpt2mini.evaluation.perplexity import check_predicts_tokens
 from gpt2mini.inspection.tracing import trace
 from gpt2mini.logprobs import token_logprobs
 from gpt2mini.model import GPT2
@@ -55,7 +56,9 @@ def logit_lens(
     k: int = 5,
 ) -> Lens:
     """The k likeliest next tokens after each layer, at each position (the logits of all layers
-    together would take layers x tokens x vocab numbers)."""
+    together would take layers x tokens x vocab numbers). Raises ValueError for a classifier."""
+    check_predicts_tokens(model)
+    k = min(k, model.config.vocab_size)
     names = ["embedding", "blocks.*.stream"]
     streams = trace(model, token_ids, attention_mask, names)
     with evaluating(model):
@@ -80,15 +83,21 @@ def read_stream(model: GPT2, stream: Float[Tensor, "*axes emb"]) -> Float[Tensor
 
 @torch.no_grad()
 def nearest_tokens(
-    model: GPT2, token: int | Float[Tensor, " emb"], k: int = 10
+    model: GPT2, token: int | Int[Tensor, ""] | Float[Tensor, " emb"], k: int = 10
 ) -> list[tuple[int, float]]:
     """(token id, cosine), the most similar first, of a token's embedding (itself among them) or of
     any vector of the stream's width."""
     table = model.tok_emb.weight
-    if isinstance(token, int):
-        if not 0 <= token < len(table):
-            raise ValueError(f"token id {token} is not in the vocabulary of {len(table)}")
-        token = table[token]
+    if not isinstance(token, Tensor) or token.ndim == 0:
+        token_id = int(token)
+        if not 0 <= token_id < len(table):
+            raise ValueError(f"token id {token_id} is not in the vocabulary of {len(table)}")
+        token = table[token_id]
+    if token.shape != table.shape[1:]:
+        raise ValueError(
+            f"a vector must have the shape {tuple(table.shape[1:])} of an embedding, "
+            f"not {tuple(token.shape)}"
+        )
     cosines = F.cosine_similarity(token.to(table)[None], table, dim=1)  # (vocab)
     best = cosines.topk(min(k, len(table)))
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
@@ -109,11 +118,17 @@ class Piece:
 def score_text(model: GPT2, tokenizer: Tokenizer, text: str) -> list[Piece]:
     """How likely the model finds each token of a text, the first after <|endoftext|>.
 
-    Raises ValueError for an empty text, and for one that is too long for the context.
+    Raises ValueError for an empty text, one that is too long for the context, and a classifier.
     """
+    check_predicts_tokens(model)
     if not text:
         raise ValueError("the text is empty: there is nothing to score")
-    ids = tokenizer.encode(text)
+    ids, context = tokenizer.encode(text), model.config.context_length
+    if len(ids) >= context:
+        raise ValueError(
+            f"the text has {len(ids)} tokens; with the <|endoftext|> before it at most "
+            f"{context - 1} fit the context of {context}: shorten it"
+        )
     token_ids = torch.tensor([[tokenizer.eos_id, *ids]], device=model.tok_emb.weight.device)
     asked = torch.ones_like(token_ids, dtype=torch.bool)
     asked[:, 0] = False

@@ -85,7 +85,11 @@ def train(
                 scaler.unscale_(optimizer)
             own_count = step.count / process_count()  # gradients are means over the processes
             step.grad_norm = divide_and_clip(model.parameters(), own_count, settings.max_grad_norm)
-            accepted = run.judge(step)
+            try:
+                accepted = run.judge(step)
+            except FloatingPointError:
+                model.zero_grad()  # no NaN stays behind
+                raise
             if accepted:
                 for optimizer in optimizers:
                     scaler.step(optimizer)

@@ -1,13 +1,14 @@
 """What a run logs: a row for every few steps, in memory and in metrics.jsonl."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpt2mini.files import write_text
+from gpt2mini.files import without_infinities, write_text
 
 
 class MetricsLog:
@@ -20,7 +21,7 @@ class MetricsLog:
         self.rows = rows_until(from_step, path) if path is not None else []
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+            write_text(path, "".join(map(as_line, self.rows)))
         self.began = time.perf_counter()
 
     @contextmanager
@@ -39,7 +40,11 @@ class MetricsLog:
         self.rows.append(row)
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(as_line(row))
+
+
+def as_line(row: dict[str, Any]) -> str:
+    return json.dumps(without_infinities(row), allow_nan=False) + "\n"
 
 
 def rows_until(step: int, path: Path) -> list[dict[str, Any]]:
@@ -49,7 +54,8 @@ def rows_until(step: int, path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            rows.append({k: math.nan if value is None else value for k, value in row.items()})
         except ValueError:
             break
     return [row for row in rows if row["step"] <= step]

@@ -8,9 +8,14 @@ from gpt2mini.quantize import emulates_bfloat16
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The named device, or with "auto" the best one here: CUDA, then Apple's MPS, then the CPU."""
+    """The named device, or with "auto" the best one here: CUDA, then Apple's MPS, then the CPU.
+    Raises ValueError for one that is not here."""
     if name != "auto":
-        return torch.device(name)
+        device = torch.device(name)
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not there.get(device.type, True):
+            raise ValueError(f"there is no device {name!r} that torch could use: take auto or cpu")
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

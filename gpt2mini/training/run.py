@@ -28,6 +28,7 @@ from gpt2mini.training.state import Checkpoints, Progress, states_of
 
 logger = logging.getLogger(__name__)
 
+MOST_BAD_STEPS = 10  # in a row: more, and it is the weights that are spoiled
 STEADY_STEPS = 20  # of which the usual loss is the mean, roughly
 
 
@@ -69,6 +70,7 @@ class Run:
             self.checkpoints.check_space(model, settings.save_every > 0)
         self.progress = Progress(first_batch=digest_of_first(parts["batches"]))
         self.saved_step = -1
+        self.bad_steps = 0  # in a row
         self.signals = StopSignals(enabled=self.out is not None)
 
     def begin(self, resume: bool) -> None:
@@ -108,22 +110,24 @@ class Run:
 
     def judge(self, step: Step) -> bool:
         """Whether the step may change the weights. A bad one is skipped with a warning, or stops
-        the run."""
+        the run; too many in a row stop it in any case."""
         problem = self.problem_with(step)
+        self.bad_steps = 0 if problem is None else self.bad_steps + 1
         if problem is None:
             return True
         first, last = self.progress.batches, self.progress.batches + step.batches - 1
         batches = f"batch {first}" if first == last else f"batches {first} to {last}"
         where = f"step {self.progress.step}, {batches}"
-        if self.settings.on_bad_step == "skip":
+        if self.settings.on_bad_step == "skip" and self.bad_steps < MOST_BAD_STEPS:
             logger.warning("skipped %s: %s", where, problem)
             return False
         saved = ""
         if self.checkpoints is not None:
             saved = f"; the state before it is in {self.save(self.states_before)}"
+        before = f", as in the {self.bad_steps - 1} steps before it" if self.bad_steps > 1 else ""
         raise FloatingPointError(
-            f"{where}: {problem}{saved}. Lower the learning rate, look at these batches, or skip "
-            "such steps"
+            f"{where}: {problem}{before}{saved}. Lower the learning rate, look at these batches, "
+            "or skip such steps"
         )
 
     def problem_with(self, step: Step) -> str | None:

@@ -28,3 +28,11 @@ class Settings:
     def __post_init__(self) -> None:
         if self.on_bad_step not in ("stop", "skip"):
             raise ValueError(f"on_bad_step must be 'stop' or 'skip', not {self.on_bad_step!r}")
+        if self.spike != 0 and not self.spike > 1:
+            raise ValueError(f"spike must be above 1, or 0 for none, not {self.spike}")
+        for name in ("steps", "accumulate", "log_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("evaluate_every", "save_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")

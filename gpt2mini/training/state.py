@@ -172,7 +172,7 @@ def read_in_all_processes(folder: Path, model: nn.Module) -> tuple[Progress, dic
     try:
         facts = read_facts(folder)
         check_config(facts["config"], model)
-        found = Progress(**facts["progress"]), read_states(folder)
+        found = read_progress(facts), read_states(folder)
     except Exception as error:  # whatever a broken file makes the readers raise
         problem = error
     if sum_over_processes([float(problem is not None)], torch.device("cpu")) == [0.0]:
@@ -227,6 +227,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
         if found != size:
             raise ValueError(f"{name} has {found} bytes; {size} were written")
     return facts
+
+
+def read_progress(facts: dict[str, Any]) -> Progress:
+    """JSON knows no infinity and no NaN; what is null there has not changed since the start."""
+    return Progress(**{k: v for k, v in facts["progress"].items() if v is not None})
 
 
 def is_checkpoint(folder: str | Path) -> bool:
