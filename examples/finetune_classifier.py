@@ -121,7 +121,9 @@ def main() -> None:
         loss_function=last_token_step,
         evaluate=evaluate,
         out=out,
-        save=save_adapter if args.method == "lora" else partial(save, names=data.class_names),
+        save=partial(save_adapter, replace=True)
+        if args.method == "lora"
+        else partial(save, names=data.class_names),
         resume=args.resume,
     )
     leave_the_rest_to_the_first()

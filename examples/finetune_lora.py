@@ -96,7 +96,7 @@ def main() -> None:
         settings,
         evaluate=validate,
         out=out,
-        save=save_adapter,
+        save=partial(save_adapter, replace=True),
         resume=args.resume,
     )
     leave_the_rest_to_the_first()

@@ -4,6 +4,7 @@ python examples/generate.py
 python examples/generate.py --prompt "It was a dark night" --temperature 0.7 --num-samples 3
 python examples/generate.py --model gpt2 --prompt - < prompt.txt
 python examples/generate.py --interactive
+python examples/generate.py --adapter runs/finetune_lora/best
 python examples/generate.py --model gpt2 --quantize int8
 """
 
@@ -16,6 +17,7 @@ from flags import common_flags, run
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.generation import stream
+from gpt2mini.lora import load_adapter, merge_lora
 from gpt2mini.training.precision import pick_device
 
 
@@ -24,6 +26,9 @@ def main() -> None:
     device = pick_device(args.device)
     tokenizer = Tokenizer.from_pretrained(args.model)
     model = GPT2.from_pretrained(args.model, device=device)
+    if args.adapter:
+        load_adapter(model, args.adapter)
+        merge_lora(model)  # as fast as without one, and ready for --quantize
     if args.quantize:
         model.quantize(args.quantize)
     generator = torch.Generator(device).manual_seed(args.seed)
@@ -81,6 +86,7 @@ def read_line() -> str:
 def parse_arguments() -> argparse.Namespace:
     parser = common_flags(__doc__)
     parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
+    parser.add_argument("--adapter", help="folder of an adapter that was trained on --model")
     parser.add_argument(
         "--quantize", choices=["int8", "fp16", "bf16"], help="weights in fewer bits: faster"
     )

@@ -22,6 +22,7 @@ from flags import SAMPLE_TEXT, common_flags, run
 from torch import Tensor
 
 from gpt2mini import GPT2, Tokenizer
+from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.files import writable_folder, write_json
 from gpt2mini.inspection import (
     Trace,
@@ -38,6 +39,7 @@ from gpt2mini.inspection import (
     token_labels,
     trace,
 )
+from gpt2mini.lora import load_adapter
 from gpt2mini.losses import next_token_loss
 from gpt2mini.training import adamw
 from gpt2mini.training.precision import pick_device
@@ -74,12 +76,13 @@ def show_trace(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, args: Any) 
     for row in rows if args.layer is None else [rows[args.layer]]:
         lengths = f"{row['attn_out']:>16.2f}{row['mlp_out']:>12.2f}{row['stream']:>12.2f}"
         print(f"{'block ' + str(row['layer']):<10}{lengths}")
-    best = found["logits"][0, -1].float().softmax(dim=0).topk(5)
-    following = dict(
-        zip(token_labels(tokenizer, best.indices.tolist()), best.values.tolist(), strict=True)
-    )
-    print(f"\nAfter {args.text!r}: ", end="")
-    print("  ".join(f"{token} {probability:.1%}" for token, probability in following.items()))
+    following: dict[str, float] = {}
+    if found["logits"].shape[2] == model.config.vocab_size:  # a classifier names no next token
+        best = found["logits"][0, -1].float().softmax(dim=0).topk(5)
+        labels = token_labels(tokenizer, best.indices.tolist())
+        following = dict(zip(labels, best.values.tolist(), strict=True))
+        print(f"\nAfter {args.text!r}: ", end="")
+        print("  ".join(f"{token} {probability:.1%}" for token, probability in following.items()))
     print(f"\nNames in the trace, {len(found)} in all:")
     for name in (name for name in found if not name.startswith("blocks.") or ".0." in name):
         print(f"  {name:<20} {tuple(found[name].shape)}")
@@ -166,13 +169,14 @@ def show_lens(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, args: Any) -
 
 def show_comparison(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, args: Any) -> None:
     """What is different in another model: weights, and activations on the text."""
+    name = args.other or f"{args.model} after 10 steps"
     if args.other is None:
-        other, name = trained_a_little(model, tokenizer), f"{args.model} after 10 steps"
+        other = trained_a_little(model, tokenizer)
+    elif holds_adapter(Path(args.other)):
+        other = deepcopy(model)
+        load_adapter(other, args.other)
     else:
-        other, name = (
-            GPT2.from_pretrained(args.other, device=model.tok_emb.weight.device),
-            args.other,
-        )
+        other = GPT2.from_pretrained(args.other, device=model.tok_emb.weight.device)
     comparison = compare_models(model, other, token_ids)
     print(f"From {args.model} to {name}, the largest relative change first\n")
     print(comparison.table(args.rows))
@@ -227,7 +231,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = common_flags(__doc__, out="runs/inspect_model")
     parser.add_argument("what", choices=SUBCOMMANDS, help="what to look at")
     parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
-    parser.add_argument("--other", help="compare: the model to hold against it, folder or name")
+    parser.add_argument("--other", help="compare: a model, folder or name, or an adapter's folder")
     parser.add_argument(
         "--text",
         default="The old keeper lit the lamp. Then the old keeper",

@@ -143,11 +143,11 @@ def tune_reward(
     figures = Figures()
     step = partial(reward_step, figures=figures)
     evaluate = partial(evaluate_rewards, model, validation)
-    save = save_adapter if args.lora else save_reward_model
+    save = partial(save_adapter, replace=True) if args.lora else save_reward_model
     train_on_pairs(args, out, model, pairs, step, evaluate, figures, save)
     model = load_best(args, out)
     if args.lora:  # what rates answers is a whole model, or shares the base with the policy
-        save_adapter(model, out / "adapter")
+        save_adapter(model, out / "adapter", replace=True)
         tokenizer.save_pretrained(out / "adapter")
         merge_lora(model)
         save_reward_model(model, out / "best")
@@ -189,7 +189,7 @@ def tune_dpo(
     }
     step = partial(dpo_step, **options, figures=figures)
     evaluate = partial(evaluate_dpo, model, validation, **options, precision=args.dtype)
-    save = save_adapter if args.lora else GPT2.save_pretrained
+    save = partial(save_adapter, replace=True) if args.lora else GPT2.save_pretrained
     train_on_pairs(args, out, model, pairs, step, evaluate, figures, save)
     model = load_best(args, out)
     tokenizer.save_pretrained(out / "best")
@@ -247,7 +247,8 @@ def tune_on_policy(
     )
     leave_the_rest_to_the_first()
     print_rows(rows, FIGURES[args.method])
-    (save_adapter if args.lora else GPT2.save_pretrained)(model, out / "final")
+    save = partial(save_adapter, replace=True) if args.lora else GPT2.save_pretrained
+    save(model, out / "final")
     tokenizer.save_pretrained(out / "final")
     print(f"tuned {kind(args)}: {out / 'final'}")
     return {name: rows[-1].get(name) for name in FIGURES[args.method]}

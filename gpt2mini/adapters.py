@@ -21,7 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gpt2mini.checkpoints.names import BLOCK
-from gpt2mini.checkpoints.stored import CheckpointError, read_safetensors, reading
+from gpt2mini.checkpoints.stored import (
+    ADAPTER_FILES,
+    MODEL_FILES,
+    CheckpointError,
+    read_safetensors,
+    reading,
+)
 from gpt2mini.files import as_json, read_json, text_writer, writable_folder, write_together
 from gpt2mini.lora import (
     TARGETS,
@@ -35,7 +41,7 @@ from gpt2mini.model import GPT2, TiedHead
 
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER_FILES
 PREFIX = "base_model.model."
 ADAPTER_NAME = re.compile(r"(?:transformer\.)?h\.(\d+)\.(.+)\.lora_([AB])\.weight")
 
@@ -49,19 +55,43 @@ SHORT_NAMES = {path: target for target, path in TARGETS.items()}
 
 # What else a PEFT config may ask for, and the value that leaves it at plain LoRA.
 PLAIN = {"peft_type": "LORA", "bias": "none", "use_dora": False, "lora_bias": False}
+# The same, of later versions of PEFT: not written, for the earlier ones would not know the names.
+UNSET = (
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+# Beginnings that leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change its
+# weights too, and their A and B are wrong on the published ones.
+PLAIN_INITS = ("none", "true", "false", "gaussian", "orthogonal", "eva")
 
 
 # ---- out
 
 
-def write_adapter(model: GPT2, folder: Path) -> None:
+def write_adapter(model: GPT2, folder: Path, replace: bool = False) -> None:
     """Write the adapters of a model, and its head if that is no part of the base.
 
-    Raises ValueError if there are none, or if they are merged.
+    replace: remove a whole model that lies in the folder, such as an earlier run's best.
+    Raises ValueError if there are no adapters, if they are merged, if something else was trained
+    along, or if a whole model lies in the folder that is not to be replaced, or is their base.
     """
     layers = lora_layers(model)
     if not layers:
         raise ValueError("the model has no adapter to save: add_lora first, or unmerge_lora")
+    check_what_learns(model)
+    holds_model = (folder / MODEL_FILES[0]).is_file()
+    if holds_model and not replace:
+        raise ValueError(
+            f"{folder} holds a whole model, to which transformers would apply an adapter beside "
+            "it: save the adapter in a folder of its own, or pass replace=True"
+        )
+    if holds_model:
+        check_not_base(model, folder)
     first = next(iter(layers.values()))
     tensors: dict[str, Tensor] = {}
     for i in range(model.config.n_layers):
@@ -90,6 +120,33 @@ def write_adapter(model: GPT2, folder: Path) -> None:
             folder / WEIGHTS: partial(save_file, tensors, metadata=notes),
         }
     )
+    if holds_model:
+        for name in MODEL_FILES:
+            (folder / name).unlink(missing_ok=True)
+
+
+def check_what_learns(model: GPT2) -> None:
+    """Raise ValueError if parameters learn that an adapter's files have no place for."""
+    lost = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and "lora_" not in name and not name.startswith("out_head.")
+    ]
+    if lost:
+        raise ValueError(
+            f"an adapter's files hold adapters and a head; {len(lost)} other parameters learn too "
+            f"and would be lost: {', '.join(lost[:5])}; merge_lora(model) and save it as a whole, "
+            "or set their requires_grad to False if they are as they were"
+        )
+
+
+def check_not_base(model: GPT2, folder: Path) -> None:
+    """Raise ValueError if the model in a folder is the adapters' own base."""
+    there = GPT2.from_pretrained(folder, dtype=model.tok_emb.weight.dtype)
+    if base_note(there) == base_note(model):
+        raise ValueError(
+            f"{folder} holds the base model of the adapter: save the adapter in a folder of its own"
+        )
 
 
 def side_by_side(parts: list[LoRALinear | None]) -> tuple[Tensor, Tensor]:
@@ -210,6 +267,16 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
             found = config.get(name, expected)
             if found != expected:
                 raise CheckpointError(f"{path}: {name} is {found!r}; only {expected!r} is known")
+        for name in UNSET:
+            if config.get(name):
+                found = config[name]
+                raise CheckpointError(f"{path}: {name} is {found!r}; only plain LoRA is known")
+        init = config.get("init_lora_weights")
+        if str(init).lower() not in PLAIN_INITS:
+            raise CheckpointError(
+                f"{path}: init_lora_weights is {init!r}, which may have changed the base's weights "
+                f"too; only those are known that do not: {', '.join(PLAIN_INITS)}"
+            )
         if not isinstance(config.get("r"), int) or config["r"] < 1:
             raise CheckpointError(f"{path}: r is {config.get('r')!r}; expected a rank")
         if unknown := {*(config.get("modules_to_save") or [])} - {"score", "classifier"}:

@@ -42,7 +42,10 @@ TARGETS = {
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer with an adapter beside it. Its own weight keeps its name, and is frozen."""
+    """A linear layer with an adapter beside it. Its own weight keeps its name, and is frozen.
+
+    A is not filled yet: `add_lora` draws it, `load_adapter` reads it.
+    """
 
     def __init__(
         self, base: nn.Linear, rank: int, alpha: float, dropout: float, rank_stabilised: bool
@@ -54,7 +57,6 @@ class LoRALinear(nn.Linear):
         self.lora_dropout = nn.Dropout(dropout)
         self.lora_A = nn.Parameter(base.weight.new_empty(rank, base.in_features))
         self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as nn.Linear's own weights
         self.enabled = True
 
     @property
@@ -89,11 +91,11 @@ def add_lora(
 
     targets: among query, key, value, attn_out, mlp_in, mlp_out. A head of your own is frozen too:
     set its `requires_grad` afterwards if it is to learn along.
-    Raises ValueError for unknown targets, tied tensors, or a model that has adapters already.
+    Raises ValueError, and leaves the model as it was, for unknown targets, tied tensors, impossible
+    numbers, or a model that has adapters already.
     """
     check_targets(targets)
-    if rank < 1 or alpha <= 0:
-        raise ValueError(f"rank must be at least 1 and alpha above 0, not {rank} and {alpha}")
+    check_numbers(rank, alpha, dropout)
     refuse_adapters(model)
     for parameter in model.parameters():
         parameter.requires_grad = False
@@ -102,6 +104,7 @@ def add_lora(
             base = block.get_submodule(TARGETS[target])
             assert isinstance(base, nn.Linear)
             adapted = LoRALinear(base, rank, alpha, dropout, rank_stabilised)
+            nn.init.kaiming_uniform_(adapted.lora_A, a=math.sqrt(5))  # as nn.Linear's own weights
             replace_layer(block, TARGETS[target], adapted.train(base.training))
 
 
@@ -117,6 +120,16 @@ def check_targets(targets: Sequence[str]) -> None:
             )
         if target not in TARGETS:
             raise ValueError(f"unknown target {target!r}: choose among {', '.join(TARGETS)}")
+
+
+def check_numbers(rank: int, alpha: float, dropout: float) -> None:
+    if not isinstance(rank, int) or rank < 1 or not 0 < alpha < math.inf:
+        raise ValueError(
+            "rank must be at least 1 and alpha above 0, a whole number and a finite one, "
+            f"not {rank!r} and {alpha!r}"
+        )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout!r}")
 
 
 def linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
@@ -209,11 +222,12 @@ def with_shared_weights(model: GPT2) -> GPT2:
     return deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
-def save_adapter(model: GPT2, folder: str | Path) -> None:
-    """Write adapters, and a head that was trained along; see `gpt2mini.adapters.write_adapter`."""
+def save_adapter(model: GPT2, folder: str | Path, replace: bool = False) -> None:
+    """Write adapters, and a head that was trained along, to a folder of their own; see
+    `gpt2mini.adapters.write_adapter`."""
     from gpt2mini.adapters import write_adapter
 
-    write_adapter(model, Path(folder))
+    write_adapter(model, Path(folder), replace)
 
 
 def load_adapter(model: GPT2, folder: str | Path) -> None:

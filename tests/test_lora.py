@@ -4,6 +4,10 @@ import copy
 import itertools
 import json
 import logging
+import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
-from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+)
 
 from gpt2mini import GPT2, GPT2Config
 from gpt2mini.checkpoints import CheckpointError
@@ -33,6 +42,7 @@ from gpt2mini.lora import (
     unmerge_lora,
 )
 from gpt2mini.losses import next_token_loss
+from gpt2mini.preferences.reward_functions import reward_model
 
 EVERYTHING = tuple(TARGETS)
 PRECISION = 1e-5
@@ -224,7 +234,8 @@ def test_merged_it_is_a_plain_gpt2_that_transformers_opens(adapted: GPT2, tmp_pa
 
 
 def test_a_model_with_adapters_is_not_saved_as_a_whole(adapted: GPT2, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"unknown \['trf_blocks.0.attn.*lora"):
+    message = r"unknown \['trf_blocks.0.attn.*lora.*merge_lora\(model\) first, or save_adapter"
+    with pytest.raises(ValueError, match=message):
         adapted.save_pretrained(tmp_path)
 
 
@@ -273,10 +284,22 @@ def test_unknown_targets_are_answered_with_the_choices(own_model: GPT2, targets:
         add_lora(own_model, targets=targets)
 
 
-@pytest.mark.parametrize("numbers", [{"rank": 0}, {"alpha": 0}])
+@pytest.mark.parametrize(
+    "numbers",
+    [{"rank": 0}, {"rank": 2.5}, {"alpha": 0}, {"alpha": math.nan}, {"alpha": math.inf}],
+)
+@pytest.mark.usefixtures("no_shape_checks")  # they would catch the half rank first
 def test_impossible_numbers_are_refused(own_model: GPT2, numbers: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="rank must be at least 1"):
         add_lora(own_model, **numbers)
+    assert all(parameter.requires_grad for parameter in own_model.parameters())
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, math.nan])
+def test_an_impossible_dropout_is_refused(own_model: GPT2, dropout: float) -> None:
+    with pytest.raises(ValueError, match="dropout must be at least 0 and below 1, not"):
+        add_lora(own_model, dropout=dropout)
+    assert all(parameter.requires_grad for parameter in own_model.parameters())
 
 
 def test_adapters_on_adapters_are_refused(adapted: GPT2, tmp_path: Path) -> None:
@@ -391,6 +414,20 @@ def test_we_read_peft_s_adapters(
     assert_close(own_model(ids), theirs(ids).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:lora with eva")  # a wish for more memory
+@pytest.mark.parametrize("init", [True, False, "gaussian", "orthogonal", "eva"])
+def test_we_read_peft_s_adapters_however_they_began(
+    own_model: GPT2, base_folder: Path, tmp_path: Path, init: Any
+) -> None:
+    """As long as that left the base as it is."""
+    settings = {"eva_config": peft.EvaConfig()} if init == "eva" else {}
+    base = GPT2LMHeadModel.from_pretrained(base_folder)
+    theirs = random_peft(base, r=4, target_modules=["c_attn"], init_lora_weights=init, **settings)
+    theirs.save_pretrained(tmp_path / "adapter")
+    load_adapter(own_model, tmp_path / "adapter")
+    assert_close(own_model(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+
+
 def test_we_read_peft_s_adapter_of_a_classifier_with_its_head(
     own_model: GPT2, base_folder: Path, tmp_path: Path
 ) -> None:
@@ -430,6 +467,175 @@ def test_a_head_comes_back_with_the_adapter(
     load_adapter(fresh, tmp_path)
     assert_close(fresh(ids), own_model(ids), atol=PRECISION, rtol=PRECISION)
     assert all(p.requires_grad for p in fresh.out_head.parameters())
+
+
+def test_loading_draws_no_random_number(adapted: GPT2, tiny_model: GPT2, tmp_path: Path) -> None:
+    save_adapter(adapted, tmp_path)
+    fresh, before = copy.deepcopy(tiny_model), torch.get_rng_state()
+    load_adapter(fresh, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["final_norm", "tok_emb"])
+def test_what_the_files_cannot_hold_is_not_left_out(
+    adapted: GPT2, tmp_path: Path, name: str
+) -> None:
+    adapted.get_submodule(name).requires_grad_(True)
+    with pytest.raises(ValueError, match=rf"would be lost: {name}.weight.*merge_lora"):
+        save_adapter(adapted, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- adapters and whole models share no folder
+
+ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def names_in(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+def test_a_classifier_saved_over_its_adapter_is_that_classifier_to_transformers(
+    own_model: GPT2, tmp_path: Path
+) -> None:
+    """PEFT is installed: an adapter left in the folder would be applied once more."""
+    own_model.out_head = nn.Linear(TINY.emb_dim, 3, bias=False)
+    add_lora(own_model, targets=EVERYTHING)
+    randomise(own_model)
+    save_adapter(own_model, tmp_path)
+    merge_lora(own_model)
+    own_model.save_pretrained(tmp_path, class_names=["a", "b", "c"])
+    assert not ADAPTER_FILES & names_in(tmp_path)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    texts = ids % (TINY.vocab_size - 1)  # without its padding
+    assert_close(theirs(texts).logits, own_model(texts)[:, -1], atol=1e-4, rtol=0)
+
+
+def test_another_model_saved_over_an_adapter_is_that_model_to_transformers(
+    adapted: GPT2, tmp_path: Path
+) -> None:
+    save_adapter(adapted, tmp_path)
+    other = GPT2(TINY).eval()
+    enlarge(other, seed=1)
+    other.save_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert_close(theirs(ids).logits, other(ids), atol=1e-4, rtol=0)
+
+
+def test_a_failed_save_leaves_the_adapter(
+    adapted: GPT2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_adapter(adapted, tmp_path)
+    merge_lora(adapted)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("gpt2mini.checkpoints.huggingface.save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        adapted.save_pretrained(tmp_path)
+    assert names_in(tmp_path) == ADAPTER_FILES
+
+
+def test_an_adapter_takes_the_place_of_an_earlier_run_s_model(
+    own_model: GPT2, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        model = copy.deepcopy(own_model)
+        add_lora(model, targets=EVERYTHING)
+        randomise(model)
+        save_adapter(model, tmp_path, replace=True)
+        assert names_in(tmp_path) == ADAPTER_FILES
+        expected = model(ids)
+        merge_lora(model)
+        model.save_pretrained(tmp_path)
+        assert not ADAPTER_FILES & names_in(tmp_path)
+        assert_close(GPT2.from_pretrained(tmp_path)(ids), expected, atol=PRECISION, rtol=PRECISION)
+    add_lora(own_model)
+    with pytest.raises(ValueError, match=r"holds a whole model.*or pass replace=True"):
+        save_adapter(own_model, tmp_path)
+    assert not ADAPTER_FILES & names_in(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_does_not_push_its_own_base_out(
+    own_model: GPT2, base_folder: Path, dtype: torch.dtype
+) -> None:
+    before = names_in(base_folder)
+    own_model.to(dtype)
+    add_lora(own_model)
+    with pytest.raises(ValueError, match=r"base holds the base model of the adapter"):
+        save_adapter(own_model, base_folder, replace=True)
+    assert names_in(base_folder) == before
+
+
+def test_an_adapter_leaves_a_model_of_another_kind_alone(adapted: GPT2, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="type 'llama'"):
+        save_adapter(adapted, tmp_path, replace=True)
+    assert names_in(tmp_path) == {"config.json"}
+
+
+def test_a_reward_model_is_the_whole_one_or_the_adapter(
+    own_model: GPT2, tiny_model: GPT2, tmp_path: Path
+) -> None:
+    own_model.out_head = nn.Linear(TINY.emb_dim, 1, bias=False)
+    add_lora(own_model)
+    randomise(own_model)
+    save_adapter(own_model, tmp_path)
+    stale = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    expected = own_model(ids)
+    assert_close(reward_model(tmp_path, None, tiny_model)(ids), expected, atol=1e-5, rtol=1e-5)
+    merge_lora(own_model)
+    own_model.save_pretrained(tmp_path)
+    for name, contents in stale.items():  # as earlier versions left it
+        (tmp_path / name).write_bytes(contents)
+    assert_close(reward_model(tmp_path, None, None)(ids), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_s_folder_is_no_model_and_says_what_it_is(adapted: GPT2, tmp_path: Path) -> None:
+    save_adapter(adapted, tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds an adapter .*load_adapter\(model, folder\)"):
+        GPT2.from_pretrained(tmp_path)
+
+
+# ---- from the shell
+
+
+@pytest.fixture(scope="module")
+def nano_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = GPT2.from_pretrained("gpt2-nano")
+    add_lora(model, rank=2)
+    randomise(model)
+    save_adapter(model, folder := tmp_path_factory.mktemp("nano"))
+    return folder
+
+
+def run_example(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    path = Path(__file__).parents[1] / "examples" / script
+    return subprocess.run(
+        [sys.executable, str(path), *map(str, arguments)],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+
+
+def test_generate_continues_with_an_adapter(nano_adapter: Path) -> None:
+    prompt = ("--prompt", "The ship", "--max-new-tokens", "8", "--temperature", "0")
+    plain = run_example("generate.py", *prompt)
+    adapted = run_example("generate.py", *prompt, "--adapter", nano_adapter, "--quantize", "bf16")
+    assert adapted.returncode == 0, adapted.stderr
+    assert adapted.stdout.startswith("The ship") and adapted.stdout != plain.stdout
+
+
+def test_inspect_compares_with_an_adapter(nano_adapter: Path, tmp_path: Path) -> None:
+    done = run_example("inspect_model.py", "compare", "--other", nano_adapter, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
+    changed = {row["name"] for row in found["parameters"] if row["maximum"] > 0}
+    assert changed and all(name.endswith(("query.weight", "value.weight")) for name in changed)
 
 
 # ---- adapters that do not belong to the model
@@ -506,7 +712,19 @@ def test_half_an_adapter_is_refused(saved: Path, tiny_model: GPT2) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("use_dora", True), ("bias", "all"), ("peft_type", "IA3"), ("r", 0)]
+    ("setting", "value"),
+    [
+        ("use_dora", True),
+        ("bias", "all"),
+        ("peft_type", "IA3"),
+        ("r", 0),
+        ("use_qalora", True),
+        ("alora_invocation_tokens", [1, 2]),
+        ("layer_replication", [[0, 2], [1, 3]]),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "loftq"),
+        ("init_lora_weights", "corda"),
+    ],
 )
 def test_another_method_is_refused_by_name(
     saved: Path, tiny_model: GPT2, setting: str, value: object

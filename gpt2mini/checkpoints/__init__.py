@@ -11,10 +11,17 @@ import torch
 from gpt2mini.checkpoints.build import build_model
 from gpt2mini.checkpoints.hub import find_model
 from gpt2mini.checkpoints.huggingface import read_class_names, read_folder, write_folder
-from gpt2mini.checkpoints.stored import CheckpointError
+from gpt2mini.checkpoints.stored import CheckpointError, holds_adapter
 from gpt2mini.model import GPT2
 
-__all__ = ["CheckpointError", "find_model", "load_model", "read_class_names", "save_model"]
+__all__ = [
+    "CheckpointError",
+    "find_model",
+    "holds_adapter",
+    "load_model",
+    "read_class_names",
+    "save_model",
+]
 
 
 def load_model(
@@ -49,6 +56,7 @@ def save_model(
     """Write a Hugging Face GPT-2 folder, which `transformers` and `load_model` open.
 
     dtype: of the weights in the file; the default is the model's. class_names: of a classifier, in
-    the order of its logits. An interrupted save leaves the old files, whole.
+    the order of its logits. An interrupted save leaves the old files, whole; a finished one removes
+    an adapter from the folder.
     """
     write_folder(model, Path(folder), dtype, class_names)

@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gpt2mini.checkpoints.names import CLASS_HEAD, CLASS_HEAD_BIAS, OWN_HEAD, Rule, to_published
-from gpt2mini.checkpoints.stored import Checkpoint, CheckpointError, read_weights, reading
+from gpt2mini.checkpoints.stored import (
+    ADAPTER_FILES,
+    Checkpoint,
+    CheckpointError,
+    holds_adapter,
+    read_weights,
+    reading,
+)
 from gpt2mini.config import GPT2Config
 from gpt2mini.files import (
     Write,
@@ -60,6 +67,11 @@ def read_folder(folder: Path) -> Checkpoint:
 def read_config(folder: Path) -> dict[str, Any]:
     """The contents of config.json, if it describes a GPT-2 and nothing else."""
     path = folder / "config.json"
+    if holds_adapter(folder):
+        raise CheckpointError(
+            f"{folder} holds an adapter ({ADAPTER_FILES[0]}), not a whole model: load the model "
+            "that it was trained on, then add it with load_adapter(model, folder)"
+        )
     if not path.is_file():
         raise CheckpointError(
             f"{folder} is not a model folder: it has no config.json (nor OpenAI's hparams.json)"
@@ -121,7 +133,10 @@ def write_folder(
     dtype: torch.dtype | None = None,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Write config.json, generation_config.json and model.safetensors: all of them or none."""
+    """Write config.json, generation_config.json and model.safetensors: all of them or none.
+
+    An adapter that lay in the folder is removed: it belongs to another model than this one.
+    """
     refuse_quantized(model, "saving")
     head = head_rules(model)
     if class_names is not None:
@@ -147,6 +162,8 @@ def write_folder(
             as_json({"bos_token_id": eos_id, "eos_token_id": eos_id})
         )
     write_together(files)
+    for name in ADAPTER_FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def head_rules(model: GPT2) -> list[Rule]:

@@ -132,10 +132,12 @@ def to_published(
         zeros = torch.zeros_like(state["final_norm.bias"])
         state = {name: zeros for name in names if name.endswith(QKV_BIASES)} | dict(state)
     if set(state) != set(names):
+        adapted = any(name.endswith(".lora_A") for name in state)
+        advice = "; it has adapters: merge_lora(model) first, or save_adapter(model, folder)"
         raise ValueError(
             "the model's tensors are not those of a GPT-2: "
             f"unknown {sorted(set(state) - set(names))[:5]}, "
-            f"missing {sorted(set(names) - set(state))[:5]}"
+            f"missing {sorted(set(names) - set(state))[:5]}{advice if adapted else ''}"
         )
     published = {}
     for rule in table:

@@ -22,6 +22,11 @@ from gpt2mini.files import read_json
 
 REMAP_AFTER = 2**24  # bytes
 
+# What `write_folder` leaves in a folder, and what PEFT and `save_adapter` leave in another. Never
+# both in one: `transformers` would apply the adapter to the model beside it.
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
 
 class CheckpointError(ValueError):
     """Files that do not hold a GPT-2 that can be loaded: missing, damaged or foreign ones."""
@@ -60,6 +65,11 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise CheckpointError(f"{path} cannot be read: {kind}{error}") from error
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Whether an adapter lies in a folder, and no whole model."""
+    return (folder / ADAPTER_FILES[0]).is_file() and not (folder / MODEL_FILES[0]).is_file()
 
 
 class Remapped:
