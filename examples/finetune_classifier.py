@@ -32,6 +32,7 @@ from flags import (
 from torch import nn
 
 from gpt2mini import GPT2, Tokenizer
+from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.classification import predict
 from gpt2mini.data.labelled import (
     LabelledTexts,
@@ -178,7 +179,7 @@ def save(model: GPT2, folder: Path, names: list[str]) -> None:
 def load_best(args: argparse.Namespace, out: Path, names: list[str], device: torch.device) -> GPT2:
     """The model with the lowest validation loss, as it was saved; adapters are merged, once they
     have proved themselves, so that `best` is a whole classifier."""
-    if args.method != "lora":
+    if not holds_adapter(out / "best"):  # or a finished run is resumed: merged already
         return GPT2.from_pretrained(out / "best", device=device)
     model = GPT2.from_pretrained(args.model, device=device)
     load_adapter(model, out / "best")

@@ -41,6 +41,7 @@ from flags import (
 )
 
 from gpt2mini import GPT2, Tokenizer
+from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.data.preferences import (
     EncodedPreference,
     Preference,
@@ -50,7 +51,14 @@ from gpt2mini.data.preferences import (
 )
 from gpt2mini.files import writable_folder
 from gpt2mini.inspection import plot_calibration, plot_figures
-from gpt2mini.lora import TARGETS, add_lora, load_adapter, merge_lora, save_adapter
+from gpt2mini.lora import (
+    TARGETS,
+    add_lora,
+    load_adapter,
+    lora_layers,
+    merge_lora,
+    save_adapter,
+)
 from gpt2mini.preferences.dpo import dpo_step, evaluate_dpo, with_reference
 from gpt2mini.preferences.evaluate import answer_prompts, best_of_n, compare_answers
 from gpt2mini.preferences.grpo import grpo_batches, grpo_step
@@ -146,7 +154,9 @@ def tune_reward(
     save = partial(save_adapter, replace=True) if args.lora else save_reward_model
     train_on_pairs(args, out, model, pairs, step, evaluate, figures, save)
     model = load_best(args, out)
-    if args.lora:  # what rates answers is a whole model, or shares the base with the policy
+    if lora_layers(
+        model
+    ):  # what rates answers is a whole model, or shares the base with the policy
         save_adapter(model, out / "adapter", replace=True)
         tokenizer.save_pretrained(out / "adapter")
         merge_lora(model)
@@ -320,7 +330,7 @@ def save_reward_model(model: GPT2, folder: Path) -> None:
 def load_best(args: argparse.Namespace, out: Path) -> GPT2:
     """The model with the lowest validation loss, as it was saved."""
     device = pick_device(args.device)
-    if not args.lora:
+    if not holds_adapter(out / "best"):  # or a finished reward run is resumed: merged already
         return GPT2.from_pretrained(out / "best", device=device)
     model = GPT2.from_pretrained(args.model, device=device)
     load_adapter(model, out / "best")
