@@ -585,7 +585,9 @@ def test_a_reward_model_is_the_whole_one_or_the_adapter(
     save_adapter(own_model, tmp_path)
     stale = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     expected = own_model(ids)
-    assert_close(reward_model(tmp_path, None, tiny_model)(ids), expected, atol=1e-5, rtol=1e-5)
+    assert_close(
+        reward_model(tmp_path, None, copy.deepcopy(tiny_model))(ids), expected, atol=1e-5, rtol=1e-5
+    )
     merge_lora(own_model)
     own_model.save_pretrained(tmp_path)
     for name, contents in stale.items():  # as earlier versions left it
