@@ -1,5 +1,6 @@
 """What most tests share: a tiny GPT-2, a network that refuses, and the data that lies beside us."""
 
+import signal
 import socket
 from collections.abc import Iterator
 from copy import deepcopy
@@ -44,6 +45,12 @@ def shared_data(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {path}, which is not here")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> None:
+    """Also in a suite that a script has started with `&`, which has Ctrl-C ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

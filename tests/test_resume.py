@@ -374,6 +374,18 @@ def test_a_full_disk_is_seen_before_training(
 # ---- signals
 
 
+def test_a_signal_to_be_ignored_is_ignored(tmp_path: Path) -> None:
+    """As Ctrl-C is by what a script starts with `&`: it is meant for something else."""
+    run = Run()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run.train(tmp_path, save_every=0, loss_function=signal_at(7, signal.SIGINT))
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert_ends_with(run, left_alone())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_step_end_and_saves(number: int, tmp_path: Path) -> None:
     resumed, stopped = Run(seed=1), Run()

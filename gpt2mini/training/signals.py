@@ -20,8 +20,8 @@ class StopSignals:
     """Inside, the first Ctrl-C or SIGTERM is noted in `received`; a second acts as usual.
 
     Not so under torchrun, which passes one Ctrl-C on in three ways, and kills what has not ended
-    half a minute later. Only the main thread of a program can receive signals; in any other this
-    does nothing.
+    half a minute later. A signal that is ignored outside (`nohup`, a script's `&`) stays ignored.
+    Only the main thread of a program can receive signals; in any other this does nothing.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -32,7 +32,8 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if self.enabled:
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self.note)
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self.note)
         return self
 
     def __exit__(self, *error: object) -> None:
