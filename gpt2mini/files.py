@@ -4,7 +4,8 @@ one, whole."""
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,23 @@ def writable_folder(path: str | Path) -> Path:
     except OSError as error:
         raise OSError(f"cannot write into {folder}: {error.strerror}") from None
     return folder
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process may come here with the same folder. Raises BlockingIOError if one
+    has been faster. The system lets go of the lock when its holder dies, however it dies."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(
+            f"another run is at work in {folder}: wait for it or stop it, or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -200,6 +200,50 @@ def test_a_finished_run_without_its_log_has_a_row(tmp_path: Path) -> None:
     assert rows == [{"step": STEPS, "validation_loss": 2.0}]
 
 
+def fails_at(number: int) -> Callable[[], float]:
+    """An evaluation whose call of that number raises."""
+    calls = iter(range(100))
+
+    def evaluate() -> float:
+        if next(calls) == number:
+            raise RuntimeError("no memory left")
+        return 2.0
+
+    return evaluate
+
+
+@pytest.mark.parametrize(("number", "step"), [(2, 10), (4, STEPS)])
+def test_an_evaluation_that_fails_loses_nothing(number: int, step: int, tmp_path: Path) -> None:
+    """Not even where a checkpoint was due just after it."""
+    straight, resumed = Run(), Run(seed=1)
+    rows = straight.train(evaluate=lambda: 2.0, evaluate_every=5)
+    with pytest.raises(RuntimeError, match="no memory left"):
+        Run().train(tmp_path, evaluate=fails_at(number), evaluate_every=5, save_every=10)
+    assert saved_step(tmp_path) == step
+    again = resumed.train(tmp_path, evaluate=lambda: 2.0, evaluate_every=5, resume=True)
+    assert without_speed(again) == without_speed(rows)
+    assert_ends_with(resumed, straight.weights())
+
+
+def test_a_first_evaluation_that_fails_leaves_no_run_behind(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no memory left"):
+        Run().train(tmp_path, evaluate=fails_at(0))
+    assert not Run().train(tmp_path, steps=1)[0].get("validation_loss")
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    first = Run()
+
+    def evaluate() -> float:
+        with pytest.raises(BlockingIOError, match=r"another run is at work in .*another folder"):
+            Run().train(tmp_path, resume=True)
+        return 2.0
+
+    first.train(tmp_path, evaluate=evaluate)
+    assert_ends_with(first, left_alone())
+    Run().train(tmp_path, resume=True)  # the first has ended
+
+
 def test_other_batches_are_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokens = random_ids(500).numpy()
     Run().train(tmp_path, steps=5)

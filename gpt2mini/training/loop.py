@@ -66,14 +66,17 @@ def train(
     parts = {"batches": batches, "figures": figures, "scaler": scaler}
     loss_of = with_shared_gradients(model, loss_function)
     run = Run(model, optimizers, settings, out, save, parts)
-    run.begin(resume)
-    progress = run.progress
-    supply = remaining_batches(batches, progress.batches)
-    model.zero_grad()
-    show = settings.progress and process_number() == 0
-    bar = tqdm(desc="training", total=settings.steps, initial=progress.step, disable=not show)
-    with mode(model, training=True), prepared(model, settings), run.signals, bar:
-        if run.has_no_rows():
+    with (
+        run.begun(resume),
+        mode(model, training=True),
+        prepared(model, settings),
+        run.signals,
+        progress_bar(settings, run.progress.step) as bar,
+    ):
+        progress = run.progress
+        supply = remaining_batches(batches, progress.batches)
+        model.zero_grad()
+        if run.lacks_evaluation():
             run.evaluate(evaluate)
             run.stop_if_asked()
         while progress.step < settings.steps:
@@ -106,6 +109,11 @@ def train(
                 run.save()
             run.stop_if_asked()
     return run.log.rows
+
+
+def progress_bar(settings: Settings, step: int) -> tqdm:
+    shown = settings.progress and process_number() == 0
+    return tqdm(desc="training", total=settings.steps, initial=step, disable=not shown)
 
 
 def set_learning_rates(optimizers: list[Optimizer], share: float) -> None:

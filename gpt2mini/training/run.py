@@ -5,6 +5,7 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gpt2mini.files import alone_in
 from gpt2mini.training.metrics import MetricsLog
 from gpt2mini.training.processes import (
     of_the_first,
@@ -73,6 +75,14 @@ class Run:
         self.bad_steps = 0  # in a row
         self.signals = StopSignals(enabled=self.out is not None)
 
+    @contextmanager
+    def begun(self, resume: bool) -> Iterator[None]:
+        """Inside, the run has begun and is the only one in its folder."""
+        folder = self.out if process_number() == 0 else None
+        with nullcontext() if folder is None else alone_in(folder):
+            self.begin(resume)
+            yield
+
     def begin(self, resume: bool) -> None:
         """From the start, or from the newest checkpoint."""
         if resume and self.checkpoints is None:
@@ -97,10 +107,13 @@ class Run:
         path = self.out / "metrics.jsonl" if writes and self.out is not None else None
         self.log = MetricsLog(path, self.progress.step)
 
-    def has_no_rows(self) -> bool:
-        """At the beginning; and later, if somebody has removed the log."""
+    def lacks_evaluation(self) -> bool:
+        """At the beginning; if somebody has removed the log; after an evaluation that failed."""
+        step, rows = self.progress.step, self.log.rows
+        evaluated = any(row["step"] == step and "grad_norm" not in row for row in rows)
+        lacks = not rows or (self.is_due(self.settings.evaluate_every) and not evaluated)
         device = next(self.model.parameters()).device
-        return of_the_first(float(len(self.log.rows)), device) == 0.0
+        return of_the_first(float(lacks), device) == 1.0
 
     # ---- around each step
 
@@ -182,7 +195,7 @@ class Run:
         if evaluate is None:
             return
         with self.log.clock_stopped():
-            found = evaluate()
+            found = self.saved_if_it_fails(evaluate)
             row = found if isinstance(found, dict) else {"validation_loss": found}
             self.log.write({"step": self.progress.step, **row})
             reshard(self.model)
@@ -190,6 +203,17 @@ class Run:
             if loss < self.progress.best and self.out is not None:
                 save_whole(self.save_model, self.model, self.out / "best")
             self.progress.best = min(self.progress.best, loss)
+
+    def saved_if_it_fails(self, evaluate: Callable[[], Any]) -> Any:
+        """What it finds. The steps before an evaluation that fails are not lost: resumed, the run
+        evaluates again and goes on."""
+        try:
+            return evaluate()
+        except Exception:
+            # with other processes, in which it may have succeeded, nothing can be saved
+            if self.checkpoints is not None and process_count() == 1 and self.progress.step > 0:
+                logger.warning("the evaluation failed; saved in %s, to be resumed", self.save())
+            raise
 
     def save(self, states: dict[str, Any] | None = None) -> Path:
         """A checkpoint, unless this step has one. states: what `remember` noted; default: now."""
