@@ -423,7 +423,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--num-samples", type=int, default=4, help="grpo: responses to each prompt (default 4)")
     add("--value-model", help="ppo: a critic of its own, from a reward model's folder")
     add("--answer-tokens", type=positive, default=16, help="per answer, at most (default 16)")
-    add("--compare", type=int, default=50, help="held-out prompts to answer, at most (default 50)")
+    add("--compare", type=positive, default=50, help="held-out prompts to answer (default 50)")
     add("--answers", type=int, default=3, help="of which are printed (default 3)")
     add("--best-of", type=int, default=4, help="answers per prompt without tuning (0: none)")
     args = parser.parse_args()

@@ -414,9 +414,18 @@ def test_models_of_different_shapes_are_refused(tiny_model: GPT2) -> None:
         compare_models(tiny_model, wider)
     classifier = deepcopy(tiny_model)
     classifier.out_head = nn.Linear(48, 2)
-    message = "same shape can be compared: out_head.weight is missing in the first and 2 x 48 in"
+    message = "same shape can be compared: out_head.weight is 211 x 48 in the first and 2 x 48 in"
     with pytest.raises(ValueError, match=message):
         compare_models(tiny_model, classifier)
+
+
+def test_a_tied_head_is_compared_with_an_untied_one(tiny_model: GPT2, own_model: GPT2) -> None:
+    own_model.out_head = nn.Linear(48, 211, bias=False)
+    own_model.out_head.weight = nn.Parameter(1.25 * tiny_model.tok_emb.weight.detach())
+    for first, second in ((tiny_model, own_model), (own_model, tiny_model)):
+        found = {p.name: p.relative for p in compare_models(first, second).parameters}
+        assert found.pop("out_head.weight") == pytest.approx(0.25 if first is tiny_model else 0.2)
+        assert set(found.values()) == {0.0}
 
 
 def test_a_comparison_as_table_and_as_json(tiny_model: GPT2, own_model: GPT2) -> None:

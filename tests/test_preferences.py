@@ -815,6 +815,12 @@ def test_dropout_is_refused(text_model: GPT2, tokenizer: Tokenizer) -> None:
         small_batches(ActorCritic(text_model), tokenizer, None, Figures())
 
 
+def test_no_prompts_are_refused(text_model: GPT2, tokenizer: Tokenizer) -> None:
+    arguments = PPOSettings(), KLController(0.05), torch.Generator()
+    with pytest.raises(ValueError, match="no prompts"):
+        ppo_batches(ActorCritic(text_model), tokenizer, [], positive_share, SMALL, *arguments)
+
+
 def test_rows_must_divide_evenly() -> None:
     with pytest.raises(ValueError, match="must be a multiple"):
         RolloutSettings(rows=10, minibatch_rows=4)

@@ -30,7 +30,7 @@ from torch import Tensor
 from gpt2mini.files import without_infinities
 from gpt2mini.inspection.tracing import trace
 from gpt2mini.lora import lora_layers
-from gpt2mini.model import GPT2
+from gpt2mini.model import GPT2, TiedHead
 
 OF_BLOCKS = ("blocks.*.attn_out", "blocks.*.mlp_out", "blocks.*.stream")
 ACTIVATIONS = ("embedding", *OF_BLOCKS, "final_norm", "logits")
@@ -95,10 +95,14 @@ def compare_models(
     """How far b is from a, in weights and, on given tokens, in activations (at real tokens only).
 
     A layer with an adapter counts with its effective weight, W + scaling * B A, so an adapted model
-    and the same one merged are equal. The models stay as they are.
+    and the same one merged are equal. Beside an untied head, a tied one counts like one of its own.
+    The models stay as they are.
     Raises ValueError, saying what differs, for models that have not the same parameters.
     """
     ours, theirs = effective_weights(a), effective_weights(b)
+    for model, own, other in ((a, ours, theirs), (b, theirs, ours)):
+        if isinstance(model.out_head, TiedHead) and "out_head.weight" in other:
+            own["out_head.weight"] = model.out_head.weight.detach()
     check_same_shapes(ours, theirs)
     parameters, layers = [], []
     for layer in dict.fromkeys(map(layer_of, ours)):

@@ -202,6 +202,8 @@ class OnPolicyBatches:
         self.generator, self.figures = generator, figures or Figures()
         self.controller = controller
         self.prompts = list(prompts)
+        if not self.prompts:
+            raise ValueError("no prompts to answer")
         self.encoded = encode_prompts(policy, tokenizer, self.prompts, settings.max_new_tokens)
         self.waiting: list[int] = []  # prompts of this round that have not been answered
         self.learned: Experience | None = None  # the rollout that is being learned from
