@@ -26,6 +26,8 @@ from flags import (
     parse_columns,
     positive,
     run,
+    sharding_flag,
+    spread_if_asked,
     training_flags,
     write_summary,
 )
@@ -79,6 +81,7 @@ def main() -> None:
     model.out_head = nn.Linear(model.config.emb_dim, len(data.class_names), bias=False).to(device)
     choose_what_learns(model, args.method, args.train_blocks, args.rank)
     describe(model, training, validation, test, args.method)
+    spread_if_asked(args, model)
 
     began = time.perf_counter()
     longest = min(args.longest or model.config.context_length, model.config.context_length)
@@ -256,6 +259,7 @@ def draw(out: Path, args: argparse.Namespace, report: ClassificationReport) -> N
 
 def parse_arguments() -> argparse.Namespace:
     parser = training_flags(__doc__, out="runs/finetune_classifier")
+    sharding_flag(parser)
     parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
     parser.add_argument(
         "--data",

@@ -22,6 +22,8 @@ from flags import (
     leave_the_rest_to_the_first,
     positive,
     run,
+    sharding_flag,
+    spread_if_asked,
     training_flags,
     write_summary,
 )
@@ -40,6 +42,7 @@ from gpt2mini.tokenizer import train_tokenizer
 from gpt2mini.training import Settings, evaluate_loss, muon_and_adamw, train, warmup_stable_decay
 from gpt2mini.training.precision import pick_device
 from gpt2mini.training.processes import main_process_first, process_number
+from gpt2mini.training.sharding import save_whole
 
 
 def main() -> None:
@@ -57,6 +60,7 @@ def main() -> None:
     )
     model = get_model(args, tokenizer).to(device)
     parameters = sum(p.numel() for p in model.parameters())
+    spread_if_asked(args, model)
     print(
         f"{parameters:,} parameters, {sum(map(len, training)):,} tokens to learn from, on {device}"
     )
@@ -92,8 +96,9 @@ def main() -> None:
         resume=args.resume,
     )
 
+    save_whole(GPT2.save_pretrained, model, out / "final")
     leave_the_rest_to_the_first()
-    model.save_pretrained(out / "final")
+    model = GPT2.from_pretrained(out / "final", device=device)
     tokenizer.save_pretrained(out / "final")
     tokenizer.save_pretrained(out / "best")
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
@@ -197,6 +202,7 @@ def bytes_per_token(tokenizer: Tokenizer, corpus: TokenFile, documents: list[ran
 
 def parse_arguments() -> argparse.Namespace:
     parser = training_flags(__doc__, out="runs/pretrain")
+    sharding_flag(parser)
     parser.set_defaults(save_every=200)
     parser.add_argument("--data", default=SAMPLE_TEXT, help="a text file or a folder of .txt files")
     parser.add_argument("--init-from", help="start from this model folder, not from random weights")

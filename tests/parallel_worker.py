@@ -14,17 +14,21 @@ from torch.optim import SGD, Optimizer
 
 from gpt2mini import GPT2, GPT2Config
 from gpt2mini.data.text import TokenBatches
+from gpt2mini.files import write_json
 from gpt2mini.lora import add_lora
 from gpt2mini.training import (
     FrozenStream,
     Settings,
     adamw,
     cosine,
+    evaluate_classes,
     evaluate_loss,
     last_token_step,
     shuffled_batches,
+    texts_to_train_on,
     train,
 )
+from gpt2mini.training.optimizers import Muon
 from gpt2mini.training.processes import joined_processes, process_count, process_number
 from gpt2mini.training.sharding import save_whole, shard
 
@@ -75,6 +79,7 @@ def validation_loss(model: GPT2) -> float:
 
 def main(folder: Path) -> None:
     classify(folder)
+    classify(folder, spread=True)
     for name, spread in (("ddp", False), ("fsdp", True)):
         for lora in (False, True):
             model = make_model(lora)
@@ -83,6 +88,12 @@ def main(folder: Path) -> None:
             once: dict[str, Any] = {"steps": 1, "max_grad_norm": 1e9, "schedule": lambda step: 1.0}
             run(model, sgd, 4, **once, recompute_blocks=spread)
             save_whole(save_weights, model, folder / f"{name}{'-lora' * lora}.pt")
+
+        model = make_model()
+        if spread:
+            shard(model, "fp32")
+        run(model, muon, 4, steps=2)
+        save_whole(save_weights, model, folder / f"{name}-muon.pt")
 
         model = make_model()
         if spread:
@@ -103,14 +114,18 @@ def main(folder: Path) -> None:
             measure(model, folder)
 
 
-def classify(folder: Path) -> None:
-    """The last block and a head learn, the rest is computed once."""
+def classify(folder: Path, spread: bool = False) -> None:
+    """The last block and a head learn, the rest is computed once; not so in a model spread over the
+    processes."""
     model = make_model().requires_grad_(False)
     model.trf_blocks[-1].requires_grad_(True)
     torch.manual_seed(0)
     model.out_head = torch.nn.Linear(48, 2)
     rows = [torch.from_numpy(TOKENS[i : i + 9 + i % 7]) for i in range(0, 160, 10)]
-    data = FrozenStream(model, rows, [i % 2 for i in range(16)], "fp32")
+    if spread:
+        shard(model, "fp32")
+    data = texts_to_train_on(model, rows, [i % 2 for i in range(16)], "fp32")
+    assert isinstance(data, FrozenStream) != spread
     settings = Settings(
         steps=3,
         schedule=lambda step: 1.0,
@@ -121,11 +136,20 @@ def classify(folder: Path) -> None:
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = SGD(learning, lr=0.1)
     train(model, shuffled_batches(data, 4, seed=0), [optimizer], settings, last_token_step)
-    save_whole(save_weights, model, folder / f"classifier-{process_count()}.pt")
+    name = f"classifier-{process_count()}{'-spread' * spread}.pt"
+    save_whole(save_weights, model, folder / name)
+    loss, accuracy = evaluate_classes(model, data, "fp32")
+    if process_number() == 0:
+        write_json(folder / f"{name}.json", [loss, accuracy])
 
 
 def adam(model: GPT2) -> Optimizer:
     return adamw(model, lr=0.01)
+
+
+def muon(model: GPT2) -> Optimizer:
+    """For the matrices of the blocks; nothing else learns."""
+    return Muon([p for p in model.trf_blocks.parameters() if p.ndim == 2], lr=0.02)
 
 
 def save_weights(model: GPT2, path: Path) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_worker import STEPS, STOP, adam, classify, make_model, run, sgd, validation_loss
+from parallel_worker import STEPS, STOP, adam, classify, make_model, muon, run, sgd, validation_loss
 from torch import Tensor
 from torch.testing import assert_close
 
 from gpt2mini import GPT2
+from gpt2mini.files import read_json
 from gpt2mini.training.sharding import shard
 
 pytestmark = pytest.mark.skipif(
@@ -106,10 +107,26 @@ def test_the_best_model_is_saved_whole(how: str, folder: Path, alone: GPT2) -> N
 
 
 def test_a_classifier_learns_the_same(folder: Path) -> None:
-    """Its last block works for the last token alone, and its stream is kept."""
+    """Its last block works for the last token alone, and its stream is kept, unless it is spread
+    over the processes."""
     classify(folder)
-    one, two = (torch.load(folder / f"classifier-{n}.pt", weights_only=True) for n in (1, 2))
-    assert_near(two, one)
+    one, *others = (f"classifier-{name}.pt" for name in ("1", "2", "2-spread"))
+    expected = torch.load(folder / one, weights_only=True)
+    for name in others:
+        assert_near(torch.load(folder / name, weights_only=True), expected)
+        assert read_json(folder / f"{name}.json") == pytest.approx(
+            read_json(folder / f"{one}.json")
+        )
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_muon_takes_the_same_steps(how: str, folder: Path) -> None:
+    """A matrix that is spread is gathered to be orthogonalised."""
+    model = make_model()
+    run(model, muon, 4, steps=2)
+    found = torch.load(folder / f"{how}-muon.pt", weights_only=True)
+    for name, weight in weights(model).items():
+        assert_close(found[name], weight, atol=1e-5, rtol=0)
 
 
 def test_each_process_holds_half(folder: Path) -> None:

@@ -27,7 +27,8 @@ from gpt2mini.data.labelled import LabelledBatch, length_buckets, pad_texts
 from gpt2mini.losses import last_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
-from gpt2mini.padding import pad_right
+from gpt2mini.padding import last_token, pad_right
+from gpt2mini.training.parallel import is_sharded
 from gpt2mini.training.precision import autocast
 
 LARGEST_IN_MEMORY = 2**31  # bytes; a larger stream goes to a temporary file
@@ -143,6 +144,10 @@ def last_token_step(model: GPT2, batch: StreamBatch | LabelledBatch) -> tuple[Te
 
 def batch_logits(model: GPT2, batch: StreamBatch | LabelledBatch) -> Float[Tensor, "batch classes"]:
     """The head's logits at each text's last token."""
+    if is_sharded(model):  # parts of it are gathered for calls of the whole, not of blocks' layers
+        assert isinstance(batch, LabelledBatch)  # `texts_to_train_on` keeps no stream then
+        hidden = model.hidden_states(batch.token_ids, batch.attention_mask)
+        return model.out_head(last_token(hidden, batch.attention_mask))
     if isinstance(batch, LabelledBatch):
         return last_token_logits(model, batch.token_ids, batch.attention_mask)
     return logits_from_block(model, batch.first_block, batch.stream, batch.attention_mask)
@@ -151,8 +156,9 @@ def batch_logits(model: GPT2, batch: StreamBatch | LabelledBatch) -> Float[Tenso
 def texts_to_train_on(
     model: GPT2, rows: Sequence[Tensor], labels: Sequence[int], precision: str = "auto"
 ) -> FrozenStream | PlainTexts:
-    """Whichever costs less: the kept stream if there are frozen blocks and no dropout."""
-    if frozen_blocks(model) and not model.config.drop_rate:
+    """Whichever costs less: the kept stream if there are frozen blocks and no dropout (and all
+    blocks are in this process)."""
+    if frozen_blocks(model) and not model.config.drop_rate and not is_sharded(model):
         return FrozenStream(model, rows, labels, precision)
     return PlainTexts(rows, labels)
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from gpt2mini.model import GPT2
+from gpt2mini.training.parallel import spread_like, whole_tensor
 
 
 def adamw(
@@ -61,15 +62,21 @@ class Muon(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
-            for (rows, columns), parameters in by_shape.items():
-                directions = orthogonalise(
-                    torch.stack([self.momentum_step(p, group["momentum"]) for p in parameters])
-                )
-                lr = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for parameter, direction in zip(parameters, directions, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(
-                        direction, alpha=lr
-                    )
+            for parameters in by_shape.values():
+                for some in stacks(parameters):
+                    self.move(some, group["lr"], group["momentum"], group["weight_decay"])
+
+    def move(
+        self, parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float
+    ) -> None:
+        """One step of matrices that have one shape."""
+        averages = [whole_tensor(self.momentum_step(p, momentum)) for p in parameters]
+        directions = orthogonalise(torch.stack(averages))
+        rows, columns = parameters[0].shape
+        scale = lr * max(1.0, rows / columns) ** 0.5
+        for parameter, direction in zip(parameters, directions, strict=True):
+            parameter.mul_(1 - lr * weight_decay)
+            parameter.sub_(spread_like(parameter, direction), alpha=scale)
 
     def momentum_step(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """Nesterov momentum: the average of past gradients, seen one step ahead."""
@@ -79,6 +86,12 @@ class Muon(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         return gradient.lerp(average, momentum)
+
+
+def stacks(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Matrices of one shape, so many at a time that they take no more than 256 MB."""
+    n = max(1, 2**26 // parameters[0].numel())
+    return [parameters[i : i + n] for i in range(0, len(parameters), n)]
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:

@@ -58,3 +58,14 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     """The tensor itself, or what its parts in all processes make together."""
     # only a DTensor has this; its class takes a second to import
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def spread_like(like: Tensor, whole: Tensor) -> Tensor:
+    """The reverse: a tensor that every process has whole, spread over them as `like` is."""
+    if not hasattr(like, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = like.device_mesh  # type: ignore[attr-defined]
+    everywhere = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return everywhere.redistribute(placements=like.placements)  # type: ignore[attr-defined]
