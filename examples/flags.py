@@ -135,7 +135,7 @@ def run(main: Callable[[], None]) -> None:
         if first:
             print(f"\n{stopped}\nto go on: the same command with --resume", file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, NotImplementedError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped")

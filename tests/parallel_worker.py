@@ -30,7 +30,7 @@ from gpt2mini.training import (
 )
 from gpt2mini.training.optimizers import Muon
 from gpt2mini.training.processes import joined_processes, process_count, process_number
-from gpt2mini.training.sharding import save_whole, shard
+from gpt2mini.training.sharding import can_shard_on_cpu, save_whole, shard
 
 STEPS, STOP = 6, 3
 TOKENS = torch.randint(211, (900,), generator=torch.Generator().manual_seed(1)).numpy()
@@ -79,8 +79,11 @@ def validation_loss(model: GPT2) -> float:
 
 def main(folder: Path) -> None:
     classify(folder)
-    classify(folder, spread=True)
+    if can_shard_on_cpu():
+        classify(folder, spread=True)
     for name, spread in (("ddp", False), ("fsdp", True)):
+        if spread and not can_shard_on_cpu():
+            continue
         for lora in (False, True):
             model = make_model(lora)
             if spread:

@@ -21,11 +21,17 @@ from gpt2mini.training.processes import is_joined, process_number, wait_for_all
 def shard(model: GPT2, precision: str = "auto") -> None:
     """Spread the parameters over all processes, in place: each keeps an equal part of every one,
     and gathers a block only while it computes with it (FSDP2; Zhao et al. 2023). Make optimizers
-    afterwards, for they hold parameters."""
+    afterwards, for they hold parameters. Raises ValueError without torchrun, NotImplementedError on
+    a CPU with a torch (2.6) that can do it on GPUs alone."""
     from torch.distributed import fsdp  # hundreds of modules, for those who need them
 
     if not is_joined():
         raise ValueError("there are no processes to spread the model over: start it with torchrun")
+    if model.tok_emb.weight.device.type == "cpu" and not can_shard_on_cpu():
+        raise NotImplementedError(
+            f"torch {torch.__version__} can spread a model over GPUs alone: install a newer torch, "
+            "or let every process hold the whole model (DDP: leave shard out)"
+        )
     # how the model looks when it is whole; a tuple hides it from `nn.Module`
     object.__setattr__(model, "whole_model", (deepcopy(model).to("meta"),))
     half = best_precision(model.tok_emb.weight.device, precision) == "bf16"
@@ -36,6 +42,11 @@ def shard(model: GPT2, precision: str = "auto") -> None:
         fsdp.fully_shard(block, mp_policy=policy)
     fsdp.fully_shard(model, mp_policy=policy)
     fsdp.register_fsdp_forward_method(model, "hidden_states")
+
+
+def can_shard_on_cpu() -> bool:
+    """FSDP2 records events in streams, which torch 2.6 has for GPUs alone."""
+    return hasattr(torch.cpu.Stream, "record_event")
 
 
 def reshard(model: nn.Module) -> None:
