@@ -87,6 +87,7 @@ def write_texts(model: GPT2, tokenizer: Tokenizer, args: argparse.Namespace) -> 
         args.sample_tokens,
         num_samples=args.samples,
         generator=torch.Generator(device).manual_seed(args.seed),
+        overflow="slide",
     )
     rows = written.token_ids[:, 1:].tolist()
     ends = [row.index(tokenizer.eos_id) if tokenizer.eos_id in row else len(row) for row in rows]
@@ -105,7 +106,9 @@ def parse_arguments() -> argparse.Namespace:
         "--data", help="a folder with the tasks' files under their usual names; default: download"
     )
     parser.add_argument(
-        "--limit", type=int, help="so many examples of a task, or thousand characters of a text"
+        "--limit",
+        type=positive,
+        help="so many examples of a task, or thousand characters of a text",
     )
     parser.add_argument("--context-length", type=int, help="default: all that the model can read")
     parser.add_argument("--stride", type=int, help="default: half of the context")

@@ -25,7 +25,9 @@ from flags import (
     leave_the_rest_to_the_first,
     parse_columns,
     positive,
+    positive_number,
     run,
+    run_folder,
     sharding_flag,
     spread_if_asked,
     training_flags,
@@ -44,7 +46,6 @@ from gpt2mini.data.labelled import (
     stratified_split,
 )
 from gpt2mini.evaluation import ClassificationReport, classification_report
-from gpt2mini.files import writable_folder
 from gpt2mini.inspection import plot_confusion
 from gpt2mini.lora import TARGETS, add_lora, load_adapter, merge_lora, save_adapter
 from gpt2mini.training import (
@@ -67,7 +68,7 @@ PEAK_RATES = {"last-blocks": 5e-4, "full": 5e-5, "lora": 5e-4}
 
 def main() -> None:
     args = parse_arguments()
-    out = writable_folder(args.out)
+    out = run_folder(args)
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
 
@@ -273,10 +274,12 @@ def parse_arguments() -> argparse.Namespace:
         "--train-blocks", type=int, default=1, help="blocks that learn, from the top (default 1)"
     )
     parser.add_argument("--rank", type=positive, default=8, help="of LoRA (default 8)")
-    parser.add_argument("--epochs", type=float, default=5.0, help="default 5")
+    parser.add_argument("--epochs", type=positive_number, default=5.0, help="default 5")
     parser.add_argument("--steps", type=positive, help="optimizer steps; overrides --epochs")
     parser.add_argument("--batch-size", type=positive, default=8, help="texts per step (default 8)")
-    parser.add_argument("--lr", type=float, help="peak rate (default: by method and size)")
+    parser.add_argument(
+        "--lr", type=positive_number, help="peak rate (default: by method and size)"
+    )
     parser.add_argument("--longest", type=positive, help="tokens per text (default: the context)")
     parser.add_argument(
         "--keep", choices=["head", "tail"], default="head", help="of a text that is longer"

@@ -24,12 +24,15 @@ from flags import (
     is_small,
     keeping,
     leave_the_rest_to_the_first,
+    not_negative,
     positive,
+    positive_number,
     print_answers,
     read_and_split,
     record_flags,
     report_forgetting,
     run,
+    run_folder,
     sharding_flag,
     spread_if_asked,
     training_flags,
@@ -43,7 +46,6 @@ from gpt2mini.data.instructions import (
     encode_exchanges,
     read_exchanges,
 )
-from gpt2mini.files import writable_folder
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
 from gpt2mini.training.precision import pick_device
 from gpt2mini.training.processes import process_count
@@ -53,7 +55,7 @@ OUTSIDE = ["It was a dark and stormy night, and", "My dear Mrs. Brown,\n\nI have
 
 def main() -> None:
     args = parse_arguments()
-    out = writable_folder(args.out)
+    out = run_folder(args)
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
 
@@ -147,11 +149,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--train-on", choices=["completion", "all"], default="completion")
     parser.add_argument("--no-packing", action="store_true", help="a row for each example")
     parser.add_argument("--longest", type=positive, default=512, help="tokens per row, at most")
-    parser.add_argument("--epochs", type=float, default=4.0, help="default 4")
+    parser.add_argument("--epochs", type=positive_number, default=4.0, help="default 4")
     parser.add_argument("--steps", type=positive, help="optimizer steps; overrides --epochs")
     parser.add_argument("--batch-size", type=positive, default=1, help="rows per step (default 1)")
-    parser.add_argument("--lr", type=float, help="peak rate (default 5e-4; 5e-5 from 50M on)")
-    parser.add_argument("--answers", type=int, default=3, help="held-out prompts to answer")
+    parser.add_argument(
+        "--lr", type=positive_number, help="peak rate (default 5e-4; 5e-5 from 50M on)"
+    )
+    parser.add_argument(
+        "--answers", type=not_negative, default=3, help="held-out prompts to answer"
+    )
     parser.add_argument("--answer-tokens", type=positive, default=60, help="at most (default 60)")
     return parser.parse_args()
 

@@ -23,12 +23,15 @@ from flags import (
     draw_losses,
     keeping,
     leave_the_rest_to_the_first,
+    not_negative,
     positive,
+    positive_number,
     print_answers,
     read_and_split,
     record_flags,
     report_forgetting,
     run,
+    run_folder,
     sharding_flag,
     spread_if_asked,
     training_flags,
@@ -41,7 +44,6 @@ from gpt2mini.data.instructions import (
     encode_exchanges,
     read_exchanges,
 )
-from gpt2mini.files import writable_folder
 from gpt2mini.lora import TARGETS, add_lora, load_adapter, save_adapter
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
 from gpt2mini.training.precision import pick_device
@@ -50,7 +52,7 @@ from gpt2mini.training.processes import process_count
 
 def main() -> None:
     args = parse_arguments()
-    out = writable_folder(args.out)
+    out = run_folder(args)
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
 
@@ -157,9 +159,9 @@ def parse_arguments() -> argparse.Namespace:
         "--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS), help="default: all"
     )
     parser.add_argument("--rank", type=positive, default=8, help="default 8")
-    parser.add_argument("--alpha", type=float, help="default: twice the rank")
+    parser.add_argument("--alpha", type=positive_number, help="default: twice the rank")
     parser.add_argument("--dropout", type=float, default=0.0, help="on the adapters' input")
-    parser.add_argument("--epochs", type=float, default=5.0, help="default 5")
+    parser.add_argument("--epochs", type=positive_number, default=5.0, help="default 5")
     parser.add_argument("--steps", type=positive, help="optimizer steps; overrides --epochs")
     parser.add_argument(
         "--batch-size", type=positive, default=8, help="exchanges per step (default 8)"
@@ -167,9 +169,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--longest", type=positive, default=512, help="tokens per exchange, at most"
     )
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak rate (default 2e-3)")
-    parser.add_argument("--log-every", type=int, help="steps whose losses make one line")
-    parser.add_argument("--answers", type=int, default=3, help="held-out prompts to answer")
+    parser.add_argument("--lr", type=positive_number, default=2e-3, help="peak rate (default 2e-3)")
+    parser.add_argument("--log-every", type=positive, help="steps whose losses make one line")
+    parser.add_argument(
+        "--answers", type=not_negative, default=3, help="held-out prompts to answer"
+    )
     parser.add_argument("--answer-tokens", type=positive, default=60, help="at most (default 60)")
     return parser.parse_args()
 

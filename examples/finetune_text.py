@@ -23,8 +23,10 @@ from flags import (
     keeping,
     leave_the_rest_to_the_first,
     positive,
+    positive_number,
     report_forgetting,
     run,
+    run_folder,
     sharding_flag,
     spread_if_asked,
     training_flags,
@@ -39,7 +41,6 @@ from gpt2mini.data.text import (
     text_files,
     tokenize_files,
 )
-from gpt2mini.files import writable_folder
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
 from gpt2mini.training.precision import pick_device
 from gpt2mini.training.processes import main_process_first, process_count
@@ -47,7 +48,7 @@ from gpt2mini.training.processes import main_process_first, process_count
 
 def main() -> None:
     args = parse_arguments()
-    out = writable_folder(args.out)
+    out = run_folder(args)
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
 
@@ -81,6 +82,7 @@ def main() -> None:
             temperature=0.8,
             top_k=50,
             generator=torch.Generator(device).manual_seed(args.seed),
+            overflow="slide",
         )
 
     prompt = args.prompt or tokenizer.decode(corpus.tokens[validation[0]][:8])
@@ -154,7 +156,7 @@ def parse_arguments() -> argparse.Namespace:
         "--validation-share", type=float, default=0.1, help="share that is held out"
     )
     parser.add_argument(
-        "--epochs", type=float, default=5.0, help="times through the text (default 5)"
+        "--epochs", type=positive_number, default=5.0, help="times through the text (default 5)"
     )
     parser.add_argument("--steps", type=positive, help="optimizer steps; overrides --epochs")
     parser.add_argument(
@@ -167,7 +169,7 @@ def parse_arguments() -> argparse.Namespace:
         "--sequence-length", type=positive, default=256, help="tokens per window (default 256)"
     )
     parser.add_argument(
-        "--lr", type=float, help="peak rate (default 5e-4; from 50M parameters 5e-5)"
+        "--lr", type=positive_number, help="peak rate (default 5e-4; from 50M parameters 5e-5)"
     )
     parser.add_argument("--weight-decay", type=float, default=0.1)
     sharding_flag(parser)

@@ -1,6 +1,7 @@
 """What all examples share: one vocabulary of flags, and errors without a traceback."""
 
 import argparse
+import math
 import os
 import random
 import sys
@@ -13,10 +14,12 @@ import torch
 
 from gpt2mini import GPT2, Tokenizer, generate
 from gpt2mini.data.instructions import TEMPLATES
-from gpt2mini.files import write_json
+from gpt2mini.files import writable_folder, write_json
 from gpt2mini.training.processes import joined_processes, process_number
+from gpt2mini.training.run import only_run_in
 from gpt2mini.training.sharding import shard
 from gpt2mini.training.signals import TrainingStopped
+from gpt2mini.training.state import Checkpoints
 
 SAMPLE_TEXT = Path(__file__).parent / "data" / "sample.txt"
 SAMPLE_EXCHANGES = Path(__file__).parent / "data" / "keeper.jsonl"
@@ -31,11 +34,12 @@ def common_flags(description: str | None, out: str | None = None) -> argparse.Ar
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    add = parser.add_argument
+    add("--seed", type=not_negative, default=0, help="same seed, same result (default 0)")
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     if out is not None:
-        parser.add_argument("--out", default=out, help=f"folder for results (default {out})")
-        parser.add_argument(
+        add("--out", default=out, help=f"folder for results (default {out})")
+        add(
             "--dtype",
             default="auto",
             choices=["auto", "fp32", "bf16", "fp16"],
@@ -55,12 +59,50 @@ def positive(text: str) -> int:
     return number
 
 
+def not_negative(text: str) -> int:
+    """The type of a flag that takes a whole number and may be 0."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
+    return number
+
+
+def positive_number(text: str) -> float:
+    """The type of a learning rate and the like, where 0 would change nothing."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return number
+
+
+def share(text: str) -> float:
+    """The type of a flag that says how much of a whole: nothing to all."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
+    return number
+
+
 def training_flags(description: str | None, out: str) -> argparse.ArgumentParser:
     """`common_flags`, and what keeps a long run from being lost."""
     parser = common_flags(description, out)
     add = parser.add_argument
     add("--resume", action="store_true", help="go on from the last checkpoint in --out, if any")
-    add("--save-every", type=int, default=0, help="steps between checkpoints (default 0: none)")
+    add(
+        "--save-every",
+        type=not_negative,
+        default=0,
+        help="steps between checkpoints (default 0: none)",
+    )
     add("--keep-last", type=positive, default=2, help="checkpoints to keep (default 2)")
     add(
         "--on-bad-step",
@@ -72,6 +114,16 @@ def training_flags(description: str | None, out: str) -> argparse.ArgumentParser
     add("--compile", action="store_true", help="compile the blocks first (needs a C++ compiler)")
     add("--spike", type=float, default=0.0, help="a leap: so many times the usual loss (0: none)")
     return parser
+
+
+def run_folder(args: argparse.Namespace) -> Path:
+    """The folder `--out`, writable, and free: no run is at work in it, and none has left
+    checkpoints unless it is to be resumed. To be asked before anything is written into it."""
+    out = writable_folder(args.out)
+    with only_run_in(out):
+        if not args.resume:
+            Checkpoints(out / "checkpoints").check_there_are_none()
+    return out
 
 
 def keeping(args: argparse.Namespace) -> dict[str, Any]:
@@ -204,7 +256,8 @@ def answer(
     model: GPT2, tokenizer: Tokenizer, prompt: str, args: argparse.Namespace
 ) -> tuple[str, bool]:
     """(a seeded answer, whether it ended by itself); a long prompt loses its beginning."""
-    room = model.config.context_length - args.answer_tokens
+    context = model.config.context_length
+    room = max(context - args.answer_tokens, context // 2)  # of which sliding would leave as much
     token_ids = torch.tensor([tokenizer.encode(prompt)[-room:]], device=model.tok_emb.weight.device)
     found = generate(
         model,
@@ -214,6 +267,7 @@ def answer(
         top_k=50,
         stop_ids=[tokenizer.eos_id],
         generator=torch.Generator(token_ids.device).manual_seed(args.seed),
+        overflow="slide",
     )
     ids = found.token_ids[0, token_ids.shape[1] :].tolist()
     ended = ids[-1] == tokenizer.eos_id

@@ -13,7 +13,7 @@ import sys
 import time
 
 import torch
-from flags import common_flags, run
+from flags import common_flags, positive, run
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.generation import stream
@@ -97,7 +97,7 @@ def parse_arguments() -> argparse.Namespace:
         "--interactive", action="store_true", help="ask for prompts, one after another"
     )
     parser.add_argument("--max-new-tokens", type=int, default=120)
-    parser.add_argument("--num-samples", type=int, default=1)
+    parser.add_argument("--num-samples", type=positive, default=1)
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
     parser.add_argument("--top-k", type=int, default=50, help="choose among so many (default 50)")
     parser.add_argument(

@@ -20,9 +20,13 @@ from flags import (
     draw_losses,
     keeping,
     leave_the_rest_to_the_first,
+    not_negative,
     positive,
+    positive_number,
     run,
+    run_folder,
     sharding_flag,
+    share,
     spread_if_asked,
     training_flags,
     write_summary,
@@ -33,11 +37,11 @@ from gpt2mini.data.text import (
     TokenBatches,
     TokenFile,
     hold_out,
+    read_pieces,
     sequential_batches,
     text_files,
     tokenize_files,
 )
-from gpt2mini.files import writable_folder
 from gpt2mini.tokenizer import train_tokenizer
 from gpt2mini.training import Settings, evaluate_loss, muon_and_adamw, train, warmup_stable_decay
 from gpt2mini.training.precision import pick_device
@@ -47,7 +51,7 @@ from gpt2mini.training.sharding import save_whole
 
 def main() -> None:
     args = parse_arguments()
-    out = writable_folder(args.out)
+    out = run_folder(args)
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
 
@@ -91,7 +95,7 @@ def main() -> None:
         batches,
         muon_and_adamw(model, lr=args.lr, adamw_lr=args.adamw_lr, weight_decay=args.weight_decay),
         settings,
-        evaluate=lambda: validation_loss(model, corpus, held_out, args.batch_size),
+        evaluate=lambda: validation_loss(model, corpus, held_out, args.batch_size, args.dtype),
         out=out,
         resume=args.resume,
     )
@@ -129,9 +133,8 @@ def get_tokenizer(args: argparse.Namespace, files: list[Path]) -> Tokenizer:
     folder = Path(args.init_from or Path(args.out) / "tokenizer")
     if args.init_from or (args.resume and folder.is_dir()) or process_number() > 0:
         return Tokenizer.from_pretrained(folder)
-    tokenizer = train_tokenizer(
-        (f.read_text(encoding="utf-8") for f in files), args.vocab_size, show_progress=True
-    )
+    pieces = (piece for file in files for piece, _ in read_pieces(file))
+    tokenizer = train_tokenizer(pieces, args.vocab_size, show_progress=True)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -178,16 +181,15 @@ def grow_depth(model: GPT2, n_layers: int) -> GPT2:
 
 def shorten(documents: list[range], tokens: int) -> list[range]:
     """The first part of each document, `tokens` in all at the most."""
-    share = max(2, tokens // len(documents))
-    return [document[:share] for document in documents]
+    most = max(2, tokens // len(documents))
+    return [document[:most] for document in documents]
 
 
 def validation_loss(
-    model: GPT2, corpus: TokenFile, documents: list[range], batch_size: int
+    model: GPT2, corpus: TokenFile, documents: list[range], batch_size: int, precision: str
 ) -> float:
-    return evaluate_loss(
-        model, sequential_batches(corpus.tokens, documents, batch_size, model.config.context_length)
-    )
+    batches = sequential_batches(corpus.tokens, documents, batch_size, model.config.context_length)
+    return evaluate_loss(model, batches, precision=precision)
 
 
 def bytes_per_token(tokenizer: Tokenizer, corpus: TokenFile, documents: list[range]) -> float:
@@ -211,7 +213,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--validation-share", type=float, default=0.015, help="share held out")
     parser.add_argument(
-        "--validation-tokens", type=int, default=65536, help="of these, so many scored"
+        "--validation-tokens", type=positive, default=65536, help="of these, so many scored"
     )
     # the model
     parser.add_argument("--vocab-size", type=int, default=8192)
@@ -227,15 +229,17 @@ def parse_arguments() -> argparse.Namespace:
         "--sequence-length", type=positive, help="tokens per window; default: the context"
     )
     parser.add_argument(
-        "--lr", type=float, default=0.02, help="Muon, for the matrices of the blocks"
+        "--lr", type=positive_number, default=0.02, help="Muon, for the matrices of the blocks"
     )
-    parser.add_argument("--adamw-lr", type=float, default=0.003, help="AdamW, for all the rest")
-    parser.add_argument("--weight-decay", type=float, default=0.01)
-    parser.add_argument("--warmup-steps", type=int, default=20)
     parser.add_argument(
-        "--decay-share", type=float, default=0.3, help="steps in which the rate falls"
+        "--adamw-lr", type=positive_number, default=0.003, help="AdamW, for all the rest"
     )
-    parser.add_argument("--evaluate-every", type=int, default=200)
+    parser.add_argument("--weight-decay", type=float, default=0.01)
+    parser.add_argument("--warmup-steps", type=not_negative, default=20)
+    parser.add_argument(
+        "--decay-share", type=share, default=0.3, help="steps in which the rate falls"
+    )
+    parser.add_argument("--evaluate-every", type=not_negative, default=200)
     return parser.parse_args()
 
 

@@ -29,12 +29,15 @@ from flags import (
     is_small,
     keeping,
     leave_the_rest_to_the_first,
+    not_negative,
     parse_columns,
     positive,
+    positive_number,
     read_and_split,
     record_flags,
     report_forgetting,
     run,
+    run_folder,
     template_of,
     training_flags,
     write_summary,
@@ -49,7 +52,6 @@ from gpt2mini.data.preferences import (
     encode_preferences,
     read_preferences,
 )
-from gpt2mini.files import writable_folder
 from gpt2mini.inspection import plot_calibration, plot_figures
 from gpt2mini.lora import (
     TARGETS,
@@ -92,7 +94,7 @@ FIGURES = {
 
 def main() -> None:
     args = parse_arguments()
-    out = writable_folder(args.out)
+    out = run_folder(args)
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
 
@@ -401,10 +403,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--held-out-pairs", type=positive, help="at most so many pairs held out")
     add("--lora", action="store_true", help="train adapters; no second copy as the reference")
     add("--rank", type=positive, default=8, help="of the adapters (default 8)")
-    add("--epochs", type=float, default=3.0, help="reward, dpo: default 3")
+    add("--epochs", type=positive_number, default=3.0, help="reward, dpo: default 3")
     add("--steps", type=positive, help="optimizer steps; overrides --epochs and --rollouts")
     add("--batch-size", type=positive, help="pairs, or responses, per step (default 8; 16)")
-    add("--lr", type=float, help="peak rate (default: by method and size)")
+    add("--lr", type=positive_number, help="peak rate (default: by method and size)")
     add("--longest", type=positive, default=512, help="reward, dpo: tokens per prompt and answer")
     add("--beta", type=float, default=0.1, help="dpo: how close to the reference (default .1)")
     add("--label-smoothing", type=float, default=0.0, help="dpo: share of wrong labels (default 0)")
@@ -418,14 +420,21 @@ def parse_arguments() -> argparse.Namespace:
     add("--gae-lambda", type=float, default=0.95, help="ppo: default .95")
     add("--whiten-rewards", action="store_true", help="ppo: give them variance 1")
     add("--rollouts", type=positive, default=20, help="ppo, grpo: default 20")
-    add("--rollout-rows", type=int, default=32, help="responses in a rollout (default 32)")
-    add("--rollout-epochs", type=int, default=2, help="times it is learned from (default 2)")
-    add("--num-samples", type=int, default=4, help="grpo: responses to each prompt (default 4)")
+    add("--rollout-rows", type=positive, default=32, help="responses in a rollout (default 32)")
+    add("--rollout-epochs", type=positive, default=2, help="times it is learned from (default 2)")
+    add(
+        "--num-samples", type=positive, default=4, help="grpo: responses to each prompt (default 4)"
+    )
     add("--value-model", help="ppo: a critic of its own, from a reward model's folder")
     add("--answer-tokens", type=positive, default=16, help="per answer, at most (default 16)")
     add("--compare", type=positive, default=50, help="held-out prompts to answer (default 50)")
-    add("--answers", type=int, default=3, help="of which are printed (default 3)")
-    add("--best-of", type=int, default=4, help="answers per prompt without tuning (0: none)")
+    add("--answers", type=not_negative, default=3, help="of which are printed (default 3)")
+    add(
+        "--best-of",
+        type=not_negative,
+        default=4,
+        help="answers per prompt without tuning (0: none)",
+    )
     args = parser.parse_args()
     args.batch_size = args.batch_size or (8 if args.method in ("reward", "dpo") else 16)
     if args.target_kl is not None and args.method != "ppo":

@@ -14,8 +14,10 @@ from torch import Tensor
 from gpt2mini.cache import KeyValueCache
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
+from gpt2mini.padding import last_token, pad_right
 from gpt2mini.sampling import (
     FORBIDDEN,
+    divide_by_temperature,
     draw,
     forbid_repeated_ngrams,
     keep_top_k,
@@ -63,7 +65,7 @@ class Sampling:
             if (logits == FORBIDDEN).all(dim=1).any():
                 raise ValueError("every token would repeat an n-gram: raise no_repeat_ngram_size")
         if self.temperature > 0:
-            logits = logits / self.temperature
+            logits = divide_by_temperature(logits, self.temperature)
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:
@@ -101,9 +103,9 @@ def generate(
     """Continue each row by up to `max_new_tokens` tokens; a row ends early at any of `stop_ids`.
 
     attention_mask: 0 for padding, on either side of a prompt. num_samples: continuations of each
-    prompt, in neighbouring rows. overflow: what to do when the text outgrows the context; "error",
-    or "slide": forget the older half and read the newer half again (GPT-2's positions are absolute,
-    so a window cannot move without that). Raises ValueError for settings that make no sense.
+    prompt, in neighbouring rows. overflow: what to do when a row outgrows the context; "error", or
+    "slide": forget its older half and read the newer half again (GPT-2's positions are absolute, so
+    a window cannot move without that). Raises ValueError for settings that make no sense.
     """
     sampling = Sampling(repetition_penalty, no_repeat_ngram_size, temperature, top_k, top_p)
     if num_samples < 1:
@@ -193,31 +195,52 @@ class Reader:
 
     def __init__(self, model: GPT2, capacity: int, slide: bool) -> None:
         self.model, self.slide = model, slide
-        self.capacity = min(capacity, model.config.context_length) if slide else capacity
+        self.context = model.config.context_length
+        self.capacity = min(capacity, self.context) if slide else capacity
         self.cache: KeyValueCache | None = None
+        self.forgotten: Int[Tensor, " rows"] | int = 0  # real tokens before each row's window
 
-    def next_logits(self, text: Tensor, is_real: Tensor) -> Float[Tensor, "rows vocab"]:
+    def next_logits(
+        self, text: Int[Tensor, "rows tokens"], is_real: Bool[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows vocab"]:
         if self.cache is None:
-            hidden = self.read_afresh(text, is_real, self.capacity)
+            if self.slide:
+                text, is_real = self.windows(text, is_real, longest=self.context)
+            hidden = self.read_afresh(text, is_real)  # (rows, emb)
         elif self.cache.length == self.cache.max_tokens:  # only when sliding
-            hidden = self.read_afresh(text, is_real, max(1, self.capacity // 2))
+            hidden = self.read_afresh(*self.windows(text, is_real, max(1, self.context // 2)))
         else:
             hidden = self.model.hidden_states(text[:, -1:], cache=self.cache)[:, -1]  # (rows, emb)
         return self.model.out_head(hidden).float()  # (rows, vocab)
 
-    def read_afresh(self, text: Tensor, is_real: Tensor, columns: int) -> Float[Tensor, "rows emb"]:
-        """Fill a new cache with the last columns of the text; the hidden state of each row's last
-        token."""
-        text, is_real = text[:, -columns:], is_real[:, -columns:]
+    def windows(
+        self, text: Int[Tensor, "rows tokens"], is_real: Bool[Tensor, "rows tokens"], longest: int
+    ) -> tuple[Int[Tensor, "rows columns"], Bool[Tensor, "rows columns"]]:
+        """What the model is to see of each row: its window and all that came after, or, where that
+        outgrows the context, the last `longest` tokens of it.
+
+        Real tokens alone count, as if the row were by itself. They stand side by side from the
+        first column on, so the cache is full exactly when the longest window fills the context.
+        """
+        length = is_real.sum(dim=1)  # (rows)
+        window = length - self.forgotten  # (rows)
+        window = torch.where(window > self.context, longest, window)
+        self.forgotten = length - window
+        rows = zip(text, is_real, window.tolist(), strict=True)
+        text, is_real = pad_right([ids[real][-columns:] for ids, real, columns in rows])
+        return text, is_real.to(text.device)
+
+    def read_afresh(
+        self, text: Int[Tensor, "rows columns"], is_real: Bool[Tensor, "rows columns"]
+    ) -> Float[Tensor, "rows emb"]:
+        """Fill a new cache with the text; the hidden state of each row's last token."""
         weight = self.model.tok_emb.weight
         self.cache = KeyValueCache(
             self.model.config, len(text), self.capacity, weight.device, cache_dtype(weight)
         )
         mask = None if is_real.all() else is_real
         hidden = self.model.hidden_states(text, mask, cache=self.cache)  # (rows, columns, emb)
-        column = torch.arange(text.shape[1], device=text.device)  # (columns)
-        last = torch.where(is_real, column, -1).amax(dim=1).clamp(min=0)  # (rows)
-        return hidden[torch.arange(len(text), device=text.device), last]  # (rows, emb)
+        return last_token(hidden, is_real)
 
 
 def cache_dtype(weight: Tensor) -> torch.dtype:
@@ -277,32 +300,35 @@ def stream(
     tokenizer: Tokenizer,
     prompt: str,
     max_new_tokens: int = 100,
-    stop_strings: Sequence[str] = (),
+    stop_strings: str | Sequence[str] = (),
+    stop_ids: Sequence[int] = (),
     generator: torch.Generator | None = None,
     overflow: str = "error",
     **sampling,
 ) -> Iterator[str]:
     """The continuation of a prompt, piece by piece as it is generated, in whole characters.
 
-    Ends at <|endoftext|>, or before the first of `stop_strings`; neither is part of the text.
+    Ends at <|endoftext|>, at any of `stop_ids`, or before the first of `stop_strings` (one string
+    counts as one stop); none of them is part of the text.
     sampling: temperature, top_k, top_p, repetition_penalty, no_repeat_ngram_size.
     """
     ids = tokenizer.encode(prompt)
     if not ids:
         raise ValueError("the prompt is empty: give at least one word to continue")
     device = model.tok_emb.weight.device
+    stop_ids = [tokenizer.eos_id, *stop_ids]
     steps = generation_steps(
         model,
         torch.tensor([ids], device=device),
         max_new_tokens,
         None,
         Sampling(**sampling),
-        [tokenizer.eos_id],
+        stop_ids,
         generator,
         overflow,
     )
     new_ids = (int(step.token_ids[0]) for step in each_evaluating(model, steps))
-    pieces = tokenizer.decode_stream(i for i in new_ids if i != tokenizer.eos_id)
+    pieces = tokenizer.decode_stream(i for i in new_ids if i not in stop_ids)
     yield from until_stop(pieces, stop_strings)
 
 
@@ -316,9 +342,11 @@ def each_evaluating(model: GPT2, steps: Iterator[Step]) -> Iterator[Step]:
         yield step
 
 
-def until_stop(pieces: Iterator[str], stop_strings: Sequence[str]) -> Iterator[str]:
+def until_stop(pieces: Iterator[str], stop_strings: str | Sequence[str]) -> Iterator[str]:
     """Pass text on up to the first stop string; hold back an ending that may be the start of
     one."""
+    if isinstance(stop_strings, str):  # a string is a sequence too, of its characters
+        stop_strings = [stop_strings]
     stop_strings = [stop for stop in stop_strings if stop]
     held = ""
     for piece in pieces:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2mini.chunked import at_least_float32, summed_cross_entropy
+from gpt2mini.chunked import LinearHead, at_least_float32, summed_cross_entropy
 from gpt2mini.padding import last_token
 
 IGNORED = -100  # a label that asks for nothing: padding, or a prompt that is only read
@@ -27,7 +27,8 @@ def next_token_loss(
 
     The textbook form. `chunked_next_token_loss` gives the same number without the logits.
     """
-    targets = next_tokens(labels)
+    targets = next_tokens(labels)  # (batch, tokens - 1)
+    check_in_vocabulary(targets, logits.shape[2])
     logits = at_least_float32(logits[:, :-1].flatten(0, 1))  # (batch * (tokens - 1), vocab)
     loss_sum = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
     return loss_sum, (targets != IGNORED).sum()
@@ -47,6 +48,7 @@ def chunked_next_token_loss(
     """
     targets = next_tokens(labels)  # (batch, tokens - 1)
     kept = targets != IGNORED  # (batch, tokens - 1)
+    check_in_vocabulary(targets, len(LinearHead.of(out_head, chunk_size).weight))
     loss_sum = summed_cross_entropy(hidden[:, :-1][kept], out_head, targets[kept], chunk_size)
     return loss_sum, kept.sum()
 
@@ -81,6 +83,20 @@ def next_tokens(labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch token
             "each row has only one token; leave such batches out"
         )
     return targets
+
+
+def check_in_vocabulary(targets: Int[Tensor, "batch tokens"], vocab_size: int) -> None:
+    """Raise ValueError for a target that is neither a token id nor IGNORED."""
+    if torch.compiler.is_compiling():
+        return  # reading values would break the compiled graph
+    learned = targets.masked_fill(targets == IGNORED, 0)  # 0 is in every vocabulary
+    smallest, largest = torch.stack(learned.aminmax()).tolist()  # one wait for the device, not two
+    if smallest < 0 or largest >= vocab_size:
+        wrong = smallest if smallest < 0 else largest
+        raise ValueError(
+            f"label {wrong} is outside the vocabulary of {vocab_size} (0 to {vocab_size - 1}): "
+            f"labels are token ids, and {IGNORED}, not -1, where nothing is to be learned"
+        )
 
 
 def check_labels_not_shifted(

@@ -180,8 +180,9 @@ class GPT2(nn.Module):
         """What the output head reads: the residual stream after the final norm.
 
         attention_mask: 1 (or True) for a real token, 0 for padding, which may stand on either side.
-            With a cache it may cover the new tokens alone or the cached ones too. Outputs at real
-            tokens are those of the unpadded text; outputs at padding are finite and meaningless.
+            With a cache it may cover the new tokens alone or the cached ones too, for which it has
+            to be what it was. Outputs at real tokens are those of the unpadded text; outputs at
+            padding are finite and meaningless.
             Several texts in one row are numbered 1, 2, 3, ...: none sees the others.
         position_ids: the default counts the real tokens of each row from 0.
         cache: keys and values of earlier tokens; this call's tokens are added to it.

@@ -154,6 +154,8 @@ def check_input(
         return  # reading values would break the compiled graph; shapes are checked above
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         check_numbers(attention_mask, cache)
+    if attention_mask is not None and cache is not None:
+        check_cached_part(attention_mask[:, :-tokens], cache)
     smallest, largest = int(token_ids.min()), int(token_ids.max())
     if smallest < 0 or largest >= config.vocab_size:
         wrong = smallest if smallest < 0 else largest
@@ -171,6 +173,26 @@ def check_numbers(attention_mask: Tensor, cache: "KeyValueCache | None") -> None
         )
     if cache is not None and int(attention_mask.max()) > 1:
         raise ValueError("a cache takes one text a row: an attention_mask of 0 and 1")
+
+
+def check_cached_part(cached_mask: Tensor, cache: "KeyValueCache") -> None:
+    """Raise ValueError where a mask, (batch, past), calls a cached token padding that was read as
+    real, or the reverse: what the later tokens have computed from it cannot be taken back."""
+    if cached_mask.numel() == 0:  # the mask is of the new tokens alone
+        return
+    if cache.text_numbers is None:
+        were_real = torch.ones_like(cached_mask, dtype=torch.bool)  # (batch, past)
+    else:
+        were_real = cache.text_numbers.bool()  # (batch, past)
+    differing = (cached_mask.bool() != were_real).nonzero()  # (n, 2)
+    if len(differing):
+        row, column = differing[0].tolist()
+        was, now = ("real", "padding") if were_real[row, column] else ("padding", "real")
+        raise ValueError(
+            f"attention_mask calls the cached token in row {row}, column {column} {now}, but it "
+            f"was read as {was}: give the mask of padded tokens when they are first read, and "
+            "later the same for them, or that of the new tokens alone"
+        )
 
 
 def check_positions(config: GPT2Config, position_ids: Tensor) -> None:

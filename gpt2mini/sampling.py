@@ -48,6 +48,16 @@ def forbid_repeated_ngrams(
     return logits
 
 
+def divide_by_temperature(
+    logits: Float[Tensor, "rows vocab"], temperature: float
+) -> Float[Tensor, "rows vocab"]:
+    """Below 1: bolder; above 1: more varied. However small, it means greedy in the limit."""
+    if temperature < 1e-6:  # logits / temperature could overflow; from 0 down they become -inf
+        logits = logits - logits.amax(dim=1, keepdim=True)
+        temperature = max(temperature, torch.finfo(logits.dtype).tiny)
+    return logits / temperature
+
+
 def keep_top_k(logits: Float[Tensor, "rows vocab"], k: int) -> Float[Tensor, "rows vocab"]:
     """Keep the k most likely tokens (Fan et al. 2018)."""
     smallest_kept = logits.topk(min(k, logits.shape[1])).values[:, -1:]  # (rows, 1)
@@ -56,6 +66,8 @@ def keep_top_k(logits: Float[Tensor, "rows vocab"], k: int) -> Float[Tensor, "ro
 
 def keep_top_p(logits: Float[Tensor, "rows vocab"], p: float) -> Float[Tensor, "rows vocab"]:
     """Keep the fewest tokens whose probabilities add up to p (nucleus, Holtzman et al. 2020)."""
+    if p >= 1:
+        return logits  # the sum below, rounded, can reach 1 before the last tokens
     in_order, token_of = logits.sort(dim=1, descending=True)
     probabilities = in_order.softmax(dim=1)
     before = probabilities.cumsum(dim=1) - probabilities  # what the more likely tokens add up to

@@ -136,6 +136,29 @@ def test_more_cached_tokens_than_the_context_are_refused(tiny_model: GPT2) -> No
         tiny_model(random_ids(1, 1), cache=cache)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+@pytest.mark.parametrize("known", [True, False], ids=["read with a mask", "read without a mask"])
+def test_a_mask_that_newly_calls_cached_tokens_padding_is_refused(
+    tiny_model: GPT2, known: bool, dtype: torch.dtype
+) -> None:
+    """It comes too late: what the cache holds has been computed with them as real tokens."""
+    cache, mask = KeyValueCache(TINY, 2, 15), torch.ones(2, 15, dtype=dtype)
+    tiny_model(random_ids(2, 14), mask[:, :14] if known else None, cache=cache)
+    mask[1, 3:8] = 0
+    message = "cached token in row 1, column 3 padding, but it was read as real"
+    with pytest.raises(ValueError, match=message):
+        tiny_model(random_ids(2, 1), mask, cache=cache)
+    assert cache.length == 14
+
+
+def test_a_mask_that_newly_calls_cached_padding_real_is_refused(tiny_model: GPT2) -> None:
+    cache, mask = KeyValueCache(TINY, 1, 5), torch.tensor([[0, 1, 1, 1]])
+    tiny_model(random_ids(1, 4), mask, cache=cache)
+    message = "cached token in row 0, column 0 real, but it was read as padding"
+    with pytest.raises(ValueError, match=message):
+        tiny_model(random_ids(1, 1), torch.ones(1, 5, dtype=torch.bool), cache=cache)
+
+
 def test_a_mask_for_neither_the_new_nor_all_tokens_is_refused(tiny_model: GPT2) -> None:
     cache = KeyValueCache(TINY, 1, 10)
     tiny_model(random_ids(1, 3), cache=cache)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_ids
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -331,6 +331,14 @@ def laid_out(lengths: list[int], gap: int = 0) -> list[range]:
     return [range(end - gap - length, end - gap) for end, length in zip(ends, lengths, strict=True)]
 
 
+def held_out(lengths: list[int], share: float, seed: int) -> tuple[list[range], list[range]]:
+    """`hold_out` of documents that are long enough for it."""
+    try:
+        return hold_out(laid_out(lengths), share, seed)
+    except ValueError:
+        reject()
+
+
 def tokens_of(documents: list[range]) -> list[int]:
     return [token for document in documents for token in document]
 
@@ -339,16 +347,17 @@ def tokens_of(documents: list[range]) -> list[int]:
 def test_held_out_tokens_and_the_others_are_all_tokens_once(
     lengths: list[int], share: float, seed: int
 ) -> None:
-    documents = laid_out(lengths)
-    training, validation = hold_out(documents, share, seed)
-    assert sorted(tokens_of(training) + tokens_of(validation)) == tokens_of(documents)
+    training, validation = held_out(lengths, share, seed)
+    assert sorted(tokens_of(training) + tokens_of(validation)) == tokens_of(laid_out(lengths))
+    TokenBatches(np.arange(sum(lengths)), training, 1, 2, seed)  # something to learn from
+    assert [*sequential_batches(np.arange(sum(lengths)), validation, 1, 2)]  # and to score
 
 
 @given(lengths=document_lengths, share=st.floats(0.01, 0.9), seed=seeds)
 def test_the_held_out_share_is_what_was_asked_for(
     lengths: list[int], share: float, seed: int
 ) -> None:
-    _, validation = hold_out(laid_out(lengths), share, seed)
+    _, validation = held_out(lengths, share, seed)
     if len(lengths) >= 20:  # whole documents, at least one, to the nearest number
         assert abs(len(validation) - share * len(lengths)) <= 1
     else:  # the end of each, to the next token
@@ -359,9 +368,35 @@ def test_the_held_out_share_is_what_was_asked_for(
 def test_enough_documents_are_held_out_whole_and_by_seed() -> None:
     documents = laid_out([5] * 30)
     by_seed = {seed: hold_out(documents, 0.2, seed)[1] for seed in range(3)}
-    assert all(document in documents for held_out in by_seed.values() for document in held_out)
+    assert all(document in documents for chosen in by_seed.values() for document in chosen)
     assert by_seed[0] == hold_out(documents, 0.2, 0)[1]
     assert by_seed[0] != by_seed[1] != by_seed[2]
+
+
+@pytest.mark.parametrize("lengths", [[100], [5] * 30], ids=["one", "many"])
+@pytest.mark.parametrize("share", [-0.5, 0.0, 1.0, 1.5, float("nan")])
+def test_a_share_to_hold_out_must_leave_something_to_both(lengths: list[int], share: float) -> None:
+    with pytest.raises(ValueError, match="must lie between 0 and 1"):
+        hold_out(laid_out(lengths), share, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "share", "left", "longest"),
+    [
+        ([], 0.1, 0, 0),
+        ([3], 0.1, 2, 1),
+        ([3], 0.9, 0, 3),
+        ([9, 9], 0.1, 16, 1),
+        ([1] * 30, 0.2, 24, 1),
+    ],
+)
+def test_a_text_too_short_to_hold_out_a_part_is_refused(
+    lengths: list[int], share: float, left: int, longest: int
+) -> None:
+    said = f"too short .* {left} tokens are left to learn from, .* held out has {longest};"
+    with pytest.raises(ValueError, match=said):
+        hold_out(laid_out(lengths), share, seed=0)
+    assert hold_out(laid_out([20]), 0.1, seed=0) == ([range(18)], [range(18, 20)])  # just enough
 
 
 @pytest.fixture(scope="module")
@@ -480,10 +515,7 @@ def test_seeds_and_epochs_differ_in_their_order(documents: list[range]) -> None:
 
 @given(lengths=document_lengths.filter(lambda n: sum(n) > 3), seed=seeds)
 def test_held_out_tokens_never_appear_in_training_batches(lengths: list[int], seed: int) -> None:
-    documents = laid_out(lengths)
-    training, validation = hold_out(documents, share=0.3, seed=seed)
-    if sum(map(len, training)) < 2:
-        return
+    training, validation = held_out(lengths, share=0.3, seed=seed)
     batches = TokenBatches(np.arange(sum(lengths)), training, 2, 5, seed)
     seen = torch.cat(take(batches, 3 * batches.batches_per_epoch))
     assert not set(seen.flatten().tolist()) & set(tokens_of(validation))
@@ -499,6 +531,19 @@ def test_every_token_of_a_training_batch_is_a_label() -> None:
 def test_a_text_without_two_tokens_is_refused(documents: list[range]) -> None:
     with pytest.raises(ValueError, match="fewer than two tokens"):
         TokenBatches(np.arange(10), documents, batch_size=1, context_length=4, seed=0)
+
+
+@pytest.mark.parametrize("context_length", [0, 1])
+def test_a_window_that_predicts_nothing_is_refused(context_length: int) -> None:
+    with pytest.raises(ValueError, match=f"a window of {context_length} tokens predicts nothing"):
+        TokenBatches(np.arange(10), [range(10)], 1, context_length, seed=0)
+    with pytest.raises(ValueError, match=f"a window of {context_length} tokens predicts nothing"):
+        next(sequential_batches(np.arange(10), [range(10)], 1, context_length))
+
+
+def test_windows_that_do_not_move_on_are_refused() -> None:
+    with pytest.raises(ValueError, match="stride must be at least 1, not 0"):
+        windows([torch.arange(9)], context_length=4, stride=0)
 
 
 # Validation batches

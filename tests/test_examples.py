@@ -1,5 +1,6 @@
 """The example scripts, run as a user would run them, only shorter."""
 
+import importlib
 import json
 import os
 import signal
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2mini import GPT2
-from gpt2mini.files import read_json
+from gpt2mini import GPT2, Tokenizer
+from gpt2mini.files import alone_in, read_json
 from gpt2mini.lora import load_adapter
 from gpt2mini.training.metrics import rows_until
 from gpt2mini.training.sharding import can_shard_on_cpu
@@ -102,6 +103,75 @@ def test_finetune_text_takes_a_folder_and_refuses_what_it_cannot_use(tmp_path: P
     assert "cannot write into" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("finetune_text", ["--lr", "0"], "--lr: must be a number above 0, not '0'"),
+        ("finetune_classifier", ["--lr", "0"], "--lr: must be a number above 0, not '0'"),
+        ("finetune_instructions", ["--lr", "0"], "--lr: must be a number above 0, not '0'"),
+        ("finetune_lora", ["--lr", "0"], "--lr: must be a number above 0, not '0'"),
+        ("tune_preferences", ["--lr", "0"], "--lr: must be a number above 0, not '0'"),
+        ("finetune_lora", ["--alpha", "0"], "--alpha: must be a number above 0, not '0'"),
+        ("pretrain", ["--adamw-lr", "none"], "--adamw-lr: must be a number above 0, not 'none'"),
+        ("finetune_text", ["--epochs", "0"], "--epochs: must be a number above 0, not '0'"),
+        ("finetune_text", ["--epochs", "inf"], "--epochs: must be a number above 0, not 'inf'"),
+        ("finetune_text", ["--seed", "-1"], "--seed: must be a whole number of at least 0, not"),
+        ("pretrain", ["--decay-share", "-1"], "--decay-share: must be a number from 0 to 1"),
+        ("pretrain", ["--validation-tokens", "-5"], "must be a whole number of at least 1, not"),
+        ("generate", ["--num-samples", "0"], "must be a whole number of at least 1, not '0'"),
+    ],
+)
+def test_a_flag_refuses_a_number_that_makes_no_sense(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    script: str,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit):
+        importlib.import_module(script).parse_arguments()
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--validation-share", "1.5"], "must lie between 0 and 1, as 0.1, not 1.5"),
+        (["--sequence-length", "1"], "a window of 1 tokens predicts nothing"),
+    ],
+)
+def test_finetune_text_refuses_a_number_before_its_first_sample(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = run("finetune_text.py", "--out", tmp_path, *arguments)
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert "--- before" not in done.stdout
+
+
+def test_finetune_text_refuses_a_text_too_short_to_split(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("hello there", encoding="utf-8")
+    done = run("finetune_text.py", "--data", tmp_path / "a.txt", "--out", tmp_path / "out")
+    assert "the text is too short to hold out 0.1 of it" in done.stderr
+    assert "--- before" not in done.stdout
+
+
+def test_samples_may_be_longer_than_the_context(tmp_path: Path) -> None:
+    small = ["--vocab-size", "300", "--emb-dim", "32", "--heads", "2", "--layers", "1"]
+    small += ["--context-length", "16", "--steps", "1", "--validation-tokens", "64"]
+    assert run("pretrain.py", "--out", tmp_path, *small).returncode == 0
+    model, short = ["--model", str(tmp_path / "final")], ["--steps", "1", "--batch-size", "1"]
+    commands: dict[str, list[str]] = {
+        "finetune_text.py": [*short, "--sample-tokens", "20", "--fraction", "0.05"],
+        "finetune_instructions.py": [*short, "--answer-tokens", "20", "--fraction", "0.1"],
+        "evaluate.py": ["--sample-tokens", "20"],
+    }
+    for script, flags in commands.items():
+        done = run(script, "--out", tmp_path / script, *model, *flags)
+        assert done.returncode == 0, done.stderr
+
+
 def test_an_example_that_was_stopped_goes_on(tmp_path: Path) -> None:
     short = ["--steps", "8", "--batch-size", "1", "--sequence-length", "64"]
     short += ["--sample-tokens", "2"]
@@ -147,8 +217,12 @@ def test_an_example_runs_in_two_processes(tmp_path: Path, script: str) -> None:
         [*command, *more], env=environment, capture_output=True, encoding="utf-8", timeout=300
     )
     assert done.returncode == 0, done.stderr
+    rows = rows_until(9, tmp_path / "metrics.jsonl")
+    steps = [row["step"] for row in rows if "grad_norm" in row]
+    assert steps[-1] == 2 and len(steps) == len(set(steps))  # one process writes,
+    said = [line for line in done.stdout.splitlines() if len(line) > 40]
+    assert len(said) == len(set(said)) > 0  # and speaks
     assert read_json(tmp_path / "summary.json")
-    assert rows_until(9, tmp_path / "metrics.jsonl")[-1]["step"] == 2
     if script != "finetune_lora.py":
         GPT2.from_pretrained(tmp_path / "best")
     else:
@@ -170,6 +244,44 @@ def test_pretrain_makes_a_model_and_resumes_and_grows(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "deep" / "final" / "config.json").read_text(encoding="utf-8"))
     assert config["n_layer"] == 4
+
+
+def test_a_refused_run_touches_nothing(tmp_path: Path) -> None:
+    """Above all not the vocabulary of the run that is there."""
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.json").write_text("{}", encoding="utf-8")
+    arguments = ["--out", str(tmp_path), "--vocab-size", "300", "--steps", "1"]
+    with alone_in(tmp_path):
+        done = run("pretrain.py", *arguments)
+    assert done.returncode == 1 and "another run is at work" in done.stderr
+    (tmp_path / "checkpoints" / "step-00000002").mkdir(parents=True)
+    done = run("pretrain.py", *arguments)
+    assert done.returncode == 1 and "holds checkpoints of an earlier run: resume it" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "checkpoints", ".lock"}
+    assert (tmp_path / "tokenizer" / "vocab.json").read_text(encoding="utf-8") == "{}"
+
+
+def test_pretrain_learns_its_vocabulary_from_text_alone(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("The sea is wide.<|endoftext|>" * 60, encoding="utf-8")
+    small = ["--emb-dim", "16", "--heads", "1", "--layers", "1", "--context-length", "16"]
+    small += ["--vocab-size", "400", "--steps", "1", "--dtype"]
+    validated = []
+    for dtype in ("fp32", "bf16"):
+        out = tmp_path / dtype
+        done = run("pretrain.py", "--data", path, "--out", out, *small, dtype)
+        assert done.returncode == 0, done.stderr
+        merges = Tokenizer.from_pretrained(out / "final").merges
+        learned = {left + right for left, right in merges}
+        assert "Ġsea" in learned and not [piece for piece in learned if "|" in piece]
+        validated.append(rows_until(1, out / "metrics.jsonl")[0]["validation_loss"])
+    assert validated[0] != validated[1]  # in the precision asked for
+
+
+def test_pretrain_names_the_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    done = run("pretrain.py", "--data", tmp_path, "--out", tmp_path / "out")
+    assert "latin.txt is not UTF-8 text" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("method", ["last-blocks", "full", "lora"])

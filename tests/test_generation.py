@@ -213,6 +213,47 @@ def test_a_prompt_longer_than_the_context_slides_too() -> None:
     assert generate(model, ids, 5, mask, overflow="slide").token_ids.shape == (2, 55)
 
 
+@pytest.mark.parametrize(("context_length", "new"), [(33, 300), (1, 20)])
+def test_padding_changes_nothing_when_sliding(context_length: int, new: int) -> None:
+    """Rows that reach the context at different steps, or before the start: each is as if alone."""
+    model = make_model(context_length=context_length)
+    ids = torch.randint(0, 211, (5, 80), generator=torch.Generator().manual_seed(4))
+    mask = torch.zeros_like(ids)
+    mask[0, :10] = 1  # padding on the right
+    mask[1, -12:] = 1  # on the left
+    mask[2, 40:73] = 1  # on both sides of 33 tokens
+    mask[3, ::5] = 1  # between
+    mask[4] = 1
+    out = generate(model, ids, new, mask, temperature=0, overflow="slide")
+    for row, real in enumerate(mask.bool()):
+        alone = generate(model, ids[row][real][None], new, temperature=0, overflow="slide")
+        assert torch.equal(out.token_ids[row][out.attention_mask[row]], alone.token_ids[0])
+        torch.testing.assert_close(
+            out.logprobs[row, -new:], alone.logprobs[0, -new:], atol=1e-3, rtol=0
+        )
+
+
+@pytest.mark.parametrize(("left", "right"), [(50, 0), (0, 50), (0, 90), (20, 30)])
+def test_padding_does_not_make_a_row_slide(left: int, right: int) -> None:
+    model = make_model(context_length=64)
+    prompt = torch.randint(0, 211, (1, 10), generator=torch.Generator().manual_seed(0))
+    expected = generate(model, prompt, 54, temperature=0).token_ids[0, 10:]
+    padded = nn.functional.pad(prompt, (left, right))
+    mask = nn.functional.pad(torch.ones_like(prompt), (left, right))
+    out = generate(model, padded, 54, mask, temperature=0, overflow="slide")
+    assert torch.equal(out.token_ids[0, padded.shape[1] :], expected)
+
+
+@pytest.mark.parametrize("temperature", [1e-7, 1e-40, 1e-320])
+def test_a_tiny_temperature_is_greedy(model: GPT2, temperature: float) -> None:
+    ids, mask = ragged_prompts()
+    rules: dict[str, Any] = {"no_repeat_ngram_size": 2, "repetition_penalty": 1.2}
+    found = generate(model, ids, 30, mask, temperature=temperature, **rules)
+    greedy = generate(model, ids, 30, mask, temperature=0, **rules)
+    assert torch.equal(found.token_ids, greedy.token_ids)
+    assert (found.sampling_logprobs == 0).all()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -275,6 +316,14 @@ def test_stop_strings_end_the_text_before_them(talker: GPT2, tokenizer: Tokenize
     assert cut == "The" + free[3:].split(stop)[0]
 
 
+def test_stop_ids_end_the_text_before_them(talker: GPT2, tokenizer: Tokenizer) -> None:
+    ids = torch.tensor([tokenizer.encode("The dog")])
+    new = generate(talker, ids, 30, temperature=0).token_ids[0, ids.shape[1] :].tolist()
+    stop = new[12]
+    text = complete(talker, tokenizer, "The dog", 30, temperature=0, stop_ids=[stop])
+    assert text == "The dog" + tokenizer.decode(new[: new.index(stop)])
+
+
 @pytest.mark.parametrize(
     ("pieces", "stops", "text"),
     [
@@ -285,6 +334,8 @@ def test_stop_strings_end_the_text_before_them(talker: GPT2, tokenizer: Tokenize
         (["one", "two"], ["w", "t"], "one"),  # the first in the text counts
         (["abc"], [""], "abc"),
         (["abc"], [], "abc"),
+        (["the old", " sea"], "sea", "the old "),  # one string: one stop, not one a character
+        (["abc"], "", "abc"),
     ],
 )
 def test_stop_strings_are_found_wherever_they_are_cut(pieces, stops, text) -> None:

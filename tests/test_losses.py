@@ -16,6 +16,7 @@ from gpt2mini import GPT2
 from gpt2mini.data.text import Batch, pad_batch
 from gpt2mini.losses import (
     IGNORED,
+    check_in_vocabulary,
     check_labels_not_shifted,
     chunked_next_token_loss,
     next_token_loss,
@@ -315,6 +316,27 @@ def test_ignored_positions_cost_no_logits() -> None:
 def test_labels_with_nothing_to_learn_are_refused(loss: Any, labels: Tensor) -> None:
     with pytest.raises(ValueError, match="no label to learn from"):
         loss(make_hidden(labels), make_head("tied"), labels)
+
+
+@pytest.mark.parametrize("loss", [dense, chunked(None)], ids=["dense", "chunked"])
+@pytest.mark.parametrize("kind", ["tied", "with bias"])
+@pytest.mark.parametrize("wrong", [-1, VOCAB])
+def test_labels_outside_the_vocabulary_are_refused(loss: Any, kind: str, wrong: int) -> None:
+    labels = torch.tensor([[1, IGNORED, wrong, VOCAB - 1]])
+    message = rf"label {wrong} is outside the vocabulary of 11 \(0 to 10\).*-100, not -1"
+    with pytest.raises(ValueError, match=message):
+        loss(make_hidden(labels), make_head(kind), labels)
+
+
+@pytest.mark.parametrize("loss", [dense, chunked(None)], ids=["dense", "chunked"])
+def test_the_first_and_the_last_token_of_the_vocabulary_are_labels(loss: Any) -> None:
+    labels = torch.tensor([[IGNORED, 0, IGNORED, VOCAB - 1]])
+    assert loss(make_hidden(labels), make_head("tied"), labels)[1] == 2
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+def test_checking_the_labels_breaks_no_compiled_graph() -> None:
+    torch.compile(check_in_vocabulary, backend="eager", fullgraph=True)(make_labels(3, 9), VOCAB)
 
 
 def flat(gradients: Iterable[Tensor]) -> Tensor:

@@ -113,6 +113,21 @@ def signal_at(step: int, number: int) -> Callable[[GPT2, Batch], tuple[Tensor, T
     return loss_function
 
 
+class TrainingKilled(Exception):
+    """What nothing can be saved after."""
+
+
+def killed_at(step: int) -> Callable[[GPT2, Batch], tuple[Tensor, Tensor]]:
+    calls = iter(range(1000))
+
+    def loss_function(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+        if next(calls) == 2 * step:
+            raise TrainingKilled
+        return next_token_step(model, batch)
+
+    return loss_function
+
+
 def noisy_loss(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
     """A loss to which all three generators contribute."""
     loss, count = next_token_step(model, batch)
@@ -200,34 +215,71 @@ def test_a_finished_run_without_its_log_has_a_row(tmp_path: Path) -> None:
     assert rows == [{"step": STEPS, "validation_loss": 2.0}]
 
 
-def fails_at(number: int) -> Callable[[], float]:
-    """An evaluation whose call of that number raises."""
-    calls = iter(range(100))
+def losses(*found: float | None) -> Callable[[], float]:
+    """An evaluation that finds these one after another, and draws a random number each time; None
+    raises."""
+    calls = iter(found)
 
     def evaluate() -> float:
-        if next(calls) == number:
+        torch.rand(())
+        loss = next(calls)
+        if loss is None:
             raise RuntimeError("no memory left")
-        return 2.0
+        return loss
 
     return evaluate
 
 
-@pytest.mark.parametrize(("number", "step"), [(2, 10), (4, STEPS)])
-def test_an_evaluation_that_fails_loses_nothing(number: int, step: int, tmp_path: Path) -> None:
-    """Not even where a checkpoint was due just after it."""
+@pytest.mark.parametrize("failures", [1, 2])
+@pytest.mark.parametrize("fails", [2, 4])
+def test_an_evaluation_that_fails_loses_nothing(fails: int, failures: int, tmp_path: Path) -> None:
+    """Not even where a checkpoint was due just after it, or in the last one."""
+    found = [9.0, 8.0, 7.0, 6.0, 5.0]
+    keep: dict[str, Any] = {"evaluate_every": 5}
     straight, resumed = Run(), Run(seed=1)
-    rows = straight.train(evaluate=lambda: 2.0, evaluate_every=5)
+    rows = straight.train(evaluate=losses(*found), **keep)
     with pytest.raises(RuntimeError, match="no memory left"):
-        Run().train(tmp_path, evaluate=fails_at(number), evaluate_every=5, save_every=10)
-    assert saved_step(tmp_path) == step
-    again = resumed.train(tmp_path, evaluate=lambda: 2.0, evaluate_every=5, resume=True)
+        Run().train(tmp_path, evaluate=losses(*found[:fails], None), save_every=10, **keep)
+    assert saved_step(tmp_path) == 5 * fails
+    if failures == 2:
+        with pytest.raises(RuntimeError, match="no memory left"):
+            Run(seed=2).train(tmp_path, evaluate=losses(None), resume=True, **keep)
+    again = resumed.train(tmp_path, evaluate=losses(*found[fails:]), resume=True, **keep)
     assert without_speed(again) == without_speed(rows)
     assert_ends_with(resumed, straight.weights())
 
 
+def test_the_best_is_known_after_an_evaluation_that_failed_at_first(tmp_path: Path) -> None:
+    keep: dict[str, Any] = {"evaluate_every": 5, "save_every": 10}
+    with pytest.raises(RuntimeError, match="no memory left"):
+        Run().train(tmp_path, evaluate=losses(5.0, None), **keep)
+    with pytest.raises(TrainingKilled):  # after it has found 1.0
+        Run().train(tmp_path, evaluate=losses(1.0), resume=True, loss_function=killed_at(2), **keep)
+    best = (tmp_path / "best" / "model.safetensors").read_bytes()
+    Run().train(tmp_path, evaluate=losses(3.0, 3.0, 3.0, 3.0), resume=True, **keep)
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == best
+
+
+def test_what_an_evaluation_raised_is_not_hidden_by_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RuntimeError, match="no memory left"):
+        Run().train(tmp_path, evaluate=losses(2.0, None), evaluate_every=5, save_every=10)
+    assert "the evaluation failed, and cannot save the run" in caplog.text
+
+
+def test_an_evaluation_must_give_a_validation_loss(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must give a 'validation_loss'; it gave loss, accuracy"):
+        Run().train(tmp_path, evaluate=lambda: {"loss": 1.0, "accuracy": 0.5})
+
+
 def test_a_first_evaluation_that_fails_leaves_no_run_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no memory left"):
-        Run().train(tmp_path, evaluate=fails_at(0))
+        Run().train(tmp_path, evaluate=losses(None))
     assert not Run().train(tmp_path, steps=1)[0].get("validation_loss")
 
 

@@ -45,6 +45,11 @@ def test_top_p_keeps_the_fewest_that_add_up_to_p(p: float, tokens: list[int]) ->
     assert kept(keep_top_p(LOGITS, p)) == tokens
 
 
+def test_top_p_of_1_forbids_nothing_where_the_sum_is_rounded_to_1() -> None:
+    logits = torch.tensor([[20.0, 0.0, 1.0, 0.0]])  # in fp32 the first probability is 1
+    assert torch.equal(keep_top_p(logits, 1.0), logits)
+
+
 def test_kept_tokens_keep_their_proportions() -> None:
     probabilities = keep_top_k(LOGITS, 2).softmax(dim=1)
     torch.testing.assert_close(probabilities, torch.tensor([[0.0, 2 / 3, 0.0, 1 / 3]]))

@@ -409,13 +409,41 @@ def test_an_unknown_precision_is_refused() -> None:
         autocast(torch.device("cpu"), "int8")
 
 
-def test_a_named_device_is_taken() -> None:
-    assert pick_device("cpu") == torch.device("cpu")
+@pytest.mark.parametrize("name", ["cpu", "cpu:0"])
+def test_a_named_device_is_taken(name: str) -> None:
+    assert pick_device(name) == torch.device(name)
+
+
+@pytest.mark.parametrize("name", ["foo", "", "cpu:x", "cpu:1", "meta", "cuda:99", "mps:1"])
+def test_what_is_no_device_to_compute_on_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"there is no device '{name}'.*take auto or .*cpu"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("cuda_devices", "mps", "best"), [(2, True, "cuda"), (0, True, "mps"), (0, False, "cpu")]
+)
+def test_the_best_device_here_is_found(
+    monkeypatch: pytest.MonkeyPatch, cuda_devices: int, mps: bool, best: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda_devices > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda_devices)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device().type == best
+    assert pick_device(best).type == best
+
+
+def test_one_of_several_devices_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ValueError, match=r"no device 'cuda:2'.*auto or cuda or cuda:1 or "):
+        pick_device("cuda:2")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"there is no device 'cuda'.*take auto or cpu"):
+    with pytest.raises(ValueError, match=r"there is no device 'cuda'.*take auto or .*cpu"):
         pick_device("cuda")
 
 

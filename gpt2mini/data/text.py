@@ -261,20 +261,31 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 
 def hold_out(documents: list[range], share: float, seed: int) -> tuple[list[range], list[range]]:
     """(training, validation): whole documents, seeded, where there are enough of them to choose
-    from; otherwise the last part of each document."""
+    from; otherwise the last part of each document.
+
+    Raises ValueError for a share outside (0, 1), or a text too short for both to hold a target.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"the share to hold out must lie between 0 and 1, as 0.1, not {share}")
     if len(documents) >= 20:
         order = np.random.default_rng(seed).permutation(len(documents))
         count = max(1, round(share * len(documents)))
-        validation = set(order[:count].tolist())
-        return (
-            [document for i, document in enumerate(documents) if i not in validation],
-            [document for i, document in enumerate(documents) if i in validation],
+        chosen = set(order[:count].tolist())
+        training = [document for i, document in enumerate(documents) if i not in chosen]
+        validation = [document for i, document in enumerate(documents) if i in chosen]
+    else:
+        cuts = [document.start + int(len(document) * (1 - share)) for document in documents]
+        parts = list(zip(documents, cuts, strict=True))
+        training = [range(document.start, cut) for document, cut in parts]
+        validation = [range(cut, document.stop) for document, cut in parts]
+    to_learn, longest = sum(map(len, training)), max(map(len, validation), default=0)
+    if to_learn < 2 or longest < 2:  # training lays documents end to end; validation does not
+        raise ValueError(
+            f"the text is too short to hold out {share:g} of it: {to_learn} tokens are left to "
+            f"learn from, and the longest part held out has {longest}; each needs at least two: "
+            "give more text or another share"
         )
-    cuts = [document.start + int(len(document) * (1 - share)) for document in documents]
-    return (
-        [range(document.start, cut) for document, cut in zip(documents, cuts, strict=True)],
-        [range(cut, document.stop) for document, cut in zip(documents, cuts, strict=True)],
-    )
+    return training, validation
 
 
 class TokenBatches:
@@ -303,6 +314,7 @@ class TokenBatches:
         self.total = int(self.lengths.sum())
         if self.total < 2:
             raise ValueError("the text is too short to learn from: it has fewer than two tokens")
+        check_predicts(context_length)
         self.context_length = min(context_length, self.total)
         self.windows = self.total // self.context_length
         self.batches_per_epoch = max(1, self.windows // batch_size)
@@ -372,6 +384,9 @@ def windows(
 ) -> list[Window]:
     """Windows in which every token but the first of each text is new once, longest first, so that
     only the last rows need padding."""
+    check_predicts(context_length)
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, not {stride}: windows have to move on")
     overlap = max(1, context_length - stride)  # with no token before it, none can be predicted
     found = []
     for ids in texts:
@@ -379,6 +394,15 @@ def windows(
         for start in starts:
             found.append(Window(ids[start : start + context_length], overlap if start else 1))
     return sorted(found, key=lambda window: -len(window.token_ids))
+
+
+def check_predicts(context_length: int) -> None:
+    """Raises ValueError for windows in which nothing can be predicted."""
+    if context_length < 2:
+        raise ValueError(
+            f"a window of {context_length} tokens predicts nothing, for a token is predicted from "
+            "those before it: take at least 2"
+        )
 
 
 def as_batch(rows: Sequence[Window]) -> Batch:

@@ -76,9 +76,8 @@ def train(
         progress = run.progress
         supply = remaining_batches(batches, progress.batches)
         model.zero_grad()
-        if run.lacks_evaluation():
-            run.evaluate(evaluate)
-            run.stop_if_asked()
+        run.evaluate_if_lacking(evaluate)
+        run.stop_if_asked()
         while progress.step < settings.steps:
             run.remember()
             share = settings.schedule(progress.step)

@@ -89,7 +89,7 @@ class Muon(Optimizer):
 
 
 def stacks(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Matrices of one shape, so many at a time that they take no more than 256 MB."""
+    """Matrices of one shape, so many at a time that in float32 they take 256 MB at most."""
     n = max(1, 2**26 // parameters[0].numel())
     return [parameters[i : i + n] for i in range(0, len(parameters), n)]
 

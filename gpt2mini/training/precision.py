@@ -10,15 +10,19 @@ from gpt2mini.quantize import emulates_bfloat16
 def pick_device(name: str = "auto") -> torch.device:
     """The named device, or with "auto" the best one here: CUDA, then Apple's MPS, then the CPU.
     Raises ValueError for one that is not here."""
-    if name != "auto":
-        device = torch.device(name)
-        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        if not there.get(device.type, True):
-            raise ValueError(f"there is no device {name!r} that torch could use: take auto or cpu")
-        return device
+    here = []  # best first
     if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        here += ["cuda", *(f"cuda:{number}" for number in range(1, torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        here += ["mps"]
+    here += ["cpu"]
+    if name == "auto":
+        return torch.device(here[0])
+    if name.removesuffix(":0") not in here:  # cuda:0 is cuda
+        raise ValueError(
+            f"there is no device {name!r} to compute on: take {' or '.join(['auto', *here])}"
+        )
+    return torch.device(name)
 
 
 def gains_from_bfloat16(device: torch.device) -> bool:

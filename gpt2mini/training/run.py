@@ -5,12 +5,13 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -78,8 +79,7 @@ class Run:
     @contextmanager
     def begun(self, resume: bool) -> Iterator[None]:
         """Inside, the run has begun and is the only one in its folder."""
-        folder = self.out if process_number() == 0 else None
-        with nullcontext() if folder is None else alone_in(folder):
+        with nullcontext() if self.out is None else only_run_in(self.out):
             self.begin(resume)
             yield
 
@@ -87,11 +87,8 @@ class Run:
         """From the start, or from the newest checkpoint."""
         if resume and self.checkpoints is None:
             raise ValueError("resume needs the folder `out` of the run that is to go on")
-        if not resume and self.checkpoints is not None and self.checkpoints.all():
-            raise FileExistsError(
-                f"{self.checkpoints.folder} holds checkpoints of an earlier run: resume it, choose "
-                "another folder, or remove them"
-            )
+        if not resume and self.checkpoints is not None:
+            self.checkpoints.check_there_are_none()
         if resume and self.checkpoints is not None:
             found = self.checkpoints.load_newest(self.model, self.optimizers, self.stateful)
             if found is None:
@@ -118,7 +115,8 @@ class Run:
     # ---- around each step
 
     def remember(self) -> None:
-        """What a step draws and reads before it can be judged, as it stands now."""
+        """What a step, or an evaluation, draws and reads before it can be judged, as it stands
+        now."""
         self.states_before = states_of(self.stateful) if self.checkpoints is not None else {}
 
     def judge(self, step: Step) -> bool:
@@ -194,9 +192,13 @@ class Run:
         """Log what it finds; keep the model if its validation loss is the lowest so far."""
         if evaluate is None:
             return
+        self.remember()
         with self.log.clock_stopped():
-            found = self.saved_if_it_fails(evaluate)
-            row = found if isinstance(found, dict) else {"validation_loss": found}
+            try:
+                row = figures_of(evaluate())
+            except Exception:
+                self.save_before_failing()
+                raise
             self.log.write({"step": self.progress.step, **row})
             reshard(self.model)
             loss = of_the_first(row["validation_loss"], next(self.model.parameters()).device)
@@ -204,16 +206,24 @@ class Run:
                 save_whole(self.save_model, self.model, self.out / "best")
             self.progress.best = min(self.progress.best, loss)
 
-    def saved_if_it_fails(self, evaluate: Callable[[], Any]) -> Any:
-        """What it finds. The steps before an evaluation that fails are not lost: resumed, the run
-        evaluates again and goes on."""
+    def evaluate_if_lacking(self, evaluate: Callable[[], float | dict[str, float]] | None) -> None:
+        """Before the first step to do; of a resumed run, the checkpoint then has to know of it."""
+        if self.lacks_evaluation():
+            self.evaluate(evaluate)
+            if self.checkpoints is not None and self.progress.step > 0:
+                self.save()
+
+    def save_before_failing(self) -> None:
+        """The steps before an evaluation that fails are not lost: resumed, the run evaluates again
+        and goes on. (Not so in several processes, where it may have failed in one alone.)"""
+        reshard(self.model)
+        if self.checkpoints is None or process_count() > 1 or self.progress.step == 0:
+            return
         try:
-            return evaluate()
-        except Exception:
-            # with other processes, in which it may have succeeded, nothing can be saved
-            if self.checkpoints is not None and process_count() == 1 and self.progress.step > 0:
-                logger.warning("the evaluation failed; saved in %s, to be resumed", self.save())
-            raise
+            saved = self.save(self.states_before)
+            logger.warning("the evaluation failed; saved in %s, to be resumed", saved)
+        except OSError as problem:  # what the evaluation raised matters more
+            logger.warning("the evaluation failed, and %s", problem)
 
     def save(self, states: dict[str, Any] | None = None) -> Path:
         """A checkpoint, unless this step has one. states: what `remember` noted; default: now."""
@@ -235,6 +245,30 @@ class Run:
             f"{self.save()}",
             self.signals.received or signal.SIGTERM,  # or another process's
         )
+
+
+def figures_of(found: float | dict[str, float]) -> dict[str, float]:
+    """What an evaluation gives, by name."""
+    row = found if isinstance(found, dict) else {"validation_loss": found}
+    if "validation_loss" not in row:
+        raise ValueError(f"evaluate must give a 'validation_loss'; it gave {', '.join(row)}")
+    return row
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Inside, no other run can be at work in the folder. Raises BlockingIOError, in all processes
+    of this run, if one is."""
+    with ExitStack() as stack:
+        problem = None
+        if process_number() == 0:
+            try:
+                stack.enter_context(alone_in(folder))
+            except BlockingIOError as error:
+                problem = error
+        if of_the_first(float(problem is not None), torch.device("cpu")):
+            raise problem or BlockingIOError(f"another run is at work in {folder}")
+        yield
 
 
 def digest_of_first(batches: Iterable[Any]) -> str:

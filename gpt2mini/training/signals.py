@@ -20,8 +20,9 @@ class StopSignals:
     """Inside, the first Ctrl-C or SIGTERM is noted in `received`; a second acts as usual.
 
     Not so under torchrun, which passes one Ctrl-C on in three ways, and kills what has not ended
-    half a minute later. A signal that is ignored outside (`nohup`, a script's `&`) stays ignored.
-    Only the main thread of a program can receive signals; in any other this does nothing.
+    half a minute later. A signal that is ignored outside stays ignored, as Ctrl-C is by what a
+    script starts with `&` (stop it by SIGTERM). Only the main thread of a program can receive
+    signals; in any other this does nothing.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -32,7 +33,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if self.enabled:
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) != signal.SIG_IGN:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self.before[number] = signal.signal(number, self.note)
         return self
 

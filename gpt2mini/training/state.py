@@ -63,6 +63,13 @@ class Checkpoints:
         found = (p for p in self.folder.glob("step-*") if NAME.fullmatch(p.name) and p.is_dir())
         return sorted(found, reverse=True)
 
+    def check_there_are_none(self) -> None:
+        if self.all():
+            raise FileExistsError(
+                f"{self.folder} holds checkpoints of an earlier run: resume it, choose another "
+                "folder, or remove them"
+            )
+
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08}"
 
