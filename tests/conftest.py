@@ -1,5 +1,6 @@
 """What most tests share: a tiny GPT-2, a network that refuses, and the data that lies beside us."""
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -13,6 +14,11 @@ from hypothesis import settings
 from torch import nn
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # side by side, a thread for each core in every worker would be more threads than cores, which
+    # wait for one another: tests of tiny models take five times as long
+    torch.set_num_threads(1)
 
 # One profile for every property: enough examples to find a mistake, no clock on a busy machine.
 settings.register_profile("gpt2mini", deadline=None, max_examples=25)
