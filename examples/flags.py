@@ -48,48 +48,27 @@ def common_flags(description: str | None, out: str | None = None) -> argparse.Ar
     return parser
 
 
-def positive(text: str) -> int:
-    """The type of a flag that counts something, and must count one at least."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return number
+def flag_type(
+    kind: Callable[[str], Any], accepts: Callable[[float], bool], words: str
+) -> Callable[[str], Any]:
+    """The type of a flag that takes some numbers only; words: which."""
+
+    def parse(text: str) -> Any:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan  # which no comparison accepts
+        if not accepts(number):
+            raise argparse.ArgumentTypeError(f"must be {words}, not {text!r}")
+        return number
+
+    return parse
 
 
-def not_negative(text: str) -> int:
-    """The type of a flag that takes a whole number and may be 0."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
-    return number
-
-
-def positive_number(text: str) -> float:
-    """The type of a learning rate and the like, where 0 would change nothing."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-    return number
-
-
-def share(text: str) -> float:
-    """The type of a flag that says how much of a whole: nothing to all."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
-    return number
+positive = flag_type(int, lambda n: n >= 1, "a whole number of at least 1")
+not_negative = flag_type(int, lambda n: n >= 0, "a whole number of at least 0")
+positive_number = flag_type(float, lambda x: 0 < x < math.inf, "a number above 0")
+share = flag_type(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
 
 
 def training_flags(description: str | None, out: str) -> argparse.ArgumentParser:

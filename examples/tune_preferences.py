@@ -153,12 +153,11 @@ def tune_reward(
     figures = Figures()
     step = partial(reward_step, figures=figures)
     evaluate = partial(evaluate_rewards, model, validation)
-    save = partial(save_adapter, replace=True) if args.lora else save_reward_model
+    save = save_learned(args, whole=save_reward_model)
     train_on_pairs(args, out, model, pairs, step, evaluate, figures, save)
     model = load_best(args, out)
-    if lora_layers(
-        model
-    ):  # what rates answers is a whole model, or shares the base with the policy
+    # what rates answers is a whole model, or shares the base with the policy
+    if lora_layers(model):
         save_adapter(model, out / "adapter", replace=True)
         tokenizer.save_pretrained(out / "adapter")
         merge_lora(model)
@@ -201,7 +200,7 @@ def tune_dpo(
     }
     step = partial(dpo_step, **options, figures=figures)
     evaluate = partial(evaluate_dpo, model, validation, **options, precision=args.dtype)
-    save = partial(save_adapter, replace=True) if args.lora else GPT2.save_pretrained
+    save = save_learned(args, whole=GPT2.save_pretrained)
     train_on_pairs(args, out, model, pairs, step, evaluate, figures, save)
     model = load_best(args, out)
     tokenizer.save_pretrained(out / "best")
@@ -259,8 +258,7 @@ def tune_on_policy(
     )
     leave_the_rest_to_the_first()
     print_rows(rows, FIGURES[args.method])
-    save = partial(save_adapter, replace=True) if args.lora else GPT2.save_pretrained
-    save(model, out / "final")
+    save_learned(args, whole=GPT2.save_pretrained)(model, out / "final")
     tokenizer.save_pretrained(out / "final")
     print(f"tuned {kind(args)}: {out / 'final'}")
     return {name: rows[-1].get(name) for name in FIGURES[args.method]}
@@ -323,6 +321,13 @@ def peak_rate(args: argparse.Namespace, model: GPT2) -> float:
     usual = PEAK_RATES[args.method] * (WITH_LORA if args.lora else 1)
     usual /= 1 if is_small(model) else 10
     return args.lr or usual
+
+
+def save_learned(
+    args: argparse.Namespace, whole: Callable[[GPT2, Path], object]
+) -> Callable[[GPT2, Path], object]:
+    """How to save what has learned: the adapters, or the whole model."""
+    return partial(save_adapter, replace=True) if args.lora else whole
 
 
 def save_reward_model(model: GPT2, folder: Path) -> None:

@@ -36,11 +36,13 @@ STEPS, STOP = 6, 3
 TOKENS = torch.randint(211, (900,), generator=torch.Generator().manual_seed(1)).numpy()
 
 
-def make_model(lora: bool = False) -> GPT2:
+def make_model(lora: bool = False, spread: bool = False) -> GPT2:
     torch.manual_seed(0)
     model = GPT2(GPT2Config(vocab_size=211, context_length=32, emb_dim=48, n_heads=4, n_layers=2))
     if lora:
         add_lora(model, rank=2, alpha=4, targets=("query", "mlp_in"))
+    if spread:
+        shard(model, "fp32")
     return model
 
 
@@ -85,31 +87,23 @@ def main(folder: Path) -> None:
         if spread and not can_shard_on_cpu():
             continue
         for lora in (False, True):
-            model = make_model(lora)
-            if spread:
-                shard(model, "fp32")
+            model = make_model(lora, spread)
             once: dict[str, Any] = {"steps": 1, "max_grad_norm": 1e9, "schedule": lambda step: 1.0}
             run(model, sgd, 4, **once, recompute_blocks=spread)
             save_whole(save_weights, model, folder / f"{name}{'-lora' * lora}.pt")
 
-        model = make_model()
-        if spread:
-            shard(model, "fp32")
+        model = make_model(spread=spread)
         run(model, muon, 4, steps=2)
         save_whole(save_weights, model, folder / f"{name}-muon.pt")
 
-        model = make_model()
-        if spread:
-            shard(model, "fp32")
+        model = make_model(spread=spread)
         arguments: dict[str, Any] = {
             "save_every": STOP,
             "evaluate": partial(validation_loss, model),
         }
         run(model, adam, 4, folder / name, steps=STOP, **arguments)
 
-        model = make_model()
-        if spread:
-            shard(model, "fp32")
+        model = make_model(spread=spread)
         arguments["evaluate"] = partial(validation_loss, model)
         run(model, adam, 4, folder / f"alone-then-{name}", resume=True, **arguments)
         save_whole(save_weights, model, folder / f"alone-then-{name}.pt")

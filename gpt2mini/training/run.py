@@ -208,7 +208,7 @@ class Run:
 
     def evaluate_if_lacking(self, evaluate: Callable[[], float | dict[str, float]] | None) -> None:
         """Before the first step to do; of a resumed run, the checkpoint then has to know of it."""
-        if self.lacks_evaluation():
+        if evaluate is not None and self.lacks_evaluation():
             self.evaluate(evaluate)
             if self.checkpoints is not None and self.progress.step > 0:
                 self.save()
