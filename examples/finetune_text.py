@@ -22,6 +22,7 @@ from flags import (
     is_small,
     keeping,
     leave_the_rest_to_the_first,
+    not_negative_number,
     positive,
     positive_number,
     report_forgetting,
@@ -171,7 +172,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--lr", type=positive_number, help="peak rate (default 5e-4; from 50M parameters 5e-5)"
     )
-    parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--weight-decay", type=not_negative_number, default=0.1)
     sharding_flag(parser)
     parser.add_argument("--prompt", help="text to continue (default: the first words held out)")
     parser.add_argument(

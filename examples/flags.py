@@ -35,7 +35,7 @@ def common_flags(description: str | None, out: str | None = None) -> argparse.Ar
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--seed", type=not_negative, default=0, help="same seed, same result (default 0)")
+    add("--seed", type=seed_number, default=0, help="same seed, same result (default 0)")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     if out is not None:
         add("--out", default=out, help=f"folder for results (default {out})")
@@ -67,6 +67,9 @@ def flag_type(
 
 positive = flag_type(int, lambda n: n >= 1, "a whole number of at least 1")
 not_negative = flag_type(int, lambda n: n >= 0, "a whole number of at least 0")
+seed_number = flag_type(int, lambda n: 0 <= n < 2**64, "a whole number from 0 to 2**64 - 1")
+not_negative_number = flag_type(float, lambda x: 0 <= x < math.inf, "a number of at least 0")
+multiple = flag_type(float, lambda x: x == 0 or 1 < x < math.inf, "0 or a number above 1")
 positive_number = flag_type(float, lambda x: 0 < x < math.inf, "a number above 0")
 share = flag_type(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
 
@@ -91,7 +94,12 @@ def training_flags(description: str | None, out: str) -> argparse.ArgumentParser
     )
     add("--recompute-blocks", action="store_true", help="far less memory, a third more time")
     add("--compile", action="store_true", help="compile the blocks first (needs a C++ compiler)")
-    add("--spike", type=float, default=0.0, help="a leap: so many times the usual loss (0: none)")
+    add(
+        "--spike",
+        type=multiple,
+        default=0.0,
+        help="a leap: so many times the usual loss (default 0: none is)",
+    )
     return parser
 
 

@@ -21,6 +21,7 @@ from flags import (
     keeping,
     leave_the_rest_to_the_first,
     not_negative,
+    not_negative_number,
     positive,
     positive_number,
     run,
@@ -234,7 +235,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--adamw-lr", type=positive_number, default=0.003, help="AdamW, for all the rest"
     )
-    parser.add_argument("--weight-decay", type=float, default=0.01)
+    parser.add_argument("--weight-decay", type=not_negative_number, default=0.01)
     parser.add_argument("--warmup-steps", type=not_negative, default=20)
     parser.add_argument(
         "--decay-share", type=share, default=0.3, help="steps in which the rate falls"

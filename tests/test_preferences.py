@@ -85,6 +85,7 @@ from gpt2mini.preferences.rollouts import (
 from gpt2mini.preferences.toy import positive_share
 from gpt2mini.tokenizer import END_OF_TEXT, byte_characters
 from gpt2mini.training import Figures, Settings, adamw, recompute_activations, train
+from gpt2mini.training.precision import autocast
 
 PRECISION = 1e-4  # float32, log-probabilities of whole answers of an enlarged model
 EXACT = 1e-10  # float64
@@ -399,7 +400,7 @@ def test_the_value_loss_by_hand(
 
 
 def batch_of(pairs: list[EncodedPreference], model: GPT2) -> PreferenceBatch:
-    return pad_pairs(with_reference(pairs, model))
+    return pad_pairs(with_reference(pairs, model, precision="fp32"))
 
 
 def test_the_first_loss_is_ln_2_and_its_gradient_is_not_zero(own_model: GPT2) -> None:
@@ -413,7 +414,7 @@ def test_the_first_loss_is_ln_2_and_its_gradient_is_not_zero(own_model: GPT2) ->
 
 
 def test_padding_on_either_side_changes_no_dpo_loss(tiny_model: GPT2) -> None:
-    pairs = with_reference(random_pairs(4), tiny_model)
+    pairs = with_reference(random_pairs(4), tiny_model, precision="fp32")
     policy = enlarge(deepcopy(tiny_model), seed=1)
     assert isinstance(policy, GPT2)
     alone = sum(float(dpo_step(policy, pad_pairs([pair]))[0].detach()) for pair in pairs)
@@ -456,11 +457,11 @@ def test_smoothing_and_ipo_reach_the_loss(tiny_model: GPT2) -> None:
 def test_the_validation_loss_is_that_of_training(
     options: dict, reference_free: bool, own_model: GPT2
 ) -> None:
-    pairs = with_reference(random_pairs(5), own_model)
+    pairs = with_reference(random_pairs(5), own_model, precision="fp32")
     enlarge(own_model, seed=1)
     options = {"beta": 0.5, "reference_free": reference_free, **options}
     loss_sum, count = dpo_step(own_model, pad_pairs(pairs), **options)
-    report = evaluate_dpo(own_model, pairs, **options)
+    report = evaluate_dpo(own_model, pairs, **options, precision="fp32")
     expected = float(loss_sum.detach()) / count
     assert_close(report.loss, expected, atol=PRECISION, rtol=PRECISION)
     assert f"loss {expected:.3f}" in str(report)
@@ -717,7 +718,7 @@ def test_rewards_are_found_by_name(
 
 
 PROMPTS = ["Question: Why?\nAnswer:", "Hm.", "Once upon a time there was a"]
-SMALL = RolloutSettings(rows=6, minibatch_rows=3, epochs=2, max_new_tokens=6)
+SMALL = RolloutSettings(rows=6, minibatch_rows=3, epochs=2, max_new_tokens=6, precision="fp32")
 
 
 def small_rollout(
@@ -769,10 +770,11 @@ def test_log_probabilities_of_a_rollout_are_those_of_each_row_alone(
         assert_close(rollout.logprobs[i, real][None], alone.detach(), atol=PRECISION, rtol=0)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["adapters", "copy"])
 @pytest.mark.parametrize("critic", ["shared", "apart"])
 def test_the_first_ratio_is_1_and_the_first_kl_0_exactly(
-    text_model: GPT2, tokenizer: Tokenizer, kind: str, critic: str
+    text_model: GPT2, tokenizer: Tokenizer, kind: str, critic: str, precision: str
 ) -> None:
     reference = deepcopy(text_model) if kind == "copy" else None
     value_model = None
@@ -782,9 +784,10 @@ def test_the_first_ratio_is_1_and_the_first_kl_0_exactly(
     if kind == "adapters":
         add_lora(text_model, targets=("query", "value", "mlp_in"))
     model = ActorCritic(text_model, value_model)
-    batches = small_batches(model, tokenizer, reference, Figures())
+    rollouts = replace(SMALL, precision=precision)
+    batches = small_batches(model, tokenizer, reference, Figures(), rollouts=rollouts)
     model.train()
-    with recompute_activations(model):
+    with recompute_activations(model), autocast(torch.device("cpu"), precision):  # as training does
         batch = next(iter(batches))
         logprobs, values = model(batch.token_ids, batch.attention_mask, batch.response_mask)
     assert torch.equal((logprobs - batch.logprobs).exp(), torch.ones_like(logprobs))
