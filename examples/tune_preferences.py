@@ -38,6 +38,8 @@ from flags import (
     report_forgetting,
     run,
     run_folder,
+    sharding_flag,
+    spread_if_asked,
     template_of,
     training_flags,
     write_summary,
@@ -283,6 +285,7 @@ def train_on_pairs(
         report = evaluate()
         return {"validation_loss": report.loss, "validation_accuracy": report.accuracy}
 
+    spread_if_asked(args, model)
     optimizer = adamw(model, lr=peak_rate(args, model))
     rows = train(
         model, batches, [optimizer], settings, step, validate, out, args.resume, save, figures
@@ -400,6 +403,7 @@ def draw(out: Path, args: argparse.Namespace) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = training_flags(__doc__, out="runs/tune_preferences")
+    sharding_flag(parser)
     add = parser.add_argument
     add("--method", choices=list(PEAK_RATES), default="ppo")
     add("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
@@ -442,6 +446,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     args = parser.parse_args()
     args.batch_size = args.batch_size or (8 if args.method in ("reward", "dpo") else 16)
+    if args.shard and args.method in ("ppo", "grpo"):
+        parser.error("--shard is for --method reward and dpo: answers are drawn from a whole model")
     if args.target_kl is not None and args.method != "ppo":
         parser.error(f"--target-kl is for --method ppo; {args.method} does not adapt --kl")
     if args.kl is None:

@@ -13,9 +13,13 @@ import torch
 from torch.optim import SGD, Optimizer
 
 from gpt2mini import GPT2, GPT2Config
+from gpt2mini.data.instructions import EncodedExchange
+from gpt2mini.data.preferences import EncodedPreference, PreferenceBatches
 from gpt2mini.data.text import TokenBatches
 from gpt2mini.files import write_json
 from gpt2mini.lora import add_lora
+from gpt2mini.preferences.dpo import dpo_step, evaluate_dpo, with_reference
+from gpt2mini.preferences.rewards import evaluate_rewards, give_reward_head, reward_step
 from gpt2mini.training import (
     FrozenStream,
     Settings,
@@ -80,9 +84,9 @@ def validation_loss(model: GPT2) -> float:
 
 
 def main(folder: Path) -> None:
-    classify(folder)
-    if can_shard_on_cpu():
-        classify(folder, spread=True)
+    for spread in (False, True) if can_shard_on_cpu() else (False,):
+        classify(folder, spread)
+        prefer(folder, spread)
     for name, spread in (("ddp", False), ("fsdp", True)):
         if spread and not can_shard_on_cpu():
             continue
@@ -138,6 +142,39 @@ def classify(folder: Path, spread: bool = False) -> None:
     loss, accuracy = evaluate_classes(model, data, "fp32")
     if process_number() == 0:
         write_json(folder / f"{name}.json", [loss, accuracy])
+
+
+def prefer(folder: Path, spread: bool = False) -> None:
+    """DPO, and a reward model, on the same pairs."""
+    rows = [torch.from_numpy(TOKENS[i : i + 9 + i % 7]) for i in range(0, 240, 10)]
+    answers = [EncodedExchange(row, n_prompt=4) for row in rows]
+    pairs = [EncodedPreference(*both) for both in zip(answers[::2], answers[1::2], strict=True)]
+    step: Callable
+    report: Callable
+    for method in ("dpo", "reward"):
+        model = make_model()
+        if method == "reward":
+            give_reward_head(model, torch.Generator().manual_seed(0))
+            step, report = reward_step, evaluate_rewards
+        else:
+            pairs = with_reference(pairs, model, precision="fp32")
+            step, report = dpo_step, partial(evaluate_dpo, precision="fp32")
+        if spread:
+            shard(model, "fp32")
+        settings = Settings(
+            steps=3,
+            schedule=lambda step: 1.0,
+            accumulate=2 // process_count(),
+            precision="fp32",
+            progress=False,
+        )
+        batches, optimizer = PreferenceBatches(pairs, 3, seed=0), SGD(model.parameters(), lr=0.1)
+        train(model, batches, [optimizer], settings, step)
+        name = f"{method}-{process_count()}{'-spread' * spread}.pt"
+        save_whole(save_weights, model, folder / name)
+        loss = report(model, pairs).loss
+        if process_number() == 0:
+            write_json(folder / f"{name}.json", [loss])
 
 
 def adam(model: GPT2) -> Optimizer:

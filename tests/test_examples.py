@@ -118,6 +118,7 @@ def test_finetune_text_takes_a_folder_and_refuses_what_it_cannot_use(tmp_path: P
         ("finetune_text", ["--seed", "-1"], "--seed: must be a whole number from 0 to 2**64 - 1"),
         ("generate", ["--seed", str(2**64)], "--seed: must be a whole number from 0 to 2**64 - 1"),
         ("pretrain", ["--weight-decay", "-1"], "--weight-decay: must be a number of at least 0"),
+        ("tune_preferences", ["--shard"], "--shard is for --method reward and dpo"),
         ("finetune_lora", ["--spike", "0.5"], "--spike: must be 0 or a number above 1, not '0.5'"),
         ("pretrain", ["--decay-share", "-1"], "--decay-share: must be a number from 0 to 1"),
         ("pretrain", ["--validation-tokens", "-5"], "must be a whole number of at least 1, not"),

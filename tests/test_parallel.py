@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_worker import STEPS, STOP, adam, classify, make_model, muon, run, sgd, validation_loss
+from parallel_worker import (
+    STEPS,
+    STOP,
+    adam,
+    classify,
+    make_model,
+    muon,
+    prefer,
+    run,
+    sgd,
+    validation_loss,
+)
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -111,12 +122,13 @@ def test_the_best_model_is_saved_whole(how: str, folder: Path, alone: GPT2) -> N
     assert best.out_head.weight is best.tok_emb.weight
 
 
-def test_a_classifier_learns_the_same(folder: Path) -> None:
-    """Its last block works for the last token alone, and its stream is kept, unless it is spread
-    over the processes."""
-    classify(folder)
+@pytest.mark.parametrize("method", ["classifier", "dpo", "reward"])
+def test_other_losses_teach_the_same(method: str, folder: Path) -> None:
+    """A classifier's last block works for the last token alone, and its stream is kept, unless it
+    is spread over the processes; likewise a reward model's."""
+    (classify if method == "classifier" else prefer)(folder)
     others = ["2", "2-spread"] if can_shard_on_cpu() else ["2"]
-    one, *others = (f"classifier-{name}.pt" for name in ["1", *others])
+    one, *others = (f"{method}-{name}.pt" for name in ["1", *others])
     expected = torch.load(folder / one, weights_only=True)
     for name in others:
         assert_near(torch.load(folder / name, weights_only=True), expected)

@@ -14,22 +14,20 @@ beta * (grad log p(rejected) - grad log p(chosen)).
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt2mini.classification import BATCH_TOKENS, batches_by_length
-from gpt2mini.data.preferences import EncodedPreference, PreferenceBatch, pad_pairs
+from gpt2mini.data.preferences import EncodedPreference, PreferenceBatch
 from gpt2mini.logprobs import sequence_logprobs
 from gpt2mini.lora import lora_layers
 from gpt2mini.losses import dpo_loss
 from gpt2mini.model import GPT2
-from gpt2mini.modes import evaluating
 from gpt2mini.preferences.reference import using_reference
-from gpt2mini.preferences.rewards import RewardReport, correct
+from gpt2mini.preferences.rewards import RewardReport, correct, of_both_answers
 from gpt2mini.training.figures import Figures
-from gpt2mini.training.precision import autocast
 
 NO_REFERENCE = (
     "the pairs have no log-probabilities of a reference: pairs = with_reference(pairs, model) "
@@ -89,13 +87,7 @@ def pair_logprobs(
     model: GPT2, pairs: Sequence[EncodedPreference], precision: str = "auto"
 ) -> Float[Tensor, "pairs 2"]:
     """log p of the chosen and the rejected answers of many pairs, without gradients; on the CPU."""
-    device = model.tok_emb.weight.device
-    found = torch.empty(len(pairs), 2)
-    with evaluating(model), autocast(device, precision):
-        for indices in batches_by_length([2 * pair.length for pair in pairs], BATCH_TOKENS):
-            batch = pad_pairs([pairs[i] for i in indices]).to(device)
-            found[indices] = batch_logprobs(model, batch).view(2, -1).T.cpu()
-    return found
+    return of_both_answers(model, pairs, partial(batch_logprobs, model), precision)
 
 
 def with_reference(

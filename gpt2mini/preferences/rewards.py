@@ -11,7 +11,7 @@ loaded as one, with the one class "reward".
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2mini.classification import class_logits, last_token_logits
+from gpt2mini.classification import BATCH_TOKENS, batches_by_length, class_logits
 from gpt2mini.data.instructions import Exchange, encode_exchanges, join
-from gpt2mini.data.preferences import EncodedPreference, PreferenceBatch
+from gpt2mini.data.preferences import EncodedPreference, PreferenceBatch, pad_pairs
 from gpt2mini.lora import linear
 from gpt2mini.losses import pairwise_reward_loss
 from gpt2mini.model import GPT2
+from gpt2mini.modes import evaluating
 from gpt2mini.preferences.intervals import wilson_interval
 from gpt2mini.tokenizer import Tokenizer
 from gpt2mini.training.figures import Figures
+from gpt2mini.training.frozen import batch_logits
+from gpt2mini.training.precision import autocast
 
 CLASS_NAMES = ["reward"]  # for `save_pretrained(folder, class_names=CLASS_NAMES)`
 
@@ -54,7 +57,7 @@ def reward_step(
     model: GPT2, batch: PreferenceBatch, figures: Figures | None = None
 ) -> tuple[Tensor, int]:
     """(sum of the pairwise loss, number of pairs) of a batch, for `training.train`."""
-    rewards = last_token_logits(model, batch.token_ids, batch.attention_mask)[:, 0].float()
+    rewards = batch_logits(model, batch)[:, 0].float()  # (rows)
     chosen, rejected = rewards.chunk(2)  # (pairs) each
     if figures is not None:
         figures.add(margin=chosen - rejected, accuracy=correct(chosen - rejected))
@@ -114,9 +117,29 @@ class RewardReport:
 def evaluate_rewards(model: GPT2, pairs: Sequence[EncodedPreference]) -> RewardReport:
     """Score both answers of every pair, in eval mode and in batches of similar length."""
     check_reward_head(model)
-    rows = [pair.chosen.token_ids for pair in pairs] + [pair.rejected.token_ids for pair in pairs]
-    chosen, rejected = class_logits(model, rows)[:, 0].chunk(2)  # (pairs) each
+
+    def rewards(batch: PreferenceBatch) -> Float[Tensor, " rows"]:
+        return batch_logits(model, batch)[:, 0]
+
+    chosen, rejected = of_both_answers(model, pairs, rewards, "fp32").unbind(dim=1)
     return RewardReport(chosen, rejected)
+
+
+def of_both_answers(
+    model: GPT2,
+    pairs: Sequence[EncodedPreference],
+    measure: Callable[[PreferenceBatch], Float[Tensor, " rows"]],
+    precision: str,
+) -> Float[Tensor, "pairs 2"]:
+    """What `measure` finds of the chosen and the rejected answers of many pairs, without gradients;
+    on the CPU, in float32."""
+    device = model.tok_emb.weight.device
+    found = torch.empty(len(pairs), 2)
+    with evaluating(model), autocast(device, precision):
+        for indices in batches_by_length([2 * pair.length for pair in pairs], BATCH_TOKENS):
+            batch = pad_pairs([pairs[i] for i in indices]).to(device)
+            found[indices] = measure(batch).float().view(2, -1).T.cpu()
+    return found
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from gpt2mini.classification import (
     run_blocks,
 )
 from gpt2mini.data.labelled import LabelledBatch, length_buckets, pad_texts
+from gpt2mini.data.preferences import PreferenceBatch
 from gpt2mini.losses import last_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
@@ -142,15 +143,16 @@ def last_token_step(model: GPT2, batch: StreamBatch | LabelledBatch) -> tuple[Te
     return last_token_loss(batch_logits(model, batch)[:, None], batch.labels)
 
 
-def batch_logits(model: GPT2, batch: StreamBatch | LabelledBatch) -> Float[Tensor, "batch classes"]:
+def batch_logits(
+    model: GPT2, batch: StreamBatch | LabelledBatch | PreferenceBatch
+) -> Float[Tensor, "batch classes"]:
     """The head's logits at each text's last token."""
+    if isinstance(batch, StreamBatch):
+        return logits_from_block(model, batch.first_block, batch.stream, batch.attention_mask)
     if is_sharded(model):  # parts of it are gathered for calls of the whole, not of blocks' layers
-        assert isinstance(batch, LabelledBatch)  # `texts_to_train_on` keeps no stream then
         hidden = model.hidden_states(batch.token_ids, batch.attention_mask)
         return model.out_head(last_token(hidden, batch.attention_mask))
-    if isinstance(batch, LabelledBatch):
-        return last_token_logits(model, batch.token_ids, batch.attention_mask)
-    return logits_from_block(model, batch.first_block, batch.stream, batch.attention_mask)
+    return last_token_logits(model, batch.token_ids, batch.attention_mask)
 
 
 def texts_to_train_on(
