@@ -18,10 +18,11 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from measuring import (
+    LossOf,
     add_step_flags,
     measure_in_own_process,
     seconds_per_step,
@@ -106,9 +107,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def ours(
-    config: GPT2Config, rank: int, targets: list[str]
-) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def ours(config: GPT2Config, rank: int, targets: list[str]) -> tuple[nn.Module, LossOf]:
     from gpt2mini.data.text import Batch
     from gpt2mini.lora import add_lora
     from gpt2mini.training import next_token_step, recompute_activations
@@ -116,17 +115,14 @@ def ours(
     model = GPT2(config)
     add_lora(model, rank=rank, alpha=2 * rank, targets=targets)
 
-    def loss_of(token_ids: Tensor) -> Tensor:
+    def loss_of(token_ids: Tensor) -> tuple[Tensor, Tensor]:
         with recompute_activations(model):
-            loss_sum, count = next_token_step(model, Batch(token_ids, token_ids))
-        return loss_sum / count
+            return next_token_step(model, Batch(token_ids, token_ids))
 
     return model, loss_of
 
 
-def theirs(
-    config: GPT2Config, rank: int, targets: list[str]
-) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def theirs(config: GPT2Config, rank: int, targets: list[str]) -> tuple[nn.Module, LossOf]:
     import peft
 
     settings = peft.LoraConfig(
@@ -138,7 +134,7 @@ def theirs(
         fan_in_fan_out=True,  # GPT-2's layers are Conv1D
     )
     model = peft.get_peft_model(transformers_model(config), settings)
-    return model, lambda token_ids: model(input_ids=token_ids, labels=token_ids).loss
+    return model, lambda token_ids: (model(input_ids=token_ids, labels=token_ids).loss, 1)
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from gpt2mini import GPT2Config
 
+# (sum of the loss, number of targets) of some ids, as `train` wants it; of a peer (mean loss, 1)
+LossOf = Callable[[Tensor], tuple[Tensor, Tensor | int]]
+
 
 def measure_in_own_process(
     script: str, arguments: Sequence[str], worker: str, *python: str
@@ -87,7 +90,7 @@ def transformers_model(config: GPT2Config, use_cache: bool = False) -> Any:
 
 def seconds_per_step(
     model: nn.Module,
-    loss_of: Callable[[Tensor], Tensor],
+    loss_of: LossOf,
     token_ids: Tensor,
     warm_up: Tensor,
     steps: int,
@@ -95,7 +98,7 @@ def seconds_per_step(
 ) -> float:
     """The median training step with fused AdamW; bf16 is autocast. A step on the ids of `warm_up`
     goes first and makes the optimizer's state, so that the measured ones hold everything at
-    once."""
+    once. The gradients of a sum are divided and clipped after backward, as `train` does."""
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
@@ -104,8 +107,12 @@ def seconds_per_step(
     def step(token_ids: Tensor) -> float:
         began = time.perf_counter()
         with autocast:
-            loss = loss_of(token_ids)
+            loss, count = loss_of(token_ids)
         loss.backward()
+        if count != 1:
+            from gpt2mini.training.loop import divide_and_clip  # only where our own are measured
+
+            divide_and_clip(trained, float(count), max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad()
         return time.perf_counter() - began

@@ -19,19 +19,20 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from itertools import product
 
 import torch
 from measuring import (
+    LossOf,
     add_step_flags,
     measure_in_own_process,
     peak_memory,
     seconds_per_step,
     transformers_model,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from gpt2mini import GPT2, GPT2Config
 
@@ -114,23 +115,18 @@ def prepared(model: nn.Module, compiled: bool, recomputed: bool) -> AbstractCont
     return loop.prepared(model, settings)
 
 
-def ours(config: GPT2Config) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    from gpt2mini.losses import chunked_next_token_loss
+def ours(config: GPT2Config) -> tuple[nn.Module, LossOf]:
+    from gpt2mini.data.text import Batch
+    from gpt2mini.training import next_token_step
 
     model = GPT2(config)
-
-    def loss_of(token_ids: Tensor) -> Tensor:
-        hidden = model.hidden_states(token_ids)
-        loss_sum, count = chunked_next_token_loss(hidden, model.out_head, token_ids)
-        return loss_sum / count
-
-    return model, loss_of
+    return model, lambda token_ids: next_token_step(model, Batch(token_ids, token_ids))
 
 
-def theirs(config: GPT2Config, compiled: bool) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def theirs(config: GPT2Config, compiled: bool) -> tuple[nn.Module, LossOf]:
     model = transformers_model(config)
     forward = torch.compile(model) if compiled else model
-    return model, lambda token_ids: forward(token_ids, labels=token_ids).loss
+    return model, lambda token_ids: (forward(token_ids, labels=token_ids).loss, 1)
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
