@@ -4,7 +4,7 @@ torchrun --standalone --nproc-per-node 2 tests/parallel_worker.py FOLDER
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ def validation_loss(model: GPT2) -> float:
 def main(folder: Path) -> None:
     for spread in (False, True) if can_shard_on_cpu() else (False,):
         classify(folder, spread)
-        prefer(folder, spread)
+        prefer("dpo", folder, spread)
+        prefer("reward", folder, spread)
     for name, spread in (("ddp", False), ("fsdp", True)):
         if spread and not can_shard_on_cpu():
             continue
@@ -127,6 +128,34 @@ def classify(folder: Path, spread: bool = False) -> None:
         shard(model, "fp32")
     data = texts_to_train_on(model, rows, [i % 2 for i in range(16)], "fp32")
     assert isinstance(data, FrozenStream) != spread
+    file = folder / f"classifier-{process_count()}{'-spread' * spread}.pt"
+    teach(model, shuffled_batches(data, 4, seed=0), last_token_step, file)
+    write_figures(file, evaluate_classes(model, data, "fp32"))
+
+
+def prefer(method: str, folder: Path, spread: bool = False) -> None:
+    """DPO, or a reward model, on the same pairs."""
+    rows = [torch.from_numpy(TOKENS[i : i + 9 + i % 7]) for i in range(0, 240, 10)]
+    answers = [EncodedExchange(row, n_prompt=4) for row in rows]
+    pairs = [EncodedPreference(*both) for both in zip(answers[::2], answers[1::2], strict=True)]
+    model = make_model()
+    step: Callable
+    report: Callable
+    if method == "reward":
+        give_reward_head(model, torch.Generator().manual_seed(0))
+        step, report = reward_step, evaluate_rewards
+    else:
+        pairs = with_reference(pairs, model, precision="fp32")
+        step, report = dpo_step, partial(evaluate_dpo, precision="fp32")
+    if spread:
+        shard(model, "fp32")
+    file = folder / f"{method}-{process_count()}{'-spread' * spread}.pt"
+    teach(model, PreferenceBatches(pairs, 3, seed=0), step, file)
+    write_figures(file, [report(model, pairs).loss])
+
+
+def teach(model: GPT2, batches: Iterable[Any], step: Callable, file: Path) -> None:
+    """Three steps of SGD, two micro-batches each; the weights go into the file."""
     settings = Settings(
         steps=3,
         schedule=lambda step: 1.0,
@@ -135,46 +164,13 @@ def classify(folder: Path, spread: bool = False) -> None:
         progress=False,
     )
     learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = SGD(learning, lr=0.1)
-    train(model, shuffled_batches(data, 4, seed=0), [optimizer], settings, last_token_step)
-    name = f"classifier-{process_count()}{'-spread' * spread}.pt"
-    save_whole(save_weights, model, folder / name)
-    loss, accuracy = evaluate_classes(model, data, "fp32")
+    train(model, batches, [SGD(learning, lr=0.1)], settings, step)
+    save_whole(save_weights, model, file)
+
+
+def write_figures(file: Path, figures: Sequence[float]) -> None:
     if process_number() == 0:
-        write_json(folder / f"{name}.json", [loss, accuracy])
-
-
-def prefer(folder: Path, spread: bool = False) -> None:
-    """DPO, and a reward model, on the same pairs."""
-    rows = [torch.from_numpy(TOKENS[i : i + 9 + i % 7]) for i in range(0, 240, 10)]
-    answers = [EncodedExchange(row, n_prompt=4) for row in rows]
-    pairs = [EncodedPreference(*both) for both in zip(answers[::2], answers[1::2], strict=True)]
-    step: Callable
-    report: Callable
-    for method in ("dpo", "reward"):
-        model = make_model()
-        if method == "reward":
-            give_reward_head(model, torch.Generator().manual_seed(0))
-            step, report = reward_step, evaluate_rewards
-        else:
-            pairs = with_reference(pairs, model, precision="fp32")
-            step, report = dpo_step, partial(evaluate_dpo, precision="fp32")
-        if spread:
-            shard(model, "fp32")
-        settings = Settings(
-            steps=3,
-            schedule=lambda step: 1.0,
-            accumulate=2 // process_count(),
-            precision="fp32",
-            progress=False,
-        )
-        batches, optimizer = PreferenceBatches(pairs, 3, seed=0), SGD(model.parameters(), lr=0.1)
-        train(model, batches, [optimizer], settings, step)
-        name = f"{method}-{process_count()}{'-spread' * spread}.pt"
-        save_whole(save_weights, model, folder / name)
-        loss = report(model, pairs).loss
-        if process_number() == 0:
-            write_json(folder / f"{name}.json", [loss])
+        write_json(file.with_name(f"{file.name}.json"), list(figures))
 
 
 def adam(model: GPT2) -> Optimizer:

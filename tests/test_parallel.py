@@ -126,7 +126,7 @@ def test_the_best_model_is_saved_whole(how: str, folder: Path, alone: GPT2) -> N
 def test_other_losses_teach_the_same(method: str, folder: Path) -> None:
     """A classifier's last block works for the last token alone, and its stream is kept, unless it
     is spread over the processes; likewise a reward model's."""
-    (classify if method == "classifier" else prefer)(folder)
+    classify(folder) if method == "classifier" else prefer(method, folder)
     others = ["2", "2-spread"] if can_shard_on_cpu() else ["2"]
     one, *others = (f"{method}-{name}.pt" for name in ["1", *others])
     expected = torch.load(folder / one, weights_only=True)
