@@ -155,13 +155,15 @@ def block_at_last_token(
     block: TransformerBlock, x: Float[Tensor, "batch tokens emb"], attention_mask: Tensor | None
 ) -> Float[Tensor, "batch 1 emb"]:
     """What a block gives at the last real token, for a fraction of its work."""
-    if not all(type(layer) is nn.Linear for layer in (block.attn.key, block.attn.value)):
+    attn = block.attn
+    is_plain = type(attn) is MultiHeadAttention and type(attn.key) is type(attn.value) is nn.Linear
+    if not is_plain:  # adapters, quantised weights
         pattern = attention_pattern(x[..., 0], attention_mask, past=0)
-        return last_token(block(x, pattern), attention_mask)[:, None]  # adapters: the plain way
+        return last_token(block(x, pattern), attention_mask)[:, None]
     if attention_mask is None:
         attention_mask = x.new_ones(x.shape[:2], dtype=torch.bool)  # (batch, tokens)
     x_last = last_token(x, attention_mask)  # (batch, emb)
-    seen = attention_of_last_token(block.attn, block.norm1(x), attention_mask)  # (batch, emb)
+    seen = attention_of_last_token(attn, block.norm1(x), attention_mask)  # (batch, emb)
     x_last = x_last + block.drop(seen)
     x_last = x_last[:, None]  # (batch, 1, emb)
     return x_last + block.drop(block.mlp(block.norm2(x_last)))

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gpt2mini.cache import KeyValueCache
+from gpt2mini.decoding import Decoder
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.padding import last_token, pad_right
@@ -195,6 +196,7 @@ class Reader:
 
     def __init__(self, model: GPT2, capacity: int, slide: bool) -> None:
         self.model, self.slide = model, slide
+        self.decoder = Decoder(model)
         self.context = model.config.context_length
         self.capacity = min(capacity, self.context) if slide else capacity
         self.cache: KeyValueCache | None = None
@@ -210,7 +212,7 @@ class Reader:
         elif self.cache.length == self.cache.max_tokens:  # only when sliding
             hidden = self.read_afresh(*self.windows(text, is_real, max(1, self.context // 2)))
         else:
-            hidden = self.model.hidden_states(text[:, -1:], cache=self.cache)[:, -1]  # (rows, emb)
+            hidden = self.decoder.hidden_states(text[:, -1:], self.cache)  # (rows, emb)
         return self.model.out_head(hidden).float()  # (rows, vocab)
 
     def windows(

@@ -46,9 +46,7 @@ class MultiHeadAttention(nn.Module):
         may_attend: Bool[Tensor, "#batch 1 tokens total"] | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch tokens emb"]:
-        query = self.split_heads(self.query(x))  # (batch, heads, tokens, head_dim)
-        key = self.split_heads(self.key(x))  # (batch, heads, tokens, head_dim)
-        value = self.split_heads(self.value(x))  # (batch, heads, tokens, head_dim)
+        query, key, value = map(self.split_heads, self.project(x))
         if cache is not None:
             key, value = cache.append(key, value)  # (batch, heads, total, head_dim)
         context = F.scaled_dot_product_attention(  # (batch, heads, tokens, head_dim)
@@ -61,6 +59,10 @@ class MultiHeadAttention(nn.Module):
             dropout_p=self.drop_rate if self.training else 0.0,
         )
         return self.attn_out(context.transpose(1, 2).flatten(2))  # (batch, tokens, emb)
+
+    def project(self, x: Float[Tensor, "*axes emb"]) -> Sequence[Float[Tensor, "*axes emb"]]:
+        """What each token looks for, what it is found by, and what it then hands over."""
+        return self.query(x), self.key(x), self.value(x)
 
     def split_heads(
         self, x: Float[Tensor, "batch tokens emb"]
@@ -189,22 +191,31 @@ class GPT2(nn.Module):
         Raises ValueError for too many tokens, ids outside the vocabulary, or shapes that do not
         fit.
         """
+        x, may_attend = self.embed(token_ids, attention_mask, position_ids, cache)
+        for layer, block in enumerate(self.trf_blocks):
+            x = block(x, may_attend, cache=None if cache is None else cache.layers[layer])
+        return self.final_norm(x)  # (batch, tokens, emb)
+
+    def embed(
+        self,
+        token_ids: Int[Tensor, "batch tokens"],
+        attention_mask: Int[Tensor, "batch total"] | Bool[Tensor, "batch total"] | None = None,
+        position_ids: Int[Tensor, "#batch tokens"] | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> tuple[Float[Tensor, "batch tokens emb"], Bool[Tensor, "#batch 1 tokens _"] | None]:
+        """What the first block reads, and whom each token may attend to, the cached ones included
+        (None: the plain causal pattern). Arguments as for `hidden_states`."""
         past = 0 if cache is None else cache.length
         check_input(self.config, token_ids, attention_mask, position_ids, cache)
         numbers = text_numbers(token_ids, attention_mask, cache)  # (batch, total) or None
-        # (batch or 1, 1, tokens, total), or None for the plain causal pattern
-        may_attend = attention_pattern(token_ids, numbers, past)
+        may_attend = attention_pattern(token_ids, numbers, past)  # (batch or 1, 1, tokens, total)
         if position_ids is None:
             position_ids = count_positions(token_ids, numbers, may_attend, past)
         check_positions(self.config, position_ids)  # (batch or 1, tokens)
         if cache is not None:
             cache.text_numbers = numbers  # later calls need not repeat the mask of earlier tokens
-
         x = self.tok_emb(token_ids) + self.pos_emb(position_ids)  # (batch, tokens, emb)
-        x = self.drop_emb(x)
-        for layer, block in enumerate(self.trf_blocks):
-            x = block(x, may_attend, cache=None if cache is None else cache.layers[layer])
-        return self.final_norm(x)  # (batch, tokens, emb)
+        return self.drop_emb(x), may_attend
 
     @classmethod
     def from_pretrained(

@@ -13,12 +13,14 @@ embedding as they are, so a row's result never depends on its neighbours in the 
 What the layers cost, beside one another: `tests/benchmarks/generation.py`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2mini.model import GPT2, TiedHead
+from gpt2mini.model import GPT2, MultiHeadAttention, TiedHead, TransformerBlock
 
 INT8_KERNEL = getattr(torch, "_weight_int8pack_mm", None)  # not part of torch's public names
 FEW_ROWS = {"int8": 32, "bf16": 2}  # up to so many, multiplying beats converting the weights first
@@ -38,10 +40,14 @@ class QuantizedLinear(nn.Module):
                 "quantised weights cannot be trained: use the model in eval mode or under "
                 "torch.no_grad(); to train, load it again and quantize() afterwards"
             )
-        product = self.multiply(x.reshape(-1, self.in_features)).to(x.dtype)  # (rows, out)
-        if self.bias is not None:
-            product = product + self.bias
+        if x.ndim == 2:
+            return self.of_rows(x)
+        product = self.of_rows(x.reshape(-1, self.in_features))  # (rows, out)
         return product.view(*x.shape[:-1], self.out_features)
+
+    def of_rows(self, rows: Float[Tensor, "rows into"]) -> Float[Tensor, "rows out"]:
+        product = self.multiply(rows)
+        return (product if self.bias is None else product + self.bias).to(rows.dtype)
 
     def multiply(self, rows: Float[Tensor, "rows into"]) -> Float[Tensor, "rows out"]:
         raise NotImplementedError
@@ -110,6 +116,26 @@ class PackedHalfLinear(QuantizedLinear):
         return torch.ops.quantized.linear_unpack_fp16(self.packed)[0]
 
 
+class JoinedAttention(MultiHeadAttention):
+    """Attention whose query, key and value are one product, three times as tall: for a single row
+    a kernel spends much of its time on beginning."""
+
+    def __init__(self, attention: MultiHeadAttention, weights: str) -> None:
+        nn.Module.__init__(self)  # not MultiHeadAttention's: the weights are there already
+        self.n_heads, self.drop_rate = attention.n_heads, attention.drop_rate
+        parts = [attention.query, attention.key, attention.value]
+        biases: list[Tensor] = [part.bias for part in parts if part.bias is not None]
+        self.query_key_value = quantized_linear(
+            torch.cat([part.weight for part in parts]),
+            torch.cat(biases) if biases else None,
+            weights,
+        )
+        self.attn_out = attention.attn_out
+
+    def project(self, x: Float[Tensor, "*axes emb"]) -> Sequence[Float[Tensor, "*axes emb"]]:
+        return self.query_key_value(x).chunk(3, dim=-1)
+
+
 class QuantizedHead(TiedHead):
     """A head over the vocabulary, with a quantised copy of its weight.
 
@@ -151,6 +177,9 @@ def quantize_model(model: GPT2, weights: str = "int8") -> GPT2:
                 f"trf_blocks.{name} is a {type(module).__name__}; only plain linear layers can be "
                 "quantised: merge_lora(model) first"
             )
+    for block in model.trf_blocks.modules():
+        if isinstance(block, TransformerBlock) and type(block.attn) is MultiHeadAttention:
+            block.attn = JoinedAttention(block.attn, weights)
     for part in list(model.trf_blocks.modules()):
         for name, layer in list(part.named_children()):
             if isinstance(layer, nn.Linear):

@@ -260,7 +260,7 @@ def attention_weights(
     plain causal pattern. A cache must hold the keys of x already. In float32 or better.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    query = attn.split_heads(attn.query(x)).to(wide)  # (batch, heads, tokens, head_dim)
+    query = attn.split_heads(attn.project(x)[0]).to(wide)  # (batch, heads, tokens, head_dim)
     key = keys_and_values(attn, x, cache)[0].to(wide)  # (batch, heads, total, head_dim)
     scores = query @ key.mT / math.sqrt(query.shape[3])  # (batch, heads, tokens, total)
     if may_attend is None:
@@ -275,4 +275,5 @@ def keys_and_values(
     """Of all tokens that can be looked at: those of x, after those in the cache."""
     if cache is not None:
         return cache.keys[:, :, : cache.length], cache.values[:, :, : cache.length]
-    return attn.split_heads(attn.key(x)), attn.split_heads(attn.value(x))
+    _, key, value = attn.project(x)
+    return attn.split_heads(key), attn.split_heads(value)

@@ -1,0 +1,119 @@
+"""One more token for each row: what `model.py` computes, without calling its modules.
+
+A new token is a single row for each matrix. The processor waits for memory to hand the weights
+over, and between two of them it waits for Python: calling a module takes as long as what a
+LayerNorm does to one row, and GPT-2 124M calls 170 of them for a token. So generation looks the
+layers up once, and then calls torch's functions alone: the same operations in the same order, to
+the same bits.
+
+A module that may do more than its class says (a hook looks on, it is compiled, its class is your
+own) is called as it always is, with the shapes that it knows.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
+
+from gpt2mini.cache import KeyValueCache, LayerCache
+from gpt2mini.model import GPT2, MLP, MultiHeadAttention, TransformerBlock
+from gpt2mini.quantize import HalfLinear, Int8Linear, JoinedAttention, PackedHalfLinear
+
+# (rows, into) -> (rows, out)
+Layer = Callable[[Tensor], Tensor]
+# stream (rows, emb), may_attend (rows or 1, 1, 1, total) or None, cache -> stream (rows, emb)
+Block = Callable[[Tensor, Tensor | None, LayerCache], Tensor]
+
+# The classes whose work is repeated below, and what they did when that was written.
+REPEATED: dict[type[nn.Module], Callable] = {
+    kind: kind.forward
+    for kind in (
+        *(TransformerBlock, MultiHeadAttention, JoinedAttention, MLP),
+        *(nn.Linear, nn.LayerNorm, nn.GELU, nn.Dropout),
+        *(Int8Linear, HalfLinear, PackedHalfLinear),
+    )
+}
+
+
+class Decoder:
+    """A model in eval mode, ready to read one token a row.
+
+    It refers to the model's weights, so it sees them change; layers that are replaced and hooks
+    that are added later it does not see.
+    """
+
+    def __init__(self, model: GPT2) -> None:
+        self.model = model
+        self.blocks = [block_function(block) for block in model.trf_blocks]
+
+    def hidden_states(
+        self, token_ids: Int[Tensor, "rows 1"], cache: KeyValueCache
+    ) -> Float[Tensor, "rows emb"]:
+        """`model.hidden_states(token_ids, cache=cache)[:, 0]`, to be called without gradients."""
+        if getattr(self.model.hidden_states, "__func__", None) is not GPT2.hidden_states:
+            return self.model.hidden_states(token_ids, cache=cache)[:, 0]  # it is your own
+        x, may_attend = self.model.embed(token_ids, cache=cache)
+        x = x[:, 0]  # (rows, emb)
+        for block, layer_cache in zip(self.blocks, cache.layers, strict=True):
+            x = block(x, may_attend, layer_cache)
+        return self.model.final_norm(x[:, None])[:, 0]
+
+
+def block_function(block: nn.Module) -> Block:
+    """`TransformerBlock.forward` for one token a row."""
+    if not (
+        isinstance(block, TransformerBlock)
+        and all(map(does_only_its_work, (block, block.attn, block.mlp, block.drop)))
+    ):
+        return lambda x, may_attend, cache: block(x[:, None], may_attend, cache)[:, 0]
+    attn, mlp = block.attn, block.mlp
+    norm1, norm2 = layer_function(block.norm1), layer_function(block.norm2)
+    project, attn_out = projection_function(attn), layer_function(attn.attn_out)
+    mlp_in, gelu, mlp_out = map(layer_function, (mlp.mlp_in, mlp.gelu, mlp.mlp_out))
+
+    def run(x: Tensor, may_attend: Tensor | None, cache: LayerCache) -> Tensor:
+        heads = (len(x), attn.n_heads, 1, -1)
+        query, key, value = (part.view(heads) for part in project(norm1(x)))
+        key, value = cache.append(key, value)  # (rows, heads, total, head_dim)
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=may_attend)
+        x = x + attn_out(context.reshape(x.shape))
+        return x + mlp_out(gelu(mlp_in(norm2(x))))
+
+    return run
+
+
+def projection_function(attn: MultiHeadAttention) -> Callable[[Tensor], Sequence[Tensor]]:
+    """`attn.project` for one token a row."""
+    if isinstance(attn, JoinedAttention):
+        joined = layer_function(attn.query_key_value)
+        return lambda rows: joined(rows).chunk(3, dim=1)
+    query, key, value = map(layer_function, (attn.query, attn.key, attn.value))
+    return lambda rows: (query(rows), key(rows), value(rows))
+
+
+def layer_function(layer: nn.Module) -> Layer:
+    """A layer's `forward` for one token a row."""
+    if not does_only_its_work(layer):
+        return lambda rows: layer(rows[:, None])[:, 0]
+    if isinstance(layer, nn.Linear | nn.LayerNorm):
+        weight, bias = layer.weight, layer.bias  # to find them in a module takes time too
+    if isinstance(layer, nn.Linear):
+        return lambda rows: F.linear(rows, weight, bias)
+    if isinstance(layer, nn.LayerNorm):
+        shape, eps = layer.normalized_shape, layer.eps
+        return lambda rows: torch.layer_norm(rows, shape, weight, bias, eps)
+    return layer.forward
+
+
+def does_only_its_work(module: nn.Module) -> bool:
+    """Whether to call the module is to do what its class did when it was imported, no more."""
+    kind = type(module)
+    return (
+        kind.forward is REPEATED.get(kind)
+        and not vars(module).keys() & vars(kind).keys()  # a method replaced in the instance
+        and module._compiled_call_impl is None
+        and not (module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook())
+    )

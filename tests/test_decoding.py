@@ -1,0 +1,212 @@
+"""Reading one token a row without modules: the same bits, and nobody who listens is passed over."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, enlarge, random_ids
+from torch import Tensor, nn
+
+from gpt2mini import GPT2, GPT2Config, generate
+from gpt2mini.cache import KeyValueCache
+from gpt2mini.decoding import Decoder, does_only_its_work
+from gpt2mini.generation import cache_dtype
+from gpt2mini.lora import add_lora
+from gpt2mini.model import MLP, MultiHeadAttention, TransformerBlock
+from gpt2mini.modes import evaluating
+from gpt2mini.training import recompute_blocks
+
+MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+LAYERS = {
+    "trf_blocks.1": "a block",
+    "trf_blocks.1.norm1": "a norm",
+    "trf_blocks.1.attn": "attention",
+    "trf_blocks.1.attn.query": "a projection",
+    "trf_blocks.1.attn.attn_out": "another",
+    "trf_blocks.1.drop": "dropout",
+    "trf_blocks.1.mlp": "the MLP",
+    "trf_blocks.1.mlp.mlp_in": "its first half",
+    "trf_blocks.1.mlp.gelu": "its middle",
+    "trf_blocks.1.mlp.mlp_out": "its second half",
+    "tok_emb": "an embedding",
+    "drop_emb": "its dropout",
+    "final_norm": "the last norm",
+}
+each_layer = pytest.mark.parametrize("name", LAYERS, ids=LAYERS.values())
+
+
+def read(model: GPT2, mask: Tensor | None, by: str, steps: int = 6) -> Tensor:
+    """The hidden states of a few tokens after a prompt, (steps, rows, emb), read one by one."""
+    ids = random_ids(3, 5 + steps)
+    weight = model.tok_emb.weight
+    cache = KeyValueCache(model.config, 3, 20, dtype=cache_dtype(weight))
+    with evaluating(model):
+        model.hidden_states(ids[:, :5], mask, cache=cache)
+        decoder = Decoder(model)
+        found = []
+        for step in range(5, 5 + steps):
+            token = ids[:, step : step + 1]
+            if by == "decoder":
+                found.append(decoder.hidden_states(token, cache))
+            else:
+                found.append(model.hidden_states(token, cache=cache)[:, 0])
+    return torch.stack(found)
+
+
+def with_adapters(model: GPT2) -> None:
+    add_lora(model, rank=4, targets=("query", "value", "mlp_out"))
+    enlarge(model)
+
+
+class OwnLinear(nn.Module):
+    """A layer such as people write for themselves, for the shape that they know."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, emb = x.shape
+        return self.base(x.reshape(batch * tokens, emb)).view(batch, tokens, -1) + 1
+
+
+class OwnAttention(MultiHeadAttention):
+    def forward(self, x: Tensor, may_attend: Any = None, cache: Any = None) -> Tensor:
+        return 2 * super().forward(x, may_attend, cache)
+
+
+def with_own_layers(model: GPT2) -> None:
+    block = model.trf_blocks[0]
+    assert isinstance(block, TransformerBlock)
+    block.mlp.mlp_out = OwnLinear(block.mlp.mlp_out)  # type: ignore[assignment]
+    model.trf_blocks[1].attn = OwnAttention(TINY)
+    model.trf_blocks[2].norm1 = nn.RMSNorm(TINY.emb_dim)
+
+
+KINDS: dict[str, Callable[[GPT2], Any]] = {
+    "as it is": lambda model: None,
+    "int8": lambda model: model.quantize("int8"),
+    "fp16": lambda model: model.quantize("fp16"),
+    "bf16": lambda model: model.quantize("bf16"),
+    "in bfloat16": lambda model: model.to(torch.bfloat16),
+    "in bfloat16, int8": lambda model: model.to(torch.bfloat16).quantize("int8"),
+    "with adapters": with_adapters,
+    "with layers of one's own": with_own_layers,
+}
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["plain", "padded"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bits_are_those_of_the_modules(own_model: GPT2, kind: str, mask: Tensor | None) -> None:
+    KINDS[kind](own_model)
+    assert torch.equal(read(own_model, mask, "decoder"), read(own_model, mask, "modules"))
+
+
+def test_the_bits_are_those_of_the_modules_under_autocast(own_model: GPT2) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(read(own_model, MASK, "decoder"), read(own_model, MASK, "modules"))
+
+
+def test_a_model_without_biases_of_query_key_and_value() -> None:
+    config = GPT2Config(**vars(TINY) | {"qkv_bias": False})
+    for model in (GPT2(config), GPT2(config).quantize("int8")):
+        assert torch.equal(read(model, MASK, "decoder"), read(model, MASK, "modules"))
+
+
+@each_layer
+def test_a_hook_sees_every_token_in_the_shape_it_knows(own_model: GPT2, name: str) -> None:
+    def shapes(by: str) -> list[tuple[int, ...]]:
+        seen = []
+        hook = own_model.get_submodule(name).register_forward_hook(
+            lambda module, arguments, output: seen.append(tuple(output.shape))
+        )
+        read(own_model, MASK, by)
+        hook.remove()
+        return seen
+
+    assert len(shapes("modules")) >= 7  # the prompt and six tokens
+    assert shapes("decoder") == shapes("modules")
+
+
+@each_layer
+def test_what_a_hook_changes_is_changed(own_model: GPT2, name: str) -> None:
+    before = read(own_model, MASK, "decoder")
+    own_model.get_submodule(name).register_forward_hook(lambda m, arguments, output: output * 1.5)
+    changed = read(own_model, MASK, "decoder")
+    assert not torch.equal(changed, before)
+    assert torch.equal(changed, read(own_model, MASK, "modules"))
+
+
+def test_a_hook_on_all_modules_is_called(own_model: GPT2) -> None:
+    def visited(by: str) -> list[str]:
+        seen: list[str] = []
+        hook = nn.modules.module.register_module_forward_hook(
+            lambda module, arguments, output: seen.append(type(module).__name__)
+        )
+        read(own_model, None, by)
+        hook.remove()
+        return seen
+
+    assert visited("decoder") == visited("modules")
+
+
+@pytest.mark.parametrize("kind", [TransformerBlock, MultiHeadAttention, MLP, nn.Linear, nn.GELU])
+def test_a_class_that_was_changed_is_obeyed(
+    own_model: GPT2, kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = kind.forward
+    monkeypatch.setattr(
+        kind, "forward", lambda self, *inputs, **named: 2 * forward(self, *inputs, **named)
+    )
+    assert torch.equal(read(own_model, MASK, "decoder"), read(own_model, MASK, "modules"))
+
+
+def test_a_method_that_was_replaced_is_obeyed(
+    own_model: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read(own_model, None, "decoder")
+    mlp = own_model.trf_blocks[1].mlp
+    monkeypatch.setattr(mlp, "forward", torch.zeros_like)
+    without_mlp = read(own_model, None, "decoder")
+    assert not torch.equal(without_mlp, before)
+    assert torch.equal(without_mlp, read(own_model, None, "modules"))
+
+    monkeypatch.setattr(
+        own_model, "hidden_states", lambda ids, *rest, **named: torch.ones(3, 1, 48)
+    )
+    assert (read(own_model, None, "decoder") == 1).all()
+
+
+def test_blocks_that_are_recomputed_or_compiled_run_as_such(
+    own_model: GPT2, no_shape_checks: None
+) -> None:
+    expected = read(own_model, MASK, "modules")
+    with recompute_blocks(own_model):
+        assert not does_only_its_work(own_model.trf_blocks[0])
+        assert torch.equal(read(own_model, MASK, "decoder"), expected)
+    assert does_only_its_work(own_model.trf_blocks[0])
+    own_model.trf_blocks[0].compile(backend="eager")
+    assert not does_only_its_work(own_model.trf_blocks[0])
+
+
+def test_weights_that_change_meanwhile_are_seen(own_model: GPT2) -> None:
+    with evaluating(own_model):
+        decoder, token = Decoder(own_model), random_ids(1, 1)
+
+        def first_token() -> Tensor:
+            return decoder.hidden_states(token, KeyValueCache(TINY, 1, 4))
+
+        before = first_token()
+        enlarge(own_model)
+        assert not torch.equal(first_token(), before)
+        assert torch.equal(first_token(), own_model.hidden_states(token)[:, 0])
+
+
+def test_generation_is_heard_token_by_token(own_model: GPT2) -> None:
+    lengths = []
+    own_model.get_submodule("trf_blocks.2.attn").register_forward_hook(
+        lambda module, arguments, output: lengths.append(output.shape[1])
+    )
+    generate(own_model, random_ids(1, 4), 5, temperature=0)
+    assert lengths == [4, 1, 1, 1, 1]
