@@ -3,8 +3,7 @@
 A new token is a single row for each matrix. The processor waits for memory to hand the weights
 over, and between two of them it waits for Python: calling a module takes as long as what a
 LayerNorm does to one row, and GPT-2 124M calls 170 of them for a token. So generation looks the
-layers up once, and then calls torch's functions alone: the same operations in the same order, to
-the same bits.
+layers up once, and then calls torch's functions alone: the same operations in the same order.
 
 A module that may do more than its class says (a hook looks on, it is compiled, its class is your
 own) is called as it always is, with the shapes that it knows.
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from gpt2mini.cache import KeyValueCache, LayerCache
-from gpt2mini.model import GPT2, MLP, MultiHeadAttention, TransformerBlock
+from gpt2mini.model import GPT2, MLP, MultiHeadAttention, TiedHead, TransformerBlock
 from gpt2mini.quantize import HalfLinear, Int8Linear, JoinedAttention, PackedHalfLinear
 
 # (rows, into) -> (rows, out)
@@ -27,11 +26,13 @@ Layer = Callable[[Tensor], Tensor]
 # stream (rows, emb), may_attend (rows or 1, 1, 1, total) or None, cache -> stream (rows, emb)
 Block = Callable[[Tensor, Tensor | None, LayerCache], Tensor]
 
-# The classes whose work is repeated below, and what they did when that was written.
+HAS_MKL = torch.backends.mkl.is_available()
+
+# The classes whose work is repeated below, and what they did when they were imported.
 REPEATED: dict[type[nn.Module], Callable] = {
     kind: kind.forward
     for kind in (
-        *(TransformerBlock, MultiHeadAttention, JoinedAttention, MLP),
+        *(TransformerBlock, MultiHeadAttention, JoinedAttention, MLP, TiedHead),
         *(nn.Linear, nn.LayerNorm, nn.GELU, nn.Dropout),
         *(Int8Linear, HalfLinear, PackedHalfLinear),
     )
@@ -48,6 +49,7 @@ class Decoder:
     def __init__(self, model: GPT2) -> None:
         self.model = model
         self.blocks = [block_function(block) for block in model.trf_blocks]
+        self.head = head_function(model.out_head)
 
     def hidden_states(
         self, token_ids: Int[Tensor, "rows 1"], cache: KeyValueCache
@@ -94,6 +96,13 @@ def projection_function(attn: MultiHeadAttention) -> Callable[[Tensor], Sequence
     return lambda rows: (query(rows), key(rows), value(rows))
 
 
+def head_function(head: nn.Module) -> Layer:
+    """The head's `forward` for the hidden state of one token a row."""
+    if isinstance(head, TiedHead | nn.Linear) and does_only_its_work(head):
+        return lambda rows: multiply(rows, head.weight, head.bias)
+    return head
+
+
 def layer_function(layer: nn.Module) -> Layer:
     """A layer's `forward` for one token a row."""
     if not does_only_its_work(layer):
@@ -101,11 +110,28 @@ def layer_function(layer: nn.Module) -> Layer:
     if isinstance(layer, nn.Linear | nn.LayerNorm):
         weight, bias = layer.weight, layer.bias  # to find them in a module takes time too
     if isinstance(layer, nn.Linear):
-        return lambda rows: F.linear(rows, weight, bias)
+        return lambda rows: multiply(rows, weight, bias)
     if isinstance(layer, nn.LayerNorm):
         shape, eps = layer.normalized_shape, layer.eps
         return lambda rows: torch.layer_norm(rows, shape, weight, bias, eps)
     return layer.forward
+
+
+def multiply(
+    rows: Float[Tensor, "rows into"], weight: Float[Tensor, "out into"], bias: Tensor | None
+) -> Float[Tensor, "rows out"]:
+    """`F.linear(rows, weight, bias)`, for a few rows the other way around: weight times columns.
+
+    In float32 MKL, torch's matrix library for x86, is faster so: 1.9 x for a step of GPT-2 124M
+    with 2 or 4 rows, 1.4 x with 8, 1.3 x with 32 (AVX2, two cores).
+    """
+    few_in_float32 = 2 <= len(rows) <= 32 and rows.dtype == weight.dtype == torch.float32
+    if not (few_in_float32 and HAS_MKL and rows.device.type == "cpu"):
+        return F.linear(rows, weight, bias)
+    if torch.is_autocast_enabled("cpu"):
+        return F.linear(rows, weight, bias)  # which is not float32 then
+    product = weight @ rows.mT if bias is None else torch.addmm(bias[:, None], weight, rows.mT)
+    return product.mT.contiguous()
 
 
 def does_only_its_work(module: nn.Module) -> bool:

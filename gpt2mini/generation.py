@@ -213,7 +213,7 @@ class Reader:
             hidden = self.read_afresh(*self.windows(text, is_real, max(1, self.context // 2)))
         else:
             hidden = self.decoder.hidden_states(text[:, -1:], self.cache)  # (rows, emb)
-        return self.model.out_head(hidden).float()  # (rows, vocab)
+        return self.decoder.head(hidden).float()  # (rows, vocab)
 
     def windows(
         self, text: Int[Tensor, "rows tokens"], is_real: Bool[Tensor, "rows tokens"], longest: int

@@ -26,7 +26,7 @@ from gpt2mini import GPT2
 from gpt2mini.data.text import Batch, TokenBatches
 from gpt2mini.lora import add_lora, save_adapter
 from gpt2mini.training import Settings, adamw, cosine, muon_and_adamw, next_token_step, train
-from gpt2mini.training.metrics import rows_until
+from gpt2mini.training.metrics import MetricsLog, rows_until
 from gpt2mini.training.run import digest_of_first, remaining_batches
 from gpt2mini.training.signals import TrainingStopped
 from gpt2mini.training.state import PROGRESS, Checkpoints
@@ -135,6 +135,19 @@ def test_a_stopped_run_ends_with_the_same_bits(kind: str, tmp_path: Path) -> Non
     # its first half ended at step 10, and logged a row there
     assert [row["step"] for row in more] == [3, 6, 9, 10, 12, 15, 18, 20]
     assert without_speed(more)[-3:] == without_speed(rows)[-3:]
+
+
+def test_the_speed_after_a_resume_is_of_what_was_read_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MetricsLog, "seconds", lambda log: 1.0)
+    with pytest.raises(TrainingStopped):  # after step 5, two steps after a logged row
+        Run().train(tmp_path, loss_function=signal_at(4, signal.SIGTERM))
+    assert saved_step(tmp_path) == 5
+    rows = Run().train(tmp_path, resume=True)
+    speeds = {row["step"]: row["tokens_per_second"] for row in rows}
+    assert speeds[6] == speeds[3] / 3  # one step of three
+    assert speeds[9] == speeds[3]
 
 
 def test_the_log_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:

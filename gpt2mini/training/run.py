@@ -100,6 +100,7 @@ class Run:
                     self.out,
                 )
             self.progress = found or self.progress
+        self.untimed = self.progress.count  # targets since the last row that another run has read
         writes = self.out is not None and process_number() == 0
         path = self.out / "metrics.jsonl" if writes and self.out is not None else None
         self.log = MetricsLog(path, self.progress.step)
@@ -174,8 +175,8 @@ class Run:
         """A row of averages over the steps since the last; gives them in words."""
         progress, unit = self.progress, self.settings.unit
         loss = progress.loss_sum / progress.count if progress.count else math.nan
-        speed = progress.count / self.log.seconds()
-        progress.loss_sum = progress.count = 0.0
+        speed = (progress.count - self.untimed) / self.log.seconds()
+        progress.loss_sum = progress.count = self.untimed = 0.0
         self.log.write(
             {
                 "step": progress.step,

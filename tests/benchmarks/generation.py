@@ -168,18 +168,21 @@ def ctranslate2s(folder: Path, precision: str, threads: int) -> Write:
 @torch.no_grad()
 def ceilings_of(folder: Path, precision: str, batch_sizes: list[int]) -> list[float]:
     """Tokens a second, if generation were nothing but one matrix product over all the weights."""
+    from gpt2mini.decoding import multiply
     from gpt2mini.quantize import quantized_linear
 
     model = GPT2.from_pretrained(folder)
     into = model.config.emb_dim
     weights = [p for p in model.parameters() if p.ndim == 2 and p is not model.pos_emb.weight]
-    linear = torch.nn.Linear(into, sum(w.numel() for w in weights) // into, bias=False).eval()
-    layer = linear if precision == "fp32" else quantized_linear(linear.weight, None, precision)
+    matrix = torch.randn(sum(w.numel() for w in weights) // into, into)
+    product: Callable[[Tensor], Tensor] = partial(multiply, weight=matrix, bias=None)
+    if precision != "fp32":
+        product = quantized_linear(matrix, None, precision).eval()
     ceilings = []
     for batch_size in batch_sizes:
         rows = torch.randn(batch_size, into)
-        layer.eval()(rows)
-        ceilings.append(batch_size / median_seconds(partial(layer, rows), repeats=7))
+        product(rows)
+        ceilings.append(batch_size / median_seconds(partial(product, rows), repeats=7))
     return ceilings
 
 
