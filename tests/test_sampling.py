@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers.generation import logits_process
 
 from gpt2mini.sampling import (
@@ -12,6 +14,7 @@ from gpt2mini.sampling import (
     keep_top_k,
     keep_top_p,
     penalise_repetition,
+    throw_dart,
 )
 
 # Probabilities that are easy to add up: 0.5, 0.25, 0.15, 0.1, in no particular order.
@@ -126,6 +129,33 @@ def test_drawn_frequencies_follow_the_probabilities() -> None:
     shares = torch.bincount(token_ids, minlength=4) / draws
     for share, p in zip(shares.tolist(), PROBABILITIES[0].tolist(), strict=True):
         assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / draws)
+
+
+@given(
+    weights=st.lists(
+        st.sampled_from([0.0, 0.0, 1e-12, 1e-3, 1.0]) | st.floats(0, 1, width=32),
+        min_size=1,
+        max_size=40,
+    ).filter(any),
+    point=st.sampled_from([0.0, 1 - 2**-53]) | st.floats(0, 1, exclude_max=True),
+)
+def test_a_token_without_probability_is_never_drawn(weights: list[float], point: float) -> None:
+    """Wherever the dart hits, the edges included."""
+    probabilities = torch.tensor([weights])
+    with pytest.MonkeyPatch.context() as patch:
+        drawn = torch.tensor([[point]], dtype=torch.float64)
+        patch.setattr(torch, "rand", lambda *size, **named: drawn)
+        token = int(throw_dart(probabilities, None))
+    assert weights[token] > 0
+    before, reach = math.fsum(weights[:token]), math.fsum(weights[: token + 1])
+    assert before - 1e-9 <= point * math.fsum(weights) <= reach + 1e-9
+
+
+def test_sharp_distributions_and_forbidden_tokens_are_obeyed() -> None:
+    logits = torch.full((5_000, 211), float("-inf"))
+    logits[:, 7], logits[:, 210] = 0.0, -3.0
+    token_ids, _ = draw(logits, 1.0, torch.Generator().manual_seed(0))
+    assert token_ids.unique().tolist() == [7, 210]
 
 
 def test_logprobs_are_those_of_the_drawn_tokens() -> None:
