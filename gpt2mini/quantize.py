@@ -136,6 +136,15 @@ class JoinedAttention(MultiHeadAttention):
         return self.query_key_value(x).chunk(3, dim=-1)
 
 
+def can_be_joined(attention: nn.Module) -> bool:
+    """Whether its query, key and value are as `MultiHeadAttention` makes them, not of your own."""
+    if type(attention) is not MultiHeadAttention:
+        return False
+    parts = (attention.query, attention.key, attention.value)
+    biases = {part.bias is None for part in parts if type(part) is nn.Linear}
+    return all(type(part) is nn.Linear for part in parts) and len(biases) == 1
+
+
 class QuantizedHead(TiedHead):
     """A head over the vocabulary, with a quantised copy of its weight.
 
@@ -177,8 +186,8 @@ def quantize_model(model: GPT2, weights: str = "int8") -> GPT2:
                 f"trf_blocks.{name} is a {type(module).__name__}; only plain linear layers can be "
                 "quantised: merge_lora(model) first"
             )
-    for block in model.trf_blocks.modules():
-        if isinstance(block, TransformerBlock) and type(block.attn) is MultiHeadAttention:
+    for block in list(model.trf_blocks.modules()):
+        if isinstance(block, TransformerBlock) and can_be_joined(block.attn):
             block.attn = JoinedAttention(block.attn, weights)
     for part in list(model.trf_blocks.modules()):
         for name, layer in list(part.named_children()):

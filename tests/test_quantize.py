@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from conftest import TINY, enlarge, random_ids
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.testing import assert_close
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer, generate, quantize, resize_vocab
 from gpt2mini.classification import last_token_logits
@@ -18,7 +20,14 @@ from gpt2mini.evaluation import perplexity
 from gpt2mini.generation import stream
 from gpt2mini.lora import add_lora, merge_lora
 from gpt2mini.losses import next_token_loss
-from gpt2mini.quantize import HalfLinear, Int8Linear, PackedHalfLinear, quantized_linear
+from gpt2mini.model import MultiHeadAttention
+from gpt2mini.quantize import (
+    HalfLinear,
+    Int8Linear,
+    JoinedAttention,
+    PackedHalfLinear,
+    quantized_linear,
+)
 from gpt2mini.training import Settings, adamw, train
 
 FORMATS = ("int8", "fp16", "bf16")
@@ -240,6 +249,36 @@ def test_a_classifier_keeps_its_head(own_model: GPT2) -> None:
         assert type(own_model.out_head) is nn.Linear
         after = last_token_logits(own_model, ids, mask)
     assert (after - before).norm() < 0.1 * before.norm()
+
+
+@each_format
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_query_key_and_value_become_one_product(weights: str, has_bias: bool) -> None:
+    attn = MultiHeadAttention(replace(TINY, qkv_bias=has_bias))
+    x = torch.randn(2, 6, TINY.emb_dim)
+    apart = [
+        quantized_linear(p.weight, p.bias, weights) for p in (attn.query, attn.key, attn.value)
+    ]
+    with torch.no_grad():
+        expected = [layer.eval()(x) for layer in apart]
+        assert_close(list(JoinedAttention(attn, weights).eval().project(x)), expected)
+
+
+def test_a_query_of_ones_own_is_left_alone(own_model: GPT2) -> None:
+    class OwnQuery(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(x)
+
+    own_model.get_submodule("trf_blocks.0.attn").query = OwnQuery()
+    width = TINY.emb_dim
+    own_model.get_submodule("trf_blocks.1.attn").query = nn.Linear(width, width, bias=False)
+    ids = random_ids(1, 6)
+    with torch.no_grad():
+        before = own_model(ids)
+        assert (own_model.quantize()(ids) - before).norm() < 0.1 * before.norm()
+    kinds = [type(own_model.get_submodule(f"trf_blocks.{i}.attn")) for i in range(3)]
+    assert kinds == [MultiHeadAttention, MultiHeadAttention, JoinedAttention]
+    assert generate(own_model, ids, 4, temperature=0).token_ids.shape == (1, 10)
 
 
 def test_an_untied_head_is_quantised_too(own_model: GPT2) -> None:
