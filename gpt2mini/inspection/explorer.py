@@ -125,11 +125,11 @@ def boxes(model: GPT2, tokens: int) -> list[dict[str, Any]]:
     widened = f"{stream}, widened to ({tokens}, {4 * emb}), and back"
     block = model.trf_blocks[0]
     assert isinstance(block, TransformerBlock)
-    embedding = lines_of(GPT2.hidden_states, "x = self.tok_emb(", 2)
+    embedding = lines_of(GPT2.embed, "x = self.tok_emb(", 2)
     final_norm = lines_of(GPT2.hidden_states, "return self.final_norm(", 1)
     tied = isinstance(model.out_head, TiedHead)
     head = source_of(TiedHead) if tied else lines_of(GPT2.forward, "return self.out_head(", 1)
-    attention = source_of(MultiHeadAttention.forward)
+    attention = source_of(MultiHeadAttention.forward, MultiHeadAttention.project)
     of_model, of_block = partial(parameters_of, model), partial(parameters_of, block)
     both = of_block("norm1", "attn", "norm2", "mlp")
     return [
@@ -167,10 +167,11 @@ def box(
     }
 
 
-def source_of(what: Any) -> tuple[int, str]:
-    """(its first line in model.py, the lines)."""
-    lines, first = inspect.getsourcelines(what)
-    return first, dedent("".join(lines)).rstrip()
+def source_of(*parts: Any) -> tuple[int, str]:
+    """(the first line in model.py, the lines) of functions or classes that follow one another."""
+    sources = [inspect.getsourcelines(part) for part in parts]
+    code = "\n".join("".join(lines) for lines, _ in sources)
+    return sources[0][1], dedent(code).rstrip()
 
 
 def lines_of(function: Any, beginning: str, n: int) -> tuple[int, str]:
