@@ -1,5 +1,6 @@
 """Never losing work: a run that was stopped, killed or broken goes on as if nothing had been."""
 
+import io
 import json
 import math
 import os
@@ -20,6 +21,7 @@ import pytest
 import torch
 from conftest import TINY, random_ids
 from torch import Tensor
+from torch.distributed.checkpoint import metadata
 from torch.testing import assert_close
 
 from gpt2mini import GPT2
@@ -30,6 +32,7 @@ from gpt2mini.training.metrics import MetricsLog, rows_until
 from gpt2mini.training.run import digest_of_first, remaining_batches
 from gpt2mini.training.signals import TrainingStopped
 from gpt2mini.training.state import PROGRESS, Checkpoints
+from gpt2mini.training.state_tensors import IndexUnpickler
 
 STEPS = 20
 
@@ -373,6 +376,32 @@ def malicious(folder: Path) -> None:
     file = folder / ".metadata"
     size = file.stat().st_size
     file.write_bytes(pickle.dumps(Malicious()).ljust(size, b"\0"))
+
+
+class GetAttribute:
+    """An object whose pickle asks for `getattr`."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.asked = owner, name
+
+    def __reduce__(self) -> tuple:
+        return getattr, self.asked
+
+
+def test_an_index_as_some_pythons_write_it_is_read() -> None:
+    """3.11.0 to 3.11.3, Debian 12's among them, pickle a member of an enumeration through
+    `getattr`."""
+    kind = metadata._MEM_FORMAT_ENCODING
+    for member in kind:
+        index = io.BytesIO(pickle.dumps(GetAttribute(kind, member.name)))
+        assert IndexUnpickler(index).load() is member
+
+
+@pytest.mark.parametrize("owner", [metadata._MEM_FORMAT_ENCODING, torch.Size, metadata.Metadata])
+def test_an_index_gets_at_nothing_but_members(owner: type) -> None:
+    index = io.BytesIO(pickle.dumps(GetAttribute(owner, "__init__")))
+    with pytest.raises(pickle.UnpicklingError, match=r"__init__, which no checkpoint needs"):
+        IndexUnpickler(index).load()
 
 
 @pytest.mark.parametrize(

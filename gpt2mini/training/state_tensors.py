@@ -10,6 +10,7 @@ its own, imported where it is used.)
 import pickle
 import warnings
 from collections.abc import Iterable, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,17 @@ HARMLESS = {
 }
 
 
+def enum_member(kind: Any, name: str) -> Enum:
+    """What Python 3.11.0 to 3.11.3 asks `getattr` for, and all that it is to be had for here."""
+    if isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__:
+        return kind[name]
+    raise pickle.UnpicklingError(f"it asks for {kind}.{name}, which no checkpoint needs")
+
+
 class IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return enum_member
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         defines = {metadata.__name__: metadata, filesystem.__name__: filesystem}.get(module)
         kind = getattr(defines, name, None)
