@@ -243,7 +243,7 @@ class AttentionPatch:
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
         self.weights = self.edit(attention_weights(self.attn, *self.call))
-        _, values = keys_and_values(self.attn, self.call[0], self.call[2])
+        _, _, values = queries_keys_values(self.attn, self.call[0], self.call[2])
         context = self.weights.to(values.dtype) @ values  # (batch, heads, tokens, head_dim)
         return (context.transpose(1, 2).flatten(2),)
 
@@ -260,20 +260,21 @@ def attention_weights(
     plain causal pattern. A cache must hold the keys of x already. In float32 or better.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    query = attn.split_heads(attn.project(x)[0]).to(wide)  # (batch, heads, tokens, head_dim)
-    key = keys_and_values(attn, x, cache)[0].to(wide)  # (batch, heads, total, head_dim)
-    scores = query @ key.mT / math.sqrt(query.shape[3])  # (batch, heads, tokens, total)
+    query, key, _ = queries_keys_values(attn, x, cache)
+    scores = query.to(wide) @ key.to(wide).mT  # (batch, heads, tokens, total)
+    scores = scores / math.sqrt(query.shape[3])
     if may_attend is None:
         tokens, total = scores.shape[2:]
         may_attend = scores.new_ones(tokens, total, dtype=torch.bool).tril(total - tokens)
     return scores.masked_fill(~may_attend, -math.inf).softmax(dim=3)
 
 
-def keys_and_values(
+def queries_keys_values(
     attn: MultiHeadAttention, x: Tensor, cache: LayerCache | None
-) -> tuple[Tensor, Tensor]:
-    """Of all tokens that can be looked at: those of x, after those in the cache."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of x, (batch, heads, tokens, head_dim); keys and values of all tokens that can be
+    looked at, (batch, heads, total, head_dim): those in the cache, which holds x's already."""
+    query, key, value = map(attn.split_heads, attn.project(x))
     if cache is not None:
-        return cache.keys[:, :, : cache.length], cache.values[:, :, : cache.length]
-    _, key, value = attn.project(x)
-    return attn.split_heads(key), attn.split_heads(value)
+        key, value = cache.keys[:, :, : cache.length], cache.values[:, :, : cache.length]
+    return query, key, value
