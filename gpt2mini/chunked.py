@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from gpt2mini.model import TiedHead
 
@@ -51,8 +50,9 @@ class LinearHead:
 
     weight: Tensor  # (vocab, emb)
     bias: Tensor | None  # (vocab)
-    rows: int
     dtype: torch.dtype
+    rows: int
+    rows_in_cache: int  # of these, how many the passes over the logits take at a time
 
     @staticmethod
     def of(out_head: nn.Module, chunk_size: int | None) -> "LinearHead":
@@ -65,9 +65,12 @@ class LinearHead:
         weight, device = out_head.weight, out_head.weight.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
-        # logits that stay in the processor's cache, but not so few that the product gets slow
-        rows = chunk_size or max(256, 2**22 // weight.shape[0])
-        return LinearHead(weight, out_head.bias, rows, dtype)
+        vocab = weight.shape[0]
+        # 51 MB of GPT-2's logits: not so few rows that the products get slow
+        rows = chunk_size or max(1024 // dtype.itemsize, 2**22 // vocab)
+        # 1 MB in float32; a GPU has no such cache, and would rather be called less often
+        rows_in_cache = max(1, 2**18 // vocab) if device == "cpu" else rows
+        return LinearHead(weight, out_head.bias, dtype, rows, rows_in_cache)
 
 
 class SummedCrossEntropy(torch.autograd.Function):
@@ -132,15 +135,17 @@ class Gradients:
     def add(self, rows: slice, grad_logits: Tensor, chunk: Tensor, weight: Tensor) -> None:
         """What a chunk contributes, given the gradient of its logits, (chunk, vocab)."""
         if self.bias is not None:
-            self.bias.add_(grad_logits.sum(dim=0))
-        grad_logits = grad_logits.to(weight.dtype)
+            self.bias.add_(grad_logits.sum(dim=0, dtype=self.bias.dtype))
         if self.hidden is not None:
             self.hidden[rows] = grad_logits @ weight
         if self.weight is not None:
             if self.weight.dtype == weight.dtype:
                 self.weight.addmm_(grad_logits.T, chunk)  # no second tensor of its size
-            else:
-                self.weight.add_(grad_logits.T @ chunk)
+            else:  # nor here: of some rows of the vocabulary at a time
+                for part, grad_part in zip(
+                    self.weight.split(512), grad_logits.split(512, dim=1), strict=True
+                ):
+                    part.add_(grad_part.T @ chunk)
 
     def cast(self, hidden, weight, bias) -> list[Tensor | None]:
         return [
@@ -167,24 +172,49 @@ def cross_entropy_in_chunks(
     scale: the gradient that each position's loss is to have, (n); 1 if there is none.
     """
     losses = at_least_float32(hidden.new_empty(len(targets)))
+    asked = gradients is not None and gradients.any()
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         weight, hidden = weight.to(head.dtype), hidden.to(head.dtype)  # cast once, not once a chunk
         bias = None if bias is None else bias.to(head.dtype)
+        # Every chunk's logits take the same place: fresh memory costs more than a pass over it.
+        buffer = hidden.new_empty(min(head.rows, len(targets)), len(weight))
         for start in range(0, len(targets), head.rows):
             rows = slice(start, start + head.rows)
-            chunk, target = hidden[rows], targets[rows, None]  # (chunk, emb), (chunk, 1)
-            logits = at_least_float32(F.linear(chunk, weight, bias))  # (chunk, vocab)
-            log_normaliser = logits.logsumexp(dim=1, keepdim=True)  # (chunk, 1)
-            losses[rows] = (log_normaliser - logits.gather(1, target))[:, 0]
-            if gradients is None or not gradients.any():
-                continue
-            # softmax(logits) - one_hot(target), in place of the logits
-            grad_logits = logits.sub_(log_normaliser).exp_()  # (chunk, vocab)
-            grad_logits.scatter_add_(1, target, torch.full_like(log_normaliser, -1.0))
-            if scale is not None:
-                grad_logits.mul_(scale[rows, None])
-            gradients.add(rows, grad_logits, chunk, weight)
+            chunk, target = hidden[rows], targets[rows]  # (chunk, emb), (chunk)
+            logits = linear_into(buffer[: len(chunk)], chunk, weight, bias)  # (chunk, vocab)
+            losses[rows] = cross_entropy_in_place(logits, target, head.rows_in_cache, asked)
+            if gradients is not None and asked:
+                grad_logits = logits if scale is None else logits.mul_(scale[rows, None])
+                gradients.add(rows, grad_logits, chunk, weight)
     return losses
+
+
+def linear_into(buffer: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`, which cannot be told where to put its result."""
+    if bias is None:
+        return torch.mm(x, weight.T, out=buffer)
+    return torch.addmm(bias, x, weight.T, out=buffer)
+
+
+def cross_entropy_in_place(
+    logits: Float[Tensor, "chunk vocab"],
+    targets: Int[Tensor, " chunk"],
+    rows_in_cache: int,
+    gradient_asked: bool,
+) -> Float[Tensor, " chunk"]:
+    """-log p(target) of each position; the logits become their gradient, if one is asked for.
+
+    A few rows at a time, so that the passes over them, in float32, find them in the cache.
+    """
+    parts = zip(logits.split(rows_in_cache), targets.split(rows_in_cache), strict=True)
+    losses = []
+    for part, target in parts:
+        logprobs = at_least_float32(part).log_softmax(dim=1)  # (rows_in_cache, vocab)
+        of_target = logprobs.gather(1, target[:, None])  # (rows_in_cache, 1)
+        losses.append(-of_target[:, 0])
+        if gradient_asked:  # softmax(logits) - one_hot(target)
+            part.copy_(logprobs.exp_().scatter_(1, target[:, None], of_target.exp() - 1))
+    return torch.cat(losses)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
