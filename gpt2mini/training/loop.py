@@ -1,7 +1,7 @@
 """The training loop, written out: any model, any loss that returns (sum, count), any batches."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from gpt2mini.data.text import Batch
 from gpt2mini.losses import check_labels_not_shifted, chunked_next_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating, mode
+from gpt2mini.training.attention import AttentionByProducts
 from gpt2mini.training.compiled import compiled_blocks
 from gpt2mini.training.memory import recompute_activations, recompute_blocks
 from gpt2mini.training.parallel import sharing, whole_tensor, with_shared_gradients
-from gpt2mini.training.precision import autocast, gradient_scaler
+from gpt2mini.training.precision import autocast, gains_from_bfloat16, gradient_scaler
 from gpt2mini.training.processes import process_count, process_number, sum_over_processes
 from gpt2mini.training.run import Run, Step, remaining_batches
 from gpt2mini.training.settings import Settings
@@ -159,13 +160,20 @@ def divide_and_clip(parameters: Iterable[nn.Parameter], count: float, max_norm: 
     return norm
 
 
-def prepared(model: nn.Module, settings: Settings) -> AbstractContextManager:
+@contextmanager
+def prepared(model: nn.Module, settings: Settings) -> Iterator[None]:
     """The model with its blocks in the form that training is to use; inside only."""
-    if settings.compile:
-        return compiled_blocks(model)  # and the compiler chooses what to compute again
-    if settings.recompute_blocks:
-        return recompute_blocks(model)
-    return recompute_activations(model) if settings.recompute else nullcontext()
+    with ExitStack() as inside:
+        if settings.compile:
+            inside.enter_context(compiled_blocks(model))  # it chooses what to compute again
+        elif settings.recompute_blocks:
+            inside.enter_context(recompute_blocks(model))
+        elif settings.recompute:
+            inside.enter_context(recompute_activations(model))
+        device = next(model.parameters()).device
+        if device.type == "cpu" and gains_from_bfloat16(device) and not settings.compile:
+            inside.enter_context(AttentionByProducts())
+        yield
 
 
 def evaluate_loss(

@@ -1,0 +1,136 @@
+"""Attention in bfloat16 on a CPU that multiplies it in hardware, by plain matrix products.
+
+Forward and backward of torch's kernel take more than twice the time there. The algorithm is that of
+Dao et al. 2022, "FlashAttention", without its tiling of keys: some queries at a time, whose scores
+stay in the cache and are forgotten; backward computes them again (section 3.1, appendix B.2).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class AttentionByProducts(TorchFunctionMode):
+    """Inside, `F.scaled_dot_product_attention` is `attention_by_products` wherever that computes
+    the same."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and len(args) == 3 and is_fit(*args, **kwargs):
+            query, key, value = args
+            mask, causal = kwargs.get("attn_mask"), kwargs.get("is_causal", False)
+            return attention_by_products(query, key, value, mask, causal)
+        return func(*args, **kwargs)
+
+
+def is_fit(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> bool:
+    """Whether a call's arguments are what `attention_by_products` takes, and faster with it."""
+    mask, causal = options.get("attn_mask"), options.get("is_causal", False)
+    return (
+        query.dtype == torch.bfloat16
+        and query.device.type == "cpu"
+        and query.shape == key.shape == value.shape
+        and query.ndim == 4
+        and query.shape[2] >= 64  # with fewer tokens, calling so many products costs more
+        and (mask is None or (mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[1] == 1))
+        and (mask is None or not causal)
+        and options.get("dropout_p", 0.0) == 0.0
+        and options.keys() <= {"attn_mask", "dropout_p", "is_causal"}
+    )
+
+
+def attention_by_products(
+    query: Float[Tensor, "batch heads tokens head_dim"],
+    key: Float[Tensor, "batch heads tokens head_dim"],
+    value: Float[Tensor, "batch heads tokens head_dim"],
+    may_attend: Bool[Tensor, "#batch 1 tokens tokens"] | None = None,
+    is_causal: bool = False,
+) -> Float[Tensor, "batch heads tokens head_dim"]:
+    """softmax(query @ key.T / sqrt(head_dim)) @ value, as `F.scaled_dot_product_attention`.
+
+    The scores are rounded to the inputs' format, which torch's kernel keeps in float32: twice the
+    rounding error that the inputs' own format brings.
+    """
+    return Attention.apply(query, key, value, score_bias(query, may_attend, is_causal), is_causal)
+
+
+def score_bias(
+    query: Tensor, may_attend: Tensor | None, is_causal: bool
+) -> Float[Tensor, "#batch tokens tokens"]:
+    """0 where a token may attend to another, minus infinity where it may not."""
+    tokens = query.shape[2]
+    if may_attend is not None:
+        bias = query.new_zeros(len(may_attend), tokens, tokens)
+        return bias.masked_fill_(~may_attend[:, 0], -torch.inf)
+    bias = query.new_full((1, tokens, tokens), -torch.inf if is_causal else 0.0)
+    return bias.triu_(1)
+
+
+class Attention(torch.autograd.Function):
+    """In the names of FlashAttention's appendix B.2: P are weights, O the context, dP, dO, ... the
+    gradients of P, O, ..., and D = rowsum(dO * O)."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, bias, is_causal):
+        ctx.is_causal = is_causal
+        context = empty_heads(query)
+        with torch.autocast("cpu", enabled=False):
+            for text in range(len(query)):
+                q, k, v = query[text], key[text], value[text]  # (heads, tokens, head_dim)
+                for rows, seen in blocks(query, is_causal):
+                    weights = attention_weights(q, k, bias[text % len(bias)], rows, seen)
+                    context[text, :, rows] = weights.bmm(v[:, seen])
+        ctx.save_for_backward(query, key, value, bias, context)
+        return context
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_context):
+        query, key, value, bias, context = ctx.saved_tensors
+        scale = query.shape[-1] ** -0.5
+        gradients = [empty_heads(query) for _ in range(3)]
+        for text in range(len(query)):
+            q, k, v, out, grad_out = (
+                heads[text].contiguous() for heads in (query, key, value, context, grad_context)
+            )  # (heads, tokens, head_dim)
+            share = (grad_out * out).sum(dim=2, keepdim=True)  # D, (heads, tokens, 1)
+            grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+            for rows, seen in blocks(query, ctx.is_causal):
+                weights = attention_weights(q, k, bias[text % len(bias)], rows, seen)
+                grad_v[:, seen] += weights.mT.bmm(grad_out[:, rows])
+                grad_weights = grad_out[:, rows].bmm(v[:, seen].mT)  # (heads, rows, seen)
+                grad_scores = grad_weights.sub_(share[:, rows]).mul_(weights).mul_(scale)
+                grad_q[:, rows] = grad_scores.bmm(k[:, seen])
+                grad_k[:, seen] += grad_scores.mT.bmm(q[:, rows])
+            for whole, part in zip(gradients, (grad_q, grad_k, grad_v), strict=True):
+                whole[text] = part
+        return *gradients, None, None
+
+
+def attention_weights(
+    q: Tensor, k: Tensor, bias: Tensor, rows: slice, seen: slice
+) -> Float[Tensor, "heads rows seen"]:
+    """Of one text: how much the queries `rows` attend to the keys `seen`."""
+    scale = q.shape[-1] ** -0.5
+    return torch.baddbmm(bias[rows, seen], q[:, rows], k[:, seen].mT, alpha=scale).softmax(dim=2)
+
+
+def blocks(query: Tensor, is_causal: bool) -> Iterator[tuple[slice, slice]]:
+    """Some queries at a time, and the keys that they may see."""
+    _, heads, tokens, _ = query.shape
+    size = max(128, 1024 // heads)  # of one text a few hundred thousand scores
+    for start in range(0, tokens, size):
+        end = min(start + size, tokens)
+        yield slice(start, end), slice(0, end if is_causal else tokens)
+
+
+def empty_heads(like: Tensor) -> Float[Tensor, "batch heads tokens head_dim"]:
+    """Laid out as (batch, tokens, heads, head_dim): joining the heads then copies nothing."""
+    batch, heads, tokens, head_dim = like.shape
+    return like.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)

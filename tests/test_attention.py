@@ -1,0 +1,107 @@
+"""Attention by plain products is that of torch, in any pattern, forward and backward."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt2mini.padding import same_text_so_far
+from gpt2mini.training.attention import AttentionByProducts, attention_by_products, blocks, is_fit
+
+Options = dict[str, Tensor | bool]
+
+
+def random_heads(batch: int, heads: int, tokens: int, head_dim: int = 8) -> list[Tensor]:
+    """Query, key, value and the gradient of the result, as the model lays them out."""
+    generator = torch.Generator().manual_seed(tokens)
+    shape = (batch, tokens, heads, head_dim)
+    return [torch.randn(shape, generator=generator).bfloat16().transpose(1, 2) for _ in range(4)]
+
+
+def mask_of(*rows: list[int]) -> Tensor:
+    """May-attend of rows of text numbers, a number for every 10 tokens."""
+    numbers = torch.tensor(rows).repeat_interleave(10, dim=1)
+    return same_text_so_far(numbers, numbers.shape[1])[:, None]
+
+
+def result_and_gradients(
+    attend: Callable[..., Tensor], heads: list[Tensor], options: Options
+) -> list[Tensor]:
+    inputs = [head.detach().requires_grad_() for head in heads[:3]]
+    result = attend(*inputs, **options)
+    result.backward(heads[3].to(result.dtype))
+    return [result.detach(), *(head.grad for head in inputs if head.grad is not None)]
+
+
+# (batch, heads, tokens): one block of queries; several, the last one shorter; several texts
+@pytest.mark.parametrize("shape", [(1, 2, 70), (2, 12, 300), (3, 5, 100)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_values_and_gradients_are_those_of_exact_attention(
+    shape: tuple[int, int, int], causal: bool
+) -> None:
+    heads = random_heads(*shape)
+    check_against_exact(heads, {"is_causal": causal})
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        mask_of([1, 1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0]),  # padding
+        mask_of([1, 1, 2, 2, 2, 3, 0]),  # several texts in a row, the same in every row
+    ],
+)
+def test_masks_on_either_side_and_several_texts_in_a_row(mask: Tensor) -> None:
+    check_against_exact(random_heads(3, 2, 70), {"attn_mask": mask})
+
+
+def check_against_exact(heads: list[Tensor], options: Options) -> None:
+    exact = result_and_gradients(
+        F.scaled_dot_product_attention, [head.double() for head in heads], options
+    )
+    with AttentionByProducts():
+        found = result_and_gradients(F.scaled_dot_product_attention, heads, options)
+    torchs = result_and_gradients(F.scaled_dot_product_attention, heads, options)
+    assert not all(map(torch.equal, found, torchs))  # it was not torch's own that was measured
+    for ours, right in zip(found, exact, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.double() - right).norm() < 0.01 * right.norm()  # bfloat16 rounds to 0.004
+
+
+def test_joining_the_heads_of_the_result_copies_nothing() -> None:
+    query, key, value, _ = random_heads(2, 3, 64)
+    context = attention_by_products(query, key, value, is_causal=True)
+    joined = context.transpose(1, 2).flatten(2)
+    assert joined.data_ptr() == context.data_ptr()
+
+
+def test_causal_blocks_cover_every_query_and_only_the_keys_before() -> None:
+    query = torch.empty(1, 12, 300, 8)
+    rows = [row for some, _ in blocks(query, True) for row in range(300)[some]]
+    assert rows == list(range(300))
+    assert [seen.stop for _, seen in blocks(query, True)] == [128, 256, 300]
+    assert {seen.stop for _, seen in blocks(query, False)} == {300}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": torch.float32},
+        {"tokens": 63},
+        {"options": {"dropout_p": 0.1}},
+        {"options": {"scale": 0.5}},
+        {"options": {"attn_mask": torch.zeros(64, 64, dtype=torch.bfloat16)}},
+        {"keys": 65},
+    ],
+    ids=str,
+)
+def test_any_other_call_is_left_to_torch(change: dict) -> None:
+    dtype, tokens = change.get("dtype", torch.bfloat16), change.get("tokens", 64)
+    query = torch.zeros(1, 2, tokens, 8, dtype=dtype)
+    key = torch.zeros(1, 2, change.get("keys", tokens), 8, dtype=dtype)
+    assert is_fit(*[torch.zeros(1, 2, 64, 8, dtype=torch.bfloat16)] * 3)
+    assert not is_fit(query, key, key, **change.get("options", {}))
+    with AttentionByProducts():
+        result = F.scaled_dot_product_attention(query, key, key, **change.get("options", {}))
+    assert result.shape == query.shape and result.dtype == dtype
