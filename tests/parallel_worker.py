@@ -179,7 +179,9 @@ def adam(model: GPT2) -> Optimizer:
 
 def muon(model: GPT2) -> Optimizer:
     """For the matrices of the blocks; nothing else learns."""
-    return Muon([p for p in model.trf_blocks.parameters() if p.ndim == 2], lr=0.02)
+    return Muon(
+        [p for p in model.trf_blocks.parameters() if p.ndim == 2], lr=0.02, precision="fp32"
+    )
 
 
 def save_weights(model: GPT2, path: Path) -> None:

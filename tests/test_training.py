@@ -268,6 +268,19 @@ def test_muon_steps_are_those_of_torch_within_its_bfloat16() -> None:
         assert difference < 0.03 * moved  # some steps of bfloat16, of which each is 2**-8
 
 
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-5), ("bf16", 0.03)])
+def test_muon_orthogonalises_float32_in_the_precision_asked_for(
+    precision: str, allowed: float
+) -> None:
+    exact, found = muon_parameters(), [nn.Parameter(p.detach().float()) for p in muon_parameters()]
+    before = muon_parameters()
+    step_with_random_gradients(Muon(exact))
+    step_with_random_gradients(Muon(found, precision=precision))
+    for parameter, reference, start in zip(found, exact, before, strict=True):
+        error = (parameter - reference).norm() / (reference - start).norm()
+        assert allowed / 100 < error < allowed and parameter.dtype == torch.float32
+
+
 def test_muon_leaves_parameters_without_a_gradient_alone() -> None:
     first, second = muon_parameters()[:2]
     before = second.detach().clone()

@@ -6,6 +6,7 @@ from torch.optim import AdamW, Optimizer
 
 from gpt2mini.model import GPT2
 from gpt2mini.training.parallel import spread_like, whole_tensor
+from gpt2mini.training.precision import best_precision
 
 
 def adamw(
@@ -42,8 +43,11 @@ class Muon(Optimizer):
 
     Jordan et al. 2024, kellerjordan.github.io/posts/muon. The same update as `torch.optim.Muon`,
     which computes in bfloat16 whatever the processor: where bfloat16 is emulated (CPUs before
-    AVX512-BF16) that is ten times slower than this, which stays in the gradient's precision and
-    takes all matrices of one shape at once.
+    AVX512-BF16) that is ten times slower than this, which then stays in the gradient's precision,
+    and takes all matrices of one shape at once.
+
+    precision: in which float32 gradients are orthogonalised, "bf16" or "fp32"; "auto" takes the
+        faster one.
     """
 
     def __init__(
@@ -52,8 +56,10 @@ class Muon(Optimizer):
         lr: float = 0.02,
         momentum: float = 0.95,
         weight_decay: float = 0.1,
+        precision: str = "auto",
     ) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.precision = precision
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -70,8 +76,8 @@ class Muon(Optimizer):
         self, parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float
     ) -> None:
         """One step of matrices that have one shape."""
-        averages = [whole_tensor(self.momentum_step(p, momentum)) for p in parameters]
-        directions = orthogonalise(torch.stack(averages))
+        averages = torch.stack([whole_tensor(self.momentum_step(p, momentum)) for p in parameters])
+        directions = orthogonalise(self.rounded(averages)).to(averages.dtype)
         rows, columns = parameters[0].shape
         scale = lr * max(1.0, rows / columns) ** 0.5
         for parameter, direction in zip(parameters, directions, strict=True):
@@ -86,6 +92,11 @@ class Muon(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         return gradient.lerp(average, momentum)
+
+    def rounded(self, averages: Tensor) -> Tensor:
+        """In the format that they are to be orthogonalised in."""
+        half = best_precision(averages.device, self.precision) == "bf16"
+        return averages.bfloat16() if half and averages.dtype == torch.float32 else averages
 
 
 def stacks(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
