@@ -19,7 +19,13 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from gpt2mini.cache import KeyValueCache, LayerCache
 from gpt2mini.model import GPT2, MLP, MultiHeadAttention, TiedHead, TransformerBlock
-from gpt2mini.quantize import HalfLinear, Int8Linear, JoinedAttention, PackedHalfLinear
+from gpt2mini.quantize import (
+    BlockedBfloat16Linear,
+    HalfLinear,
+    Int8Linear,
+    JoinedAttention,
+    PackedHalfLinear,
+)
 
 # (rows, into) -> (rows, out)
 Layer = Callable[[Tensor], Tensor]
@@ -34,7 +40,7 @@ REPEATED: dict[type[nn.Module], Callable] = {
     for kind in (
         *(TransformerBlock, MultiHeadAttention, JoinedAttention, MLP, TiedHead),
         *(nn.Linear, nn.LayerNorm, nn.GELU, nn.Dropout),
-        *(Int8Linear, HalfLinear, PackedHalfLinear),
+        *(Int8Linear, HalfLinear, PackedHalfLinear, BlockedBfloat16Linear),
     )
 }
 

@@ -116,6 +116,36 @@ class PackedHalfLinear(QuantizedLinear):
         return torch.ops.quantized.linear_unpack_fp16(self.packed)[0]
 
 
+class BlockedBfloat16Linear(QuantizedLinear):
+    """bfloat16 in the order in which oneDNN, torch's other matrix library, multiplies it. A plain
+    matrix would be put in order anew by each product, which takes half as long again."""
+
+    def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        self.blocks = Blocks(weight.bfloat16())
+
+    def multiply(self, rows: Float[Tensor, "rows into"]) -> Float[Tensor, "rows out"]:
+        return torch.ops.mkldnn._linear_pointwise(
+            rows.bfloat16(), self.blocks.tensor, None, "none", [], ""
+        )
+
+    def dequantized(self) -> Float[Tensor, "out into"]:
+        return self.blocks.tensor.to_dense().float()
+
+
+class Blocks:
+    """A tensor in oneDNN's own order, which `copy` and `pickle` cannot read."""
+
+    def __init__(self, matrix: Float[Tensor, "out into"]) -> None:
+        self.tensor = torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous())
+
+    def __deepcopy__(self, memo: dict) -> "Blocks":
+        return self  # it is never written to
+
+    def __reduce__(self) -> tuple:
+        return Blocks, (self.tensor.to_dense(),)
+
+
 class JoinedAttention(MultiHeadAttention):
     """Attention whose query, key and value are one product, three times as tall: for a single row
     a kernel spends much of its time on beginning."""
@@ -206,6 +236,8 @@ def quantized_linear(
         return Int8Linear(weight, bias)
     if weights == "fp16" and weight.device.type == "cpu" and has_fbgemm():
         return PackedHalfLinear(weight, bias)
+    if weights == "bf16" and weight.device.type == "cpu" and has_onednn():
+        return BlockedBfloat16Linear(weight, bias)
     return HalfLinear(weight, bias, torch.float16 if weights == "fp16" else torch.bfloat16)
 
 
@@ -213,6 +245,16 @@ def has_fbgemm() -> bool:
     """Whether torch has FBGEMM's kernels here: on x86 processors with AVX2."""
     return "fbgemm" in torch.backends.quantized.supported_engines and hasattr(
         torch.ops.quantized, "linear_prepack_fp16"
+    )
+
+
+def has_onednn() -> bool:
+    """Whether torch has oneDNN's kernels here, and the processor bfloat16 for them."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and not emulates_bfloat16(torch.device("cpu"))
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 
 

@@ -1,5 +1,6 @@
 """Quantised weights: what rounding may cost, and what stays as it was."""
 
+import io
 import math
 from copy import deepcopy
 from dataclasses import replace
@@ -22,6 +23,7 @@ from gpt2mini.lora import add_lora, merge_lora
 from gpt2mini.losses import next_token_loss
 from gpt2mini.model import MultiHeadAttention
 from gpt2mini.quantize import (
+    BlockedBfloat16Linear,
     HalfLinear,
     Int8Linear,
     JoinedAttention,
@@ -95,7 +97,10 @@ def test_layers_take_any_leading_axes(weights: str) -> None:
 
 
 @pytest.mark.parametrize(("weights", "bytes_each"), [("int8", 1), ("bf16", 2)])
-def test_int8_weights_take_a_quarter_of_the_memory(weights: str, bytes_each: int) -> None:
+def test_int8_weights_take_a_quarter_of_the_memory(
+    weights: str, bytes_each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "has_onednn", lambda: False)  # whose order is its own
     model = GPT2(TINY).quantize(weights)
     linear = sum(p.numel() for b in GPT2(TINY).trf_blocks for p in b.parameters() if p.ndim == 2)
     kept = [b for b in model.trf_blocks.buffers() if b.ndim == 2]
@@ -219,6 +224,30 @@ def test_fp16_uses_the_packed_kernel_where_there_is_one(monkeypatch: pytest.Monk
     assert found is (PackedHalfLinear if quantize.has_fbgemm() else HalfLinear)
     monkeypatch.setattr(quantize, "has_fbgemm", lambda: False)
     assert type(quantized_linear(weight, None, "fp16")) is HalfLinear
+
+
+def test_bf16_uses_the_ordered_kernel_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, x = random_linear(50, 64), torch.randn(3, 64)
+    layer = quantized_linear(linear.weight, linear.bias, "bf16").eval()
+    assert type(layer) is (BlockedBfloat16Linear if quantize.has_onednn() else HalfLinear)
+    monkeypatch.setattr(quantize, "has_onednn", lambda: False)
+    plain = quantized_linear(linear.weight, linear.bias, "bf16").eval()
+    assert type(plain) is HalfLinear
+    assert torch.equal(layer.dequantized(), plain.dequantized())
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), plain(x), rtol=0.01, atol=0.01)
+
+
+@each_format
+def test_copies_multiply_alike(weights: str) -> None:
+    layer = quantized_linear(random_linear(5, 32).weight.detach(), None, weights).eval()
+    written = io.BytesIO()
+    torch.save(layer, written)
+    written.seek(0)
+    x = torch.randn(3, 32)
+    with torch.no_grad():
+        assert torch.equal(deepcopy(layer)(x), layer(x))
+        assert torch.equal(torch.load(written, weights_only=False)(x), layer(x))
 
 
 def test_without_its_kernel_int8_converts_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
