@@ -172,7 +172,10 @@ def cross_entropy_in_chunks(
     scale: the gradient that each position's loss is to have, (n); 1 if there is none.
     """
     losses = at_least_float32(hidden.new_empty(len(targets)))
-    asked = gradients is not None and gradients.any()
+    if gradients is None or not gradients.any():
+        gradients = scale = None
+    elif scale is None:
+        scale = torch.ones_like(losses)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         weight, hidden = weight.to(head.dtype), hidden.to(head.dtype)  # cast once, not once a chunk
         bias = None if bias is None else bias.to(head.dtype)
@@ -182,10 +185,10 @@ def cross_entropy_in_chunks(
             rows = slice(start, start + head.rows)
             chunk, target = hidden[rows], targets[rows]  # (chunk, emb), (chunk)
             logits = linear_into(buffer[: len(chunk)], chunk, weight, bias)  # (chunk, vocab)
-            losses[rows] = cross_entropy_in_place(logits, target, head.rows_in_cache, asked)
-            if gradients is not None and asked:
-                grad_logits = logits if scale is None else logits.mul_(scale[rows, None])
-                gradients.add(rows, grad_logits, chunk, weight)
+            grad_losses = None if scale is None else scale[rows]
+            losses[rows] = cross_entropy_in_place(logits, target, grad_losses, head.rows_in_cache)
+            if gradients is not None:
+                gradients.add(rows, logits, chunk, weight)
     return losses
 
 
@@ -199,21 +202,24 @@ def linear_into(buffer: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) 
 def cross_entropy_in_place(
     logits: Float[Tensor, "chunk vocab"],
     targets: Int[Tensor, " chunk"],
+    grad_losses: Float[Tensor, " chunk"] | None,
     rows_in_cache: int,
-    gradient_asked: bool,
 ) -> Float[Tensor, " chunk"]:
-    """-log p(target) of each position; the logits become their gradient, if one is asked for.
+    """-log p(target) of each position. Given the gradients that these losses are to have, the
+    logits become theirs.
 
     A few rows at a time, so that the passes over them, in float32, find them in the cache.
     """
-    parts = zip(logits.split(rows_in_cache), targets.split(rows_in_cache), strict=True)
     losses = []
-    for part, target in parts:
-        logprobs = at_least_float32(part).log_softmax(dim=1)  # (rows_in_cache, vocab)
-        of_target = logprobs.gather(1, target[:, None])  # (rows_in_cache, 1)
+    for start in range(0, len(logits), rows_in_cache):
+        rows = slice(start, start + rows_in_cache)
+        target = targets[rows, None]  # (rows, 1)
+        logprobs = at_least_float32(logits[rows]).log_softmax(dim=1)  # (rows, vocab)
+        of_target = logprobs.gather(1, target)  # (rows, 1)
         losses.append(-of_target[:, 0])
-        if gradient_asked:  # softmax(logits) - one_hot(target)
-            part.copy_(logprobs.exp_().scatter_(1, target[:, None], of_target.exp() - 1))
+        if grad_losses is not None:  # softmax(logits) - one_hot(target)
+            grad_logits = logprobs.exp_().scatter_(1, target, of_target.exp() - 1)
+            logits[rows] = grad_logits.mul_(grad_losses[rows, None])
     return torch.cat(losses)
 
 

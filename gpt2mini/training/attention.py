@@ -73,8 +73,8 @@ def score_bias(
 
 
 class Attention(torch.autograd.Function):
-    """In the names of FlashAttention's appendix B.2: P are weights, O the context, dP, dO, ... the
-    gradients of P, O, ..., and D = rowsum(dO * O)."""
+    """In the letters of FlashAttention's appendix B.2: P are the weights, O the context, dP and dO
+    their gradients, and D = rowsum(dO * O), the mean of dP under the weights, is mean_grad."""
 
     @staticmethod
     def forward(ctx, query, key, value, bias, is_causal):
@@ -99,13 +99,13 @@ class Attention(torch.autograd.Function):
             q, k, v, out, grad_out = (
                 heads[text].contiguous() for heads in (query, key, value, context, grad_context)
             )  # (heads, tokens, head_dim)
-            share = (grad_out * out).sum(dim=2, keepdim=True)  # D, (heads, tokens, 1)
+            mean_grad = (grad_out * out).sum(dim=2, keepdim=True)  # (heads, tokens, 1)
             grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
             for rows, seen in blocks(query, ctx.is_causal):
                 weights = attention_weights(q, k, bias[text % len(bias)], rows, seen)
                 grad_v[:, seen] += weights.mT.bmm(grad_out[:, rows])
                 grad_weights = grad_out[:, rows].bmm(v[:, seen].mT)  # (heads, rows, seen)
-                grad_scores = grad_weights.sub_(share[:, rows]).mul_(weights).mul_(scale)
+                grad_scores = grad_weights.sub_(mean_grad[:, rows]).mul_(weights).mul_(scale)
                 grad_q[:, rows] = grad_scores.bmm(k[:, seen])
                 grad_k[:, seen] += grad_scores.mT.bmm(q[:, rows])
             for whole, part in zip(gradients, (grad_q, grad_k, grad_v), strict=True):
