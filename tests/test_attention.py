@@ -4,10 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import TINY, random_ids
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpt2mini import GPT2
 from gpt2mini.padding import same_text_so_far
+from gpt2mini.training import Settings, attention, loop
 from gpt2mini.training.attention import AttentionByProducts, attention_by_products, blocks, is_fit
 
 Options = dict[str, Tensor | bool]
@@ -67,6 +70,24 @@ def check_against_exact(heads: list[Tensor], options: Options) -> None:
     for ours, right in zip(found, exact, strict=True):
         assert ours.dtype == torch.bfloat16
         assert (ours.double() - right).norm() < 0.01 * right.norm()  # bfloat16 rounds to 0.004
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_training_uses_it_where_the_processor_has_bfloat16(
+    has_bfloat16: bool, own_model: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counting(query: Tensor, *others: Tensor | bool | None) -> Tensor:
+        calls.append(query.shape)
+        return attention_by_products(query, *others)
+
+    monkeypatch.setattr(loop, "gains_from_bfloat16", lambda device: has_bfloat16)
+    monkeypatch.setattr(attention, "attention_by_products", counting)
+    settings = Settings(steps=1, schedule=lambda step: 1.0)
+    with loop.prepared(own_model, settings), torch.autocast("cpu", torch.bfloat16):
+        own_model(random_ids(2, 64)).sum().backward()
+    assert len(calls) == (TINY.n_layers if has_bfloat16 else 0)
 
 
 def test_joining_the_heads_of_the_result_copies_nothing() -> None:
