@@ -1,6 +1,7 @@
 """Attention by plain products is that of torch, in any pattern, forward and backward."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from gpt2mini import GPT2
 from gpt2mini.padding import same_text_so_far
 from gpt2mini.training import Settings, attention, loop
-from gpt2mini.training.attention import AttentionByProducts, attention_by_products, blocks, is_fit
+from gpt2mini.training.attention import InPlaceOfTorchs, attention_by_products, blocks, is_fit
 
 Options = dict[str, Tensor | bool]
 
@@ -63,7 +64,7 @@ def check_against_exact(heads: list[Tensor], options: Options) -> None:
     exact = result_and_gradients(
         F.scaled_dot_product_attention, [head.double() for head in heads], options
     )
-    with AttentionByProducts():
+    with InPlaceOfTorchs():
         found = result_and_gradients(F.scaled_dot_product_attention, heads, options)
     torchs = result_and_gradients(F.scaled_dot_product_attention, heads, options)
     assert not all(map(torch.equal, found, torchs))  # it was not torch's own that was measured
@@ -78,9 +79,9 @@ def test_training_uses_it_where_the_processor_has_bfloat16(
 ) -> None:
     calls = []
 
-    def counting(query: Tensor, *others: Tensor | bool | None) -> Tensor:
-        calls.append(query.shape)
-        return attention_by_products(query, *others)
+    def counting(*args: Any) -> Tensor:
+        calls.append(args)
+        return attention_by_products(*args)
 
     monkeypatch.setattr(loop, "gains_from_bfloat16", lambda device: has_bfloat16)
     monkeypatch.setattr(attention, "attention_by_products", counting)
@@ -88,6 +89,24 @@ def test_training_uses_it_where_the_processor_has_bfloat16(
     with loop.prepared(own_model, settings), torch.autocast("cpu", torch.bfloat16):
         own_model(random_ids(2, 64)).sum().backward()
     assert len(calls) == (TINY.n_layers if has_bfloat16 else 0)
+
+
+def test_blocks_computed_again_in_backward_attend_alike(
+    own_model: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "gains_from_bfloat16", lambda device: True)
+    gradients = []
+    for recompute_blocks in (False, True):
+        settings = Settings(1, lambda step: 1.0, recompute_blocks=recompute_blocks)
+        own_model.zero_grad()
+        with loop.prepared(own_model, settings):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = own_model(random_ids(2, 64)).float().logsumexp(dim=2).sum()
+            loss.backward()
+        grads = [p.grad.flatten() for p in own_model.parameters() if p.grad is not None]
+        gradients.append(torch.cat(grads))
+    found, expected = gradients
+    assert (found - expected).norm() < 0.01 * expected.norm()  # added up in another order
 
 
 def test_joining_the_heads_of_the_result_copies_nothing() -> None:
@@ -123,6 +142,6 @@ def test_any_other_call_is_left_to_torch(change: dict) -> None:
     key = torch.zeros(1, 2, change.get("keys", tokens), 8, dtype=dtype)
     assert is_fit(*[torch.zeros(1, 2, 64, 8, dtype=torch.bfloat16)] * 3)
     assert not is_fit(query, key, key, **change.get("options", {}))
-    with AttentionByProducts():
+    with InPlaceOfTorchs():
         result = F.scaled_dot_product_attention(query, key, key, **change.get("options", {}))
     assert result.shape == query.shape and result.dtype == dtype

@@ -6,19 +6,47 @@ stay in the cache and are forgotten; backward computes them again (section 3.1, 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from gpt2mini.model import MultiHeadAttention
 
-class AttentionByProducts(TorchFunctionMode):
-    """Inside, `F.scaled_dot_product_attention` is `attention_by_products` wherever that computes
-    the same."""
+
+@contextmanager
+def attend_by_products(model: nn.Module) -> Iterator[None]:
+    """Inside, `attention_by_products` is what the model's attention computes with, where it fits.
+
+    By hooks and not by one mode around all: blocks that are computed again do so in the midst of
+    `backward`, which is a torch function itself, and inside of one its modes are not in force."""
+    mode = InPlaceOfTorchs()
+
+    def begin(*_: Any) -> None:
+        mode.__enter__()
+
+    def end(*_: Any) -> None:
+        mode.__exit__(None, None, None)
+
+    handles = []
+    for layer in model.modules():
+        if isinstance(layer, MultiHeadAttention):
+            handles.append(layer.register_forward_pre_hook(begin))
+            handles.append(layer.register_forward_hook(end, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class InPlaceOfTorchs(TorchFunctionMode):
+    """In force, `F.scaled_dot_product_attention` is `attention_by_products` where that fits."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

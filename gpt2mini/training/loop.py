@@ -15,7 +15,7 @@ from gpt2mini.data.text import Batch
 from gpt2mini.losses import check_labels_not_shifted, chunked_next_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating, mode
-from gpt2mini.training.attention import AttentionByProducts
+from gpt2mini.training.attention import attend_by_products
 from gpt2mini.training.compiled import compiled_blocks
 from gpt2mini.training.memory import recompute_activations, recompute_blocks
 from gpt2mini.training.parallel import sharing, whole_tensor, with_shared_gradients
@@ -172,7 +172,7 @@ def prepared(model: nn.Module, settings: Settings) -> Iterator[None]:
             inside.enter_context(recompute_activations(model))
         device = next(model.parameters()).device
         if device.type == "cpu" and gains_from_bfloat16(device) and not settings.compile:
-            inside.enter_context(AttentionByProducts())
+            inside.enter_context(attend_by_products(model))
         yield
 
 
