@@ -141,10 +141,10 @@ class Gradients:
         if self.weight is not None:
             if self.weight.dtype == weight.dtype:
                 self.weight.addmm_(grad_logits.T, chunk)  # no second tensor of its size
-            else:  # nor here: of some rows of the vocabulary at a time
-                for part, grad_part in zip(
-                    self.weight.split(512), grad_logits.split(512, dim=1), strict=True
-                ):
+            else:  # nor here on a CPU: of some rows of the vocabulary at a time
+                some = 512 if chunk.device.type == "cpu" else len(weight)
+                parts = zip(self.weight.split(some), grad_logits.split(some, dim=1), strict=True)
+                for part, grad_part in parts:
                     part.add_(grad_part.T @ chunk)
 
     def cast(self, hidden, weight, bias) -> list[Tensor | None]:
@@ -218,7 +218,7 @@ def cross_entropy_in_place(
         of_target = logprobs.gather(1, target)  # (rows, 1)
         losses.append(-of_target[:, 0])
         if grad_losses is not None:  # softmax(logits) - one_hot(target)
-            grad_logits = logprobs.exp_().scatter_(1, target, of_target.exp() - 1)
+            grad_logits = logprobs.exp_().scatter_(1, target, of_target.expm1())
             logits[rows] = grad_logits.mul_(grad_losses[rows, None])
     return torch.cat(losses)
 
