@@ -249,12 +249,14 @@ def has_fbgemm() -> bool:
 
 
 def has_onednn() -> bool:
-    """Whether torch has oneDNN's kernels here, and the processor bfloat16 for them."""
+    """Whether torch has oneDNN's kernels here, the processor bfloat16, and one may use the other
+    (which the variable ONEDNN_MAX_CPU_ISA can forbid)."""
+    names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
     return (
         torch.backends.mkldnn.is_available()
         and not emulates_bfloat16(torch.device("cpu"))
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and all(hasattr(torch.ops.mkldnn, name) for name in names)
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
 
