@@ -30,6 +30,7 @@ from measuring import (
     transformers_model,
 )
 from torch import Tensor, nn
+from training_step import prepared
 
 from gpt2mini import GPT2, GPT2Config
 
@@ -110,15 +111,13 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 def ours(config: GPT2Config, rank: int, targets: list[str]) -> tuple[nn.Module, LossOf]:
     from gpt2mini.data.text import Batch
     from gpt2mini.lora import add_lora
-    from gpt2mini.training import Settings, loop, next_token_step
+    from gpt2mini.training import next_token_step
 
     model = GPT2(config)
     add_lora(model, rank=rank, alpha=2 * rank, targets=targets)
 
-    settings = Settings(steps=1, schedule=lambda step: 1.0)
-
     def loss_of(token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        with loop.prepared(model, settings):  # as `train` does
+        with prepared(model, compiled=False, recomputed=False):
             return next_token_step(model, Batch(token_ids, token_ids))
 
     return model, loss_of
