@@ -164,3 +164,33 @@ def test_a_torch_that_cannot_spread_a_model_is_named(monkeypatch: pytest.MonkeyP
 def test_a_single_process_cannot_spread_a_model() -> None:
     with pytest.raises(ValueError, match="start it with torchrun"):
         shard(make_model())
+
+
+THREADS_AFTERWARDS = """
+import torch, gc
+from pathlib import Path
+from gpt2mini.training.processes import joined_processes, process_count
+with joined_processes():
+    loss = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))(torch.ones(2, 3)).sum()
+    loss.backward()
+    assert process_count() == 1
+    del loss
+    names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    assert any("gloo" in name for name in names)
+gc.collect()
+print(*[(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed on Linux")
+def test_no_thread_of_a_process_group_outlives_it() -> None:
+    """One that works while the interpreter ends aborts the process, after everything is saved."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    done = subprocess.run(
+        [*launch, "--no-python", sys.executable, "-c", THREADS_AFTERWARDS],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "python" in done.stdout and "gloo" not in done.stdout

@@ -4,6 +4,7 @@ In a single process all of this does nothing, so nobody else has to ask how many
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +20,9 @@ def joined_processes() -> Iterator[None]:
     if "LOCAL_RANK" not in os.environ:
         yield
         return
+    # before there is a group, or its functions' default arguments would hold it to the end
+    import torch.distributed.nn
+
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # gradients on GPUs travel over NCCL, checkpoints and small sums over gloo
@@ -30,6 +34,10 @@ def joined_processes() -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+        # This ends gloo's threads, unless a cache of FSDP2's holds the group. A thread that lets go
+        # of its last tensor while the interpreter is ending aborts the process (pytorch issue
+        # 190489), and torchrun then calls a run that has saved everything failed.
+        time.sleep(0.5)
 
 
 def is_joined() -> bool:
