@@ -6,6 +6,7 @@ the logits are, so those of a chunk can be forgotten before those of the next ar
 """
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gpt2mini.model import TiedHead
+from gpt2mini.quantize import QuantizedHead
+
+LINEAR_FORWARDS = {nn.Linear.forward, TiedHead.forward, QuantizedHead.forward}
 
 
 def summed_cross_entropy(
@@ -56,7 +60,7 @@ class LinearHead:
 
     @staticmethod
     def of(out_head: nn.Module, chunk_size: int | None) -> "LinearHead":
-        if not isinstance(out_head, nn.Linear | TiedHead):
+        if not is_linear(out_head):
             raise TypeError(
                 f"the head must be linear to be worked on in chunks, not "
                 f"{type(out_head).__name__}: use next_token_loss(model(token_ids), labels) for any "
@@ -71,6 +75,12 @@ class LinearHead:
         # 1 MB in float32; a GPU has no such cache, and would rather be called less often
         rows_in_cache = max(1, 2**18 // vocab) if device == "cpu" else rows
         return LinearHead(weight, out_head.bias, dtype, rows, rows_in_cache)
+
+
+def is_linear(head: nn.Module) -> TypeGuard[nn.Linear | TiedHead]:
+    """Whether all that the head does is to multiply with its weight and add its bias."""
+    own = "forward" in vars(head) or type(head).forward not in LINEAR_FORWARDS
+    return isinstance(head, nn.Linear | TiedHead) and not own
 
 
 class SummedCrossEntropy(torch.autograd.Function):

@@ -71,6 +71,8 @@ def predict(
 def class_logits(model: GPT2, rows: Sequence[Tensor]) -> Float[Tensor, "texts classes"]:
     """Logits of many texts, given as token ids, in batches of similar length; in float32, on the
     CPU, in eval mode and without gradients."""
+    if not rows:
+        raise ValueError("there are no texts to classify")
     device = model.tok_emb.weight.device
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     with evaluating(model):
@@ -145,28 +147,36 @@ def logits_from_block(
         x_last = last_token(x, attention_mask)[:, None]  # (batch, 1, emb)
     else:
         x = run_blocks(model, range(first, last), x, attention_mask)
-        block = model.trf_blocks[last]
-        assert isinstance(block, TransformerBlock)
-        x_last = block_at_last_token(block, x, attention_mask)
+        x_last = block_at_last_token(model.trf_blocks[last], x, attention_mask)
     return model.out_head(model.final_norm(x_last))[:, 0]  # (batch, classes)
 
 
 def block_at_last_token(
-    block: TransformerBlock, x: Float[Tensor, "batch tokens emb"], attention_mask: Tensor | None
+    block: nn.Module, x: Float[Tensor, "batch tokens emb"], attention_mask: Tensor | None
 ) -> Float[Tensor, "batch 1 emb"]:
     """What a block gives at the last real token, for a fraction of its work."""
-    attn = block.attn
-    is_plain = type(attn) is MultiHeadAttention and type(attn.key) is type(attn.value) is nn.Linear
-    if not is_plain:  # adapters, quantised weights
+    if not (isinstance(block, TransformerBlock) and is_plain(block)):
         pattern = attention_pattern(x[..., 0], attention_mask, past=0)
         return last_token(block(x, pattern), attention_mask)[:, None]
     if attention_mask is None:
         attention_mask = x.new_ones(x.shape[:2], dtype=torch.bool)  # (batch, tokens)
     x_last = last_token(x, attention_mask)  # (batch, emb)
-    seen = attention_of_last_token(attn, block.norm1(x), attention_mask)  # (batch, emb)
+    seen = attention_of_last_token(block.attn, block.norm1(x), attention_mask)  # (batch, emb)
     x_last = x_last + block.drop(seen)
     x_last = x_last[:, None]  # (batch, 1, emb)
     return x_last + block.drop(block.mlp(block.norm2(x_last)))
+
+
+def is_plain(block: TransformerBlock) -> bool:
+    """Whether it is as `model.py` makes it: no adapters or quantised weights in its attention, no
+    class of your own, no hook that looks on."""
+    attn = block.attn
+    return (
+        type(block).forward is TransformerBlock.forward
+        and type(attn) is MultiHeadAttention
+        and type(attn.key) is type(attn.value) is nn.Linear
+        and not any(part._forward_hooks or part._forward_pre_hooks for part in block.modules())
+    )
 
 
 def attention_of_last_token(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpt2mini.cache import KeyValueCache
 from gpt2mini.decoding import Decoder
+from gpt2mini.logprobs import check_language_head
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.padding import last_token, pad_right
@@ -106,7 +107,8 @@ def generate(
     attention_mask: 0 for padding, on either side of a prompt. num_samples: continuations of each
     prompt, in neighbouring rows. overflow: what to do when a row outgrows the context; "error", or
     "slide": forget its older half and read the newer half again (GPT-2's positions are absolute, so
-    a window cannot move without that). Raises ValueError for settings that make no sense.
+    a window cannot move without that). Several threads may share a model that is in eval mode.
+    Raises ValueError for settings that make no sense.
     """
     sampling = Sampling(repetition_penalty, no_repeat_ngram_size, temperature, top_k, top_p)
     if num_samples < 1:
@@ -267,12 +269,7 @@ def check_request(
             f"the prompt must have the shape (batch, tokens) and at least one token, "
             f"not {tuple(token_ids.shape)}"
         )
-    vocab = getattr(model.out_head, "out_features", model.config.vocab_size)
-    if vocab != model.config.vocab_size:
-        raise ValueError(
-            f"the output head gives {vocab} numbers, but the vocabulary has "
-            f"{model.config.vocab_size} tokens: only a language model head can generate"
-        )
+    check_language_head(model)
     if attention_mask is not None and attention_mask.shape != token_ids.shape:
         raise ValueError(
             f"attention_mask has the shape {tuple(attention_mask.shape)}; "

@@ -17,7 +17,8 @@ def sequence_logprobs(
     """log p(response | what stands before it) of each row: (sum in nats, number of tokens).
 
     response_mask: True at the tokens whose probability counts. Differentiable; the logits never all
-    exist. Raises ValueError for a response token with no real token before it.
+    exist. Raises ValueError for a response token with no real token before it, or a head that is
+    not one over the vocabulary.
     """
     logprobs = token_logprobs(model, token_ids, attention_mask, response_mask)
     return logprobs.sum(dim=1), response_mask.sum(dim=1)
@@ -30,6 +31,7 @@ def token_logprobs(
     response_mask: Bool[Tensor, "batch tokens"],
 ) -> Float[Tensor, "batch tokens"]:
     """The same, of every response token by itself; 0 elsewhere."""
+    check_language_head(model)
     hidden = model.hidden_states(token_ids, attention_mask)  # (batch, tokens, emb)
     check_response(token_ids, attention_mask, response_mask)
     return logprobs_from_hidden(hidden, model.out_head, token_ids, response_mask)
@@ -45,6 +47,15 @@ def logprobs_from_hidden(
     asked = response_mask[:, 1:]  # (batch, tokens - 1)
     found = -cross_entropy_of_each(hidden[:, :-1][asked], out_head, token_ids[:, 1:][asked])
     return found.new_zeros(token_ids.shape).masked_scatter(response_mask, found)
+
+
+def check_language_head(model: GPT2) -> None:
+    vocab = getattr(model.out_head, "out_features", model.config.vocab_size)
+    if vocab != model.config.vocab_size:
+        raise ValueError(
+            f"the output head gives {vocab} numbers, but the vocabulary has "
+            f"{model.config.vocab_size} tokens: only a language model head knows how likely each is"
+        )
 
 
 def check_response(token_ids: Tensor, attention_mask: Tensor | None, response_mask: Tensor) -> None:

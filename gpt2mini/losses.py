@@ -30,7 +30,9 @@ def next_token_loss(
     targets = next_tokens(labels)  # (batch, tokens - 1)
     check_in_vocabulary(targets, logits.shape[2])
     logits = at_least_float32(logits[:, :-1].flatten(0, 1))  # (batch * (tokens - 1), vocab)
-    loss_sum = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    loss_sum = F.cross_entropy(
+        logits, targets.flatten().long(), ignore_index=IGNORED, reduction="sum"
+    )
     return loss_sum, (targets != IGNORED).sum()
 
 
@@ -148,6 +150,8 @@ def dpo_loss(
             f"not {beta} and {label_smoothing}"
         )
     margin = policy_chosen - policy_rejected  # (pairs)
+    if (reference_chosen is None) != (reference_rejected is None):
+        raise ValueError("give the reference's log-probabilities of both answers, or of neither")
     if reference_chosen is not None and reference_rejected is not None:
         margin = margin - (reference_chosen - reference_rejected)
     if variant == "ipo":

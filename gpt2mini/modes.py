@@ -1,6 +1,6 @@
 """Borrow a model for training or evaluation and give it back as it was."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,3 +24,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients."""
     with mode(model, training=False), torch.no_grad():
         yield
+
+
+@contextmanager
+def forwards_replaced(replaced: Sequence[tuple[nn.Module, Callable]]) -> Iterator[None]:
+    """Inside, each module computes with the function beside it, whatever hooks it has; on leaving,
+    also by Ctrl-C, with what it did before.
+
+    Let the function be a `partial` of the module's own `forward`: a deep copy of the module then
+    computes with the copy's weights.
+    """
+    before = [(module, vars(module).get("forward")) for module, _ in replaced]
+    try:
+        for module, forward in replaced:
+            vars(module)["forward"] = forward  # beside the class's own, which it hides
+        yield
+    finally:
+        for module, own in before:
+            vars(module).pop("forward", None)
+            if own is not None:
+                vars(module)["forward"] = own

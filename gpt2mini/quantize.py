@@ -32,7 +32,7 @@ class QuantizedLinear(nn.Module):
     def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.bias = bias
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: Float[Tensor, "*axes into"]) -> Float[Tensor, "*axes out"]:
         if torch.is_grad_enabled() and (self.training or x.requires_grad):
@@ -115,6 +115,15 @@ class PackedHalfLinear(QuantizedLinear):
     def dequantized(self) -> Float[Tensor, "out into"]:
         return torch.ops.quantized.linear_unpack_fp16(self.packed)[0]
 
+    def get_extra_state(self) -> dict[str, Tensor | None]:  # for `state_dict`
+        weight, bias = torch.ops.quantized.linear_unpack_fp16(self.packed)
+        return {"weight": weight.half(), "bias": bias}
+
+    def set_extra_state(self, state: dict[str, Tensor | None]) -> None:
+        weight, bias = state["weight"], state["bias"]
+        assert weight is not None
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
+
 
 class BlockedBfloat16Linear(QuantizedLinear):
     """bfloat16 in the order in which oneDNN, torch's other matrix library, multiplies it. A plain
@@ -131,6 +140,12 @@ class BlockedBfloat16Linear(QuantizedLinear):
 
     def dequantized(self) -> Float[Tensor, "out into"]:
         return self.blocks.tensor.to_dense().float()
+
+    def get_extra_state(self) -> Tensor:  # for `state_dict`
+        return self.blocks.tensor.to_dense()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.blocks = Blocks(state)
 
 
 class Blocks:

@@ -101,5 +101,7 @@ def throw_dart(
     order in which a share of 0 may come out above 0.)
     """
     ends = probabilities.cumsum(dim=1, dtype=torch.float64)  # (rows, vocab)
+    if not ends[:, -1].isfinite().all():
+        raise ValueError("the logits are not numbers (NaN): the model's weights or inputs are bad")
     point = torch.rand(len(ends), 1, dtype=torch.float64, generator=generator) * ends[:, -1:]
     return torch.searchsorted(ends, point, right=True)  # right: past the shares of 0

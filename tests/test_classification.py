@@ -16,7 +16,7 @@ import torch
 from conftest import TINY, enlarge, random_ids, shared_data
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
@@ -41,13 +41,14 @@ from gpt2mini.data.labelled import (
 from gpt2mini.evaluation import classification_report
 from gpt2mini.lora import add_lora
 from gpt2mini.losses import IGNORED, last_token_loss
-from gpt2mini.model import MultiHeadAttention
+from gpt2mini.model import MultiHeadAttention, TransformerBlock
 from gpt2mini.padding import last_token
 from gpt2mini.training import (
     FrozenStream,
     PlainTexts,
     Settings,
     adamw,
+    evaluate_classes,
     frozen,
     last_token_step,
     shuffled_batches,
@@ -593,3 +594,45 @@ def test_a_report_of_nonsense_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         classification_report(truth, predicted, ["a", "b"])
+
+
+class Louder(TransformerBlock):
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return 1.5 * super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("part", ["trf_blocks.1", "trf_blocks.1.attn", "trf_blocks.1.mlp", "class"])
+def test_hooks_and_classes_of_your_own_have_their_say_in_the_last_block(
+    part: str, classifier: GPT2
+) -> None:
+    before = class_logits(classifier, ragged(3))
+    if part == "class":
+        classifier.trf_blocks[-1].__class__ = Louder
+    else:
+        classifier.get_submodule(part).register_forward_hook(lambda *args: 1.5 * args[2])
+    ids = random_ids(2, 9)
+    assert_close(last_token_logits(classifier, ids), classifier(ids)[:, -1])
+    assert not torch.equal(class_logits(classifier, ragged(3)), before)
+
+
+def test_no_texts_are_refused(classifier: GPT2) -> None:
+    with pytest.raises(ValueError, match="there are no texts to classify"):
+        class_logits(classifier, [])
+    with pytest.raises(ValueError, match="there is nothing to learn from"):
+        next(shuffled_batches(PlainTexts([], []), 2, seed=0))
+
+
+def test_evaluating_a_copy_while_the_last_block_learns(classifier: GPT2) -> None:
+    """What is to be computed again in backward is no part of the model."""
+    data = PlainTexts(ragged(6), [0, 1] * 3)
+    settings = Settings(2, lambda step: 1.0, precision="fp32", progress=False, evaluate_every=1)
+    optimizer = torch.optim.SGD(classifier.parameters(), 0.01)
+    rows = train(
+        classifier,
+        shuffled_batches(data, 3, seed=0),
+        [optimizer],
+        settings,
+        last_token_step,
+        evaluate=lambda: evaluate_classes(deepcopy(classifier), data)[0],
+    )
+    assert any("validation_loss" in row for row in rows)

@@ -322,3 +322,9 @@ def test_after_training_an_answer_ends_by_itself(own_model: GPT2) -> None:
 def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="train_on must be"):
         ExchangeBatches(random_exchanges(2, seed=0), 1, 0, train_on="prompt")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_exchanges_are_refused(packed: bool) -> None:
+    with pytest.raises(ValueError, match="there is nothing to learn from"):
+        next(iter(ExchangeBatches([], 2, seed=0, packed=packed, longest=32)))

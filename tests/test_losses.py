@@ -19,6 +19,7 @@ from gpt2mini.losses import (
     check_in_vocabulary,
     check_labels_not_shifted,
     chunked_next_token_loss,
+    dpo_loss,
     next_token_loss,
 )
 from gpt2mini.model import TiedHead
@@ -414,3 +415,30 @@ def test_shifted_labels_of_padded_rows_are_refused() -> None:
     shifted = torch.cat([batch.labels[:, 1:], torch.full((2, 1), IGNORED)], dim=1)
     with pytest.raises(ValueError, match="already shifted"):
         check_labels_not_shifted(batch.token_ids, shifted)
+
+
+class Capped(nn.Linear):
+    """Multiplies, and then does something else."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).tanh()
+
+
+def test_a_linear_head_with_a_forward_of_its_own_is_refused(own_model: GPT2) -> None:
+    ids = random_ids(2, 9)
+    own_model.out_head = Capped(TINY.emb_dim, TINY.vocab_size)
+    with pytest.raises(TypeError, match="must be linear to be worked on in chunks, not Capped"):
+        chunked_next_token_loss(own_model.hidden_states(ids), own_model.out_head, ids)
+
+
+def test_ids_of_32_bits_are_learned_from(own_model: GPT2) -> None:
+    ids = random_ids(2, 9)
+    expected = next_token_loss(own_model(ids), ids)[0]
+    found = next_token_loss(own_model(ids.int()), ids.int())[0]
+    assert torch.equal(found, expected)
+
+
+def test_half_a_reference_is_refused() -> None:
+    two = torch.tensor([-1.0, -2.0])
+    with pytest.raises(ValueError, match="of both answers, or of neither"):
+        dpo_loss(two, two, reference_chosen=two)

@@ -1,17 +1,22 @@
 """Recomputing cheap activations changes memory and nothing else."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from conftest import TINY, random_ids
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+from torch.testing import assert_close
 
 from gpt2mini import GPT2
 from gpt2mini.losses import chunked_next_token_loss
 from gpt2mini.training import memory, recompute_activations, recompute_blocks
+from gpt2mini.training.attention import attend_by_products
 
 
 def gradients(model: GPT2, ids: Tensor) -> list[Tensor]:
@@ -81,10 +86,115 @@ def test_in_half_precision_no_copy_is_kept_for_query_key_and_value(
             assert (p.grad - exact).norm() < 0.05 * exact.norm(), name
 
 
-def test_the_model_is_given_back_without_hooks(own_model: GPT2) -> None:
+CONTEXTS = [recompute_activations, recompute_blocks, attend_by_products]
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_the_model_is_given_back_as_it_was(context: Callable, own_model: GPT2) -> None:
+    attn = own_model.get_submodule("trf_blocks.0.attn")
+    vars(attn)["forward"] = partial(attn.forward)
+    before = [dict(vars(module)) for module in own_model.modules()]
+    with context(own_model):
+        assert any("forward" in vars(m) for m in own_model.trf_blocks[1].modules())
+    assert before == [vars(module) for module in own_model.modules()]
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_ctrl_c_inside_leaves_nothing_behind(context: Callable, own_model: GPT2) -> None:
+    """torch calls no hook that is always to be called for a KeyboardInterrupt."""
+    ids, attn = random_ids(1, 8), own_model.trf_blocks[1].attn
+
+    def interrupted(x: Tensor) -> None:
+        raise KeyboardInterrupt
+
+    expected = [gradient.clone() for gradient in gradients(own_model, ids)]
+    vars(attn)["project"] = interrupted
+    with pytest.raises(KeyboardInterrupt), context(own_model):
+        own_model(ids)
+    del vars(attn)["project"]
+    assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+    assert not torch.overrides._get_current_function_mode_stack()
+    assert all(torch.equal(a, b) for a, b in zip(expected, gradients(own_model, ids), strict=True))
+
+
+def louder(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
+    return output * 1.5
+
+
+def louder_in_place(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
+    return output.mul_(1.5)
+
+
+class Transposed(nn.Module):
+    """A linear layer that looks at its input from another side."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(x.mT, self.weight[:, :, None], self.bias).mT
+
+
+def with_dropout(model: GPT2) -> None:
+    for block in model.trf_blocks:
+        own = nn.Sequential(nn.GELU(approximate="tanh"), nn.Dropout(0.3))
+        block.get_submodule("mlp").register_module("gelu", own)
+
+
+def with_transposed(model: GPT2) -> None:
+    for block in model.trf_blocks:
+        linear = block.get_submodule("mlp.mlp_in")
+        assert isinstance(linear, nn.Linear)
+        block.get_submodule("mlp").register_module("mlp_in", Transposed(linear))
+
+
+def with_hooks(model: GPT2, part: str, hook: Callable) -> None:
+    for block in model.trf_blocks:
+        block.get_submodule(part).register_forward_hook(hook)
+
+
+OWN = {
+    "dropout": with_dropout,
+    "transposed": with_transposed,
+    "hook on norm": partial(with_hooks, part="norm1", hook=louder),
+    "hook on gelu": partial(with_hooks, part="mlp.gelu", hook=louder),
+    "in place": partial(with_hooks, part="norm2", hook=louder_in_place),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("change", OWN.values(), ids=OWN.keys())
+def test_what_is_your_own_gets_its_gradients(
+    change: Callable, inside: bool, own_model: GPT2
+) -> None:
+    """Changed before, or while some of the norms' and GELUs' outputs are not kept."""
+    changed = deepcopy(own_model)
+    change(changed)
+    torch.manual_seed(0)
+    expected = gradients(changed, random_ids(2, 12))
+    if not inside:
+        change(own_model)
     with recompute_activations(own_model):
-        pass
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in own_model.modules())
+        if inside:
+            change(own_model)
+        torch.manual_seed(0)
+        found = gradients(own_model, random_ids(2, 12))
+    for a, b in zip(expected, found, strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_copy_made_inside_computes_with_its_own_weights(
+    context: Callable, own_model: GPT2
+) -> None:
+    ids = random_ids(2, 12)
+    with context(own_model):
+        gradients(own_model, ids)
+        copy = deepcopy(own_model)
+        for parameter in own_model.parameters():
+            parameter.data.zero_()
+        assert copy(ids).abs().max() > 0
 
 
 def test_an_error_inside_leaves_nothing_behind(own_model: GPT2) -> None:

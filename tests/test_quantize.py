@@ -382,3 +382,14 @@ def test_a_compiled_model_still_generates(own_model: GPT2, no_shape_checks: None
     for block in model.trf_blocks:
         block.compile(backend="eager", dynamic=True)
     assert torch.equal(generate(model, ids, 8, temperature=0).token_ids, expected)
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp16", "bf16"])
+def test_a_state_dict_holds_the_weights(weights: str, own_model: GPT2) -> None:
+    ids = random_ids(2, 9)
+    expected = own_model.quantize(weights)(ids)
+    torch.manual_seed(1)
+    other = GPT2(own_model.config).quantize(weights)
+    assert not torch.equal(other(ids), expected)
+    other.load_state_dict(own_model.state_dict())
+    assert torch.equal(other(ids), expected)

@@ -431,6 +431,7 @@ def test_a_model_with_other_heads_is_refused(tmp_path: Path) -> None:
     Run().train(tmp_path, steps=5)
     other = Run()
     other.model = GPT2(replace(other.model.config, n_heads=3))
+    other.optimizers = [adamw(other.model, lr=0.01)]
     with pytest.raises(ValueError, match="belong to another model"):
         other.train(tmp_path, resume=True)
 
@@ -690,3 +691,11 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_bits(tmp_path: Path)
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 kills" in done.stdout
+
+
+def test_an_optimizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    run = Run()
+    run.optimizers = Run().optimizers
+    with pytest.raises(ValueError, match="tensors to train that are not parameters of the model"):
+        run.train(tmp_path)
+    assert not list(tmp_path.rglob("step-*"))

@@ -161,3 +161,9 @@ def test_sharp_distributions_and_forbidden_tokens_are_obeyed() -> None:
 def test_logprobs_are_those_of_the_drawn_tokens() -> None:
     token_ids, logprobs = draw(LOGITS.expand(50, -1), 1.0, torch.Generator().manual_seed(1))
     torch.testing.assert_close(logprobs, LOGITS[0, token_ids])
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    logits = torch.tensor([[0.0, math.nan, 1.0]])
+    with pytest.raises(ValueError, match="the logits are not numbers"):
+        draw(logits, 1.0, None)

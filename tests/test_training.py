@@ -670,3 +670,39 @@ def test_labels_that_are_shifted_already_stop_the_training(own_model: GPT2) -> N
     optimizer = AdamW(own_model.parameters(), LR)
     with pytest.raises(ValueError, match="already shifted"):
         train(own_model, [Batch(ids, shifted)], [optimizer], settings(1))
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_step_that_overflows_for_one_optimizer_is_left_out_for_all(
+    bad: float, own_model: GPT2
+) -> None:
+    before, handles = [], []
+
+    def loss_function(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+        before.append([parameter.detach().clone() for parameter in model.parameters()])
+        if len(before) == 3:
+            handles.append(model.pos_emb.weight.register_hook(lambda g: torch.full_like(g, bad)))
+        elif handles:
+            handles.pop().remove()
+        return next_token_step(model, batch)
+
+    optimizers = muon_and_adamw(own_model, lr=0.02, adamw_lr=0.001)
+    changed = settings(4, precision="fp16")
+    rows = train(own_model, ragged_batches(), optimizers, changed, loss_function)
+    assert not math.isfinite(rows[2]["grad_norm"])
+    assert all(map(torch.equal, before[2], before[3]))
+    for i in (0, 1, 3):
+        assert math.isfinite(rows[i]["grad_norm"])
+
+
+@pytest.mark.parametrize("batches", [0, 3])
+def test_batches_that_end_are_an_error_in_words(batches: int, own_model: GPT2) -> None:
+    few = list(itertools.islice(ragged_batches(), batches))
+    with pytest.raises(ValueError, match=r"the batches have come to an end.*itertools.cycle"):
+        train(own_model, few, [SGD(own_model.parameters(), LR)], settings(4))
+
+
+def test_weights_in_float16_are_not_trained_in_fp16(own_model: GPT2) -> None:
+    optimizer = SGD(own_model.half().parameters(), LR)
+    with pytest.raises(ValueError, match=r"weights in float16 lose small steps.*model.float"):
+        train(own_model, ragged_batches(), [optimizer], settings(1, precision="fp16"))

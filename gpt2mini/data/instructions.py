@@ -200,7 +200,7 @@ class ExchangeBatches:
         self.batch_size, self.seed = batch_size, seed
         lengths = [len(one.token_ids) for one in self.encoded]
         singles = [[i] for i in range(len(lengths))]
-        self.rows = pack(lengths, max(longest, *lengths)) if packed else singles
+        self.rows = pack(lengths, max([longest, *lengths])) if packed else singles
         self.row_lengths = [sum(lengths[i] for i in row) for row in self.rows]
         self.batches_per_epoch = -(-len(self.rows) // batch_size)
 

@@ -202,7 +202,10 @@ def length_buckets(
 
     Texts are shuffled, cut into stretches of some dozens of batches, sorted by length inside a
     stretch, and the batches shuffled: nearly as random as without, with a tenth of the padding.
+    Raises ValueError if there is none.
     """
+    if not len(lengths):
+        raise ValueError("there is nothing to learn from: the data hold no text")
     order = generator.permutation(len(lengths))
     stretch = 32 * batch_size
     batches = []

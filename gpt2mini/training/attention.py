@@ -5,8 +5,9 @@ Dao et al. 2022, "FlashAttention", without its tiling of keys: some queries at a
 stay in the cache and are forgotten; backward computes them again (section 3.1, appendix B.2).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,32 +18,24 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from gpt2mini.model import MultiHeadAttention
+from gpt2mini.modes import forwards_replaced
 
 
 @contextmanager
 def attend_by_products(model: nn.Module) -> Iterator[None]:
     """Inside, `attention_by_products` is what the model's attention computes with, where it fits.
 
-    By hooks and not by one mode around all: blocks that are computed again do so in the midst of
-    `backward`, which is a torch function itself, and inside of one its modes are not in force."""
-    mode = InPlaceOfTorchs()
-
-    def begin(*_: Any) -> None:
-        mode.__enter__()
-
-    def end(*_: Any) -> None:
-        mode.__exit__(None, None, None)
-
-    handles = []
-    for layer in model.modules():
-        if isinstance(layer, MultiHeadAttention):
-            handles.append(layer.register_forward_pre_hook(begin))
-            handles.append(layer.register_forward_hook(end, always_call=True))
-    try:
+    Each layer by itself and not by one mode around all: blocks that are computed again do so in the
+    midst of `backward`, which is a torch function itself, and inside of one its modes are not in
+    force."""
+    layers = [layer for layer in model.modules() if isinstance(layer, MultiHeadAttention)]
+    with forwards_replaced([(layer, partial(by_products, layer.forward)) for layer in layers]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def by_products(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    with InPlaceOfTorchs():
+        return forward(*args, **kwargs)
 
 
 class InPlaceOfTorchs(TorchFunctionMode):

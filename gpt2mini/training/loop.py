@@ -1,5 +1,6 @@
 """The training loop, written out: any model, any loss that returns (sum, count), any batches."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from gpt2mini.training.memory import recompute_activations, recompute_blocks
 from gpt2mini.training.parallel import sharing, whole_tensor, with_shared_gradients
 from gpt2mini.training.precision import autocast, gains_from_bfloat16, gradient_scaler
 from gpt2mini.training.processes import process_count, process_number, sum_over_processes
-from gpt2mini.training.run import Run, Step, remaining_batches
+from gpt2mini.training.run import Run, Step, next_batch, remaining_batches
 from gpt2mini.training.settings import Settings
 
 SMALLEST_SCALE = 2.0**-10  # of gradients in fp16
@@ -93,7 +94,8 @@ def train(
             except FloatingPointError:
                 model.zero_grad()  # no NaN stays behind
                 raise
-            if accepted:
+            # where one optimizer's gradients overflow (fp16), the step is left out for all
+            if accepted and math.isfinite(step.grad_norm):
                 for optimizer in optimizers:
                     scaler.step(optimizer)
             scaler.update()
@@ -137,7 +139,7 @@ def accumulate_gradients(
     device = next(loss_of.parameters()).device
     loss_sum, count = torch.zeros((), device=device), torch.zeros((), device=device)
     for left in reversed(range(settings.accumulate)):
-        batch = next(supply).to(device)
+        batch = next_batch(supply).to(device)
         with sharing(loss_of, now=left == 0):
             with autocast(device, settings.precision):
                 batch_sum, batch_count = loss_of(batch)

@@ -7,41 +7,41 @@ activations. (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost",
 layers; `recompute_blocks` does.)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from gpt2mini.model import TransformerBlock
+from gpt2mini.model import MLP, TransformerBlock
+from gpt2mini.modes import forwards_replaced
 
 
 @contextmanager
 def recompute_activations(model: nn.Module) -> Iterator[None]:
-    """Inside, forward passes keep less for backward; gradients are the same, bit for bit."""
-    pairs = [
-        (Recomputed(producer), consumer)
-        for block in model.modules()
-        if isinstance(block, TransformerBlock)
-        for producer, consumer in (
-            (block.get_submodule("norm1"), block.get_submodule("attn")),
-            (block.get_submodule("norm2"), block.get_submodule("mlp.mlp_in")),
-            (block.get_submodule("mlp.gelu"), block.get_submodule("mlp.mlp_out")),
-        )
-    ]
-    handles = []
-    for recomputed, consumer in pairs:
-        handles.append(recomputed.producer.register_forward_hook(recomputed.remember))
-        handles.append(consumer.register_forward_pre_hook(recomputed.begin))
-        handles.append(consumer.register_forward_hook(recomputed.end, always_call=True))
-    try:
+    """Inside, forward passes keep less for backward; gradients are the same, bit for bit.
+
+    Norms and activation functions of your own are kept as ever: a second time they might give
+    something else.
+    """
+    pairs: list[tuple[nn.Module, nn.Module]] = []  # whose output is computed again, who keeps it
+    for block in model.modules():
+        if isinstance(block, TransformerBlock):
+            pairs.append((block.norm1, block.attn))
+            if isinstance(block.mlp, MLP):
+                pairs += [(block.norm2, block.mlp.mlp_in), (block.mlp.gelu, block.mlp.mlp_out)]
+    replaced: list[tuple[nn.Module, Callable]] = []
+    for producer, consumer in pairs:
+        if type(producer) in (nn.LayerNorm, nn.GELU) and "forward" not in vars(producer):
+            replaced.append((producer, partial(with_recipe, producer.forward)))
+            replaced.append((consumer, partial(keeping_the_recipe, consumer.forward)))
+    with forwards_replaced(replaced):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -49,55 +49,50 @@ def recompute_blocks(model: nn.Module) -> Iterator[None]:
     """Inside, of each block only the input is kept; the rest is computed again in backward. Memory
     no longer grows with what happens inside a block, for a third more work."""
     blocks = [module for module in model.modules() if isinstance(module, TransformerBlock)]
-    try:
-        for block in blocks:
-            # beside the class's own forward, which the instance's hides
-            vars(block)["forward"] = partial(checkpoint, block.forward, use_reentrant=False)
+    again = [(block, partial(checkpoint, block.forward, use_reentrant=False)) for block in blocks]
+    with forwards_replaced(again):
         yield
-    finally:
-        for block in blocks:
-            vars(block).pop("forward", None)
 
 
-class Recomputed:
-    """The output of one cheap module, of which autograd inside the consumer keeps a recipe."""
+@dataclass(frozen=True)
+class Recipe:
+    """How to compute a tensor again. It stands in the tensor's attribute `recipe`, so it goes where
+    the tensor goes, and a tensor that somebody puts in its place has none."""
 
-    def __init__(self, producer: nn.Module) -> None:
-        self.producer = producer
-        self.input: Tensor | None = None
-        self.output_address = 0  # by which it is known, without being held
-        self.hooks: saved_tensors_hooks | None = None
+    compute: Callable[[Tensor], Tensor]
+    source: Tensor
+    version: int  # of the tensor: more by one whenever it is changed in place
 
-    def remember(self, producer: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
-        device = output.device.type
+
+def with_recipe(forward: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
+    output, device = forward(input), input.device.type
+    if torch.is_grad_enabled():
         if torch.is_autocast_enabled(device):
             # Or query, key and value would each cast it for themselves, and each keep its cast.
             output = output.to(torch.get_autocast_dtype(device))
-        self.input, self.output_address = arguments[0], output.data_ptr()
-        return output
-
-    def begin(self, consumer: nn.Module, arguments: tuple) -> None:
-        if self.input is not None and torch.is_grad_enabled():
-            self.hooks = recipe(self.producer, self.input.detach(), self.output_address)
-            self.hooks.__enter__()
-
-    def end(self, consumer: nn.Module, arguments: tuple, output: Tensor | None) -> None:
-        if self.hooks is not None:
-            self.hooks.__exit__()
-        self.hooks = self.input = None
+        recipe = Recipe(forward, input.detach(), output._version)
+        output.recipe = recipe  # type: ignore[attr-defined]
+    return output
 
 
-def recipe(producer: nn.Module, source: Tensor, output_address: int) -> saved_tensors_hooks:
-    """Where autograd would keep the output (or a view of it), keep its shape; compute it later."""
+def keeping_the_recipe(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """Where autograd would keep the first argument (or a view of it), it keeps how to compute it
+    again, and its shape."""
+    tensor: Any = args[0] if args else None
+    recipe: Recipe | None = getattr(tensor, "recipe", None)
+    if recipe is None or not torch.is_grad_enabled() or tensor._version != recipe.version:
+        return forward(*args, **kwargs)
 
     def keep(saved: Tensor) -> Tensor | tuple[torch.Size, torch.dtype]:
-        is_output = saved.data_ptr() == output_address and saved.numel() == source.numel()
-        return (saved.shape, saved.dtype) if is_output else saved
+        # all of it, in the same order; its address is its own as long as it is an argument here
+        same = saved.data_ptr() == tensor.data_ptr() and saved.numel() == tensor.numel()
+        return (saved.shape, saved.dtype) if same and saved.is_contiguous() else saved
 
     def restore(kept: Tensor | tuple[torch.Size, torch.dtype]) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
         shape, dtype = kept
-        return producer.forward(source).to(dtype).view(shape)
+        return recipe.compute(recipe.source).to(dtype).view(shape)
 
-    return saved_tensors_hooks(keep, restore)
+    with saved_tensors_hooks(keep, restore):
+        return forward(*args, **kwargs)

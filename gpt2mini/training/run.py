@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from gpt2mini.files import alone_in
 from gpt2mini.training.metrics import MetricsLog
+from gpt2mini.training.precision import best_precision
 from gpt2mini.training.processes import (
     of_the_first,
     process_count,
@@ -64,6 +65,7 @@ class Run:
     ) -> None:
         """out: None keeps nothing. parts: batches and other objects of the run; those that have a
         `state_dict` are saved and restored with it."""
+        check_can_be_trained(model, optimizers, settings)
         self.model, self.optimizers, self.settings = model, optimizers, settings
         self.out, self.save_model = None if out is None else Path(out), save_model
         self.stateful = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
@@ -279,12 +281,39 @@ def digest_of_first(batches: Iterable[Any]) -> str:
     if hasattr(batches, "load_state_dict") or iter(batches) is batches:
         return ""
     states, digest = generator_states(), hashlib.sha256()
-    first = next(iter(batches))
+    first = next_batch(iter(batches))
     restore_generators(states)  # somebody's batches may draw from them
     for tensor in (first, *getattr(first, "__dict__", {}).values()):
         if isinstance(tensor, Tensor) and not tensor.is_floating_point():
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def check_can_be_trained(model: nn.Module, optimizers: list[Optimizer], settings: Settings) -> None:
+    of_model = set(model.parameters())
+    learning = {p for o in optimizers for group in o.param_groups for p in group["params"]}
+    if learning - of_model:
+        raise ValueError(
+            f"an optimizer has {len(learning - of_model)} tensors to train that are not parameters "
+            "of the model: they would not be saved with it. Make them part of it, or train it with "
+            "an optimizer made after its last change"
+        )
+    device = next(model.parameters()).device
+    in_half = any(p.dtype == torch.float16 for p in learning)
+    if in_half and best_precision(device, settings.precision) == "fp16":
+        raise ValueError(
+            "weights in float16 lose small steps, and their gradients cannot be scaled: "
+            "model.float(); precision fp16 computes in float16 where that is enough"
+        )
+
+
+def next_batch(batches: Iterator[Any]) -> Any:
+    for batch in batches:
+        return batch
+    raise ValueError(
+        "the batches have come to an end: training asks for as many as its steps need, so let them "
+        "begin again (itertools.cycle), epoch after epoch"
+    )
 
 
 def remaining_batches(batches: Iterable[Any], first: int) -> Iterator[Any]:
