@@ -57,10 +57,13 @@ def main() -> None:
     summary = {"model": str(args.model), "dtype": args.dtype, "rows": table.as_dicts()}
     if not args.tasks:
         texts = write_texts(model, tokenizer, args)
-        quality = generation_quality(model, tokenizer, texts, args.dtype)
-        print(f"\nits own writing ({args.samples} texts, temperature 1), the first begins:")
-        print(f"{texts[0][:200]!r}\n{quality}\n\n{SOURCES}\n")
-        summary |= {"generation": quality.as_dict(), "texts": texts}
+        if texts:
+            quality = generation_quality(model, tokenizer, texts, args.dtype)
+            print(f"\nits own writing ({len(texts)} texts, temperature 1), the first begins:")
+            print(f"{texts[0][:200]!r}\n{quality}\n\n{SOURCES}\n")
+            summary |= {"generation": quality.as_dict(), "texts": texts}
+        else:
+            print("\nits own writing: no text of two tokens or more, so there is nothing to score")
     write_summary(out, summary)
     print(f"JSON: {out / 'summary.json'}")
 

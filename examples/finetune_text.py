@@ -119,7 +119,7 @@ def main() -> None:
         f"validation loss {losses[0]:.3f} -> {min(losses):.3f} "
         f"(perplexity {first:.1f} -> {best:.1f})"
     )
-    if losses[-1] > min(losses) + 0.01:
+    if not losses[-1] <= min(losses) + 0.01:  # nor is NaN
         print(f"(it had risen again to {losses[-1]:.3f} at the end: fewer epochs would do)")
     base = GPT2.from_pretrained(args.model, device=device)
     ends = [(document.start, min(document.stop, document.start + 5000)) for document in validation]

@@ -29,8 +29,11 @@ GENERAL_TEXT = Path(__file__).parent / "data" / "general.txt"  # letters, a reci
 SMALL = 50_000_000  # parameters; larger models want smaller steps
 
 
-def common_flags(description: str | None, out: str | None = None) -> argparse.ArgumentParser:
-    """A parser with the flags of every example; scripts that write pass a default for --out."""
+def common_flags(
+    description: str | None, out: str | None = None, dtype: bool = True
+) -> argparse.ArgumentParser:
+    """A parser with the flags of every example; scripts that write pass a default for --out, and
+    dtype=False if they compute in the weights' own."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,6 +42,7 @@ def common_flags(description: str | None, out: str | None = None) -> argparse.Ar
     add("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     if out is not None:
         add("--out", default=out, help=f"folder for results (default {out})")
+    if out is not None and dtype:
         add(
             "--dtype",
             default="auto",
@@ -232,10 +236,15 @@ def split_seeded(
     """(to learn from, held out): a seeded choice of a share of all, in a seeded order."""
     if not 0 < fraction <= 1 or not 0 < validation_share < 1:
         raise ValueError("--fraction must lie in (0, 1] and --validation-share in (0, 1)")
-    shuffled = random.Random(seed).sample(items, max(2, round(fraction * len(items))))
-    n_held_out = max(1, round(validation_share * len(shuffled)))
     if len(items) < 2:
         raise ValueError("one record is too few: at least one to learn from and one to hold out")
+    shuffled = random.Random(seed).sample(items, max(2, round(fraction * len(items))))
+    n_held_out = max(1, round(validation_share * len(shuffled)))
+    if n_held_out == len(shuffled):
+        raise ValueError(
+            f"--validation-share {validation_share:g} of {len(shuffled)} records holds out all of "
+            "them, and leaves none to learn from"
+        )
     return shuffled[n_held_out:], shuffled[:n_held_out]
 
 

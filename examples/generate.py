@@ -35,7 +35,10 @@ def main() -> None:
     if args.interactive:
         print("Begin a text; the model goes on. An empty line ends.", file=sys.stderr)
         while prompt := read_line():
-            continue_text(model, tokenizer, prompt, args, generator)
+            try:
+                continue_text(model, tokenizer, prompt, args, generator)
+            except ValueError as error:  # a prompt that is too long, say
+                print(f"error: {error}", file=sys.stderr)
         return
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     for number in range(args.num_samples):

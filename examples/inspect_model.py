@@ -228,7 +228,7 @@ SUBCOMMANDS = {
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = common_flags(__doc__, out="runs/inspect_model")
+    parser = common_flags(__doc__, out="runs/inspect_model", dtype=False)
     parser.add_argument("what", choices=SUBCOMMANDS, help="what to look at")
     parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
     parser.add_argument("--other", help="compare: a model, folder or name, or an adapter's folder")

@@ -30,6 +30,7 @@ from flags import (
     keeping,
     leave_the_rest_to_the_first,
     not_negative,
+    not_negative_number,
     parse_columns,
     positive,
     positive_number,
@@ -417,15 +418,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch-size", type=positive, help="pairs, or responses, per step (default 8; 16)")
     add("--lr", type=positive_number, help="peak rate (default: by method and size)")
     add("--longest", type=positive, default=512, help="reward, dpo: tokens per prompt and answer")
-    add("--beta", type=float, default=0.1, help="dpo: how close to the reference (default .1)")
+    add("--beta", type=positive_number, default=0.1, help="dpo: how near the reference (.1)")
     add("--label-smoothing", type=float, default=0.0, help="dpo: share of wrong labels (default 0)")
     add("--variant", choices=["dpo", "ipo"], default="dpo")
     add("--reference-free", action="store_true", help="dpo without a reference")
     add("--reward", default="toy", help="toy, a reward model's folder, or package.module:function")
-    add("--kl", type=float, help="ppo, grpo: coefficient (default .03; .1)")
-    add("--target-kl", type=float, help="ppo: nats per answer, to which --kl is adapted")
+    add("--kl", type=not_negative_number, help="ppo, grpo: coefficient (default .03; .1)")
+    add("--target-kl", type=positive_number, help="ppo: nats per answer, to which --kl is adapted")
     add("--kl-estimator", choices=["k1", "k3"], default="k1", help="ppo: in the reward")
-    add("--clip", type=float, default=0.2, help="ppo, grpo: of the ratio about 1 (default .2)")
+    add("--clip", type=positive_number, default=0.2, help="ppo, grpo: of the ratio (.2)")
     add("--gae-lambda", type=float, default=0.95, help="ppo: default .95")
     add("--whiten-rewards", action="store_true", help="ppo: give them variance 1")
     add("--rollouts", type=positive, default=20, help="ppo, grpo: default 20")

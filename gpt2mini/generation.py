@@ -13,7 +13,6 @@ from torch import Tensor
 
 from gpt2mini.cache import KeyValueCache
 from gpt2mini.decoding import Decoder
-from gpt2mini.logprobs import check_language_head
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.padding import last_token, pad_right
@@ -166,7 +165,7 @@ def generation_steps(
 ) -> Iterator[Step]:
     """The loop behind `generate` and `stream`: read, choose, feed back; stop when every row has
     ended. To be run in eval mode without gradients."""
-    check_request(model, token_ids, attention_mask, max_new_tokens, overflow)
+    check_request(model, token_ids, attention_mask, max_new_tokens, stop_ids, overflow)
     rows, prompt = token_ids.shape
     text = torch.cat(
         [token_ids, token_ids.new_zeros(rows, max_new_tokens)], dim=1
@@ -258,6 +257,7 @@ def check_request(
     token_ids: Tensor,
     attention_mask: Tensor | None,
     max_new_tokens: int,
+    stop_ids: Sequence[int],
     overflow: str,
 ) -> None:
     if overflow not in ("error", "slide"):
@@ -270,6 +270,9 @@ def check_request(
             f"not {tuple(token_ids.shape)}"
         )
     check_language_head(model)
+    vocab = model.config.vocab_size
+    if strange := [i for i in stop_ids if not 0 <= i < vocab]:
+        raise ValueError(f"stop id {strange[0]} is outside the vocabulary of {vocab}")
     if attention_mask is not None and attention_mask.shape != token_ids.shape:
         raise ValueError(
             f"attention_mask has the shape {tuple(attention_mask.shape)}; "
@@ -280,10 +283,19 @@ def check_request(
     longest = token_ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=1).max())
     context = model.config.context_length
     if overflow == "error" and longest + max_new_tokens > context:
+        fewer = f"ask for at most {context - longest}, " if longest < context else ""
         raise ValueError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the context "
-            f"of {context}: ask for at most {max(0, context - longest)}, shorten the prompt, "
-            "or pass overflow='slide'"
+            f"of {context}: {fewer}shorten the prompt, or pass overflow='slide'"
+        )
+
+
+def check_language_head(model: GPT2) -> None:
+    vocab = getattr(model.out_head, "out_features", model.config.vocab_size)
+    if vocab != model.config.vocab_size:
+        raise ValueError(
+            f"the output head gives {vocab} numbers, but the vocabulary has "
+            f"{model.config.vocab_size} tokens: only a language model head knows how likely each is"
         )
 
 

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gpt2mini.chunked import cross_entropy_of_each
+from gpt2mini.generation import check_language_head
 from gpt2mini.model import GPT2
 
 
@@ -47,15 +48,6 @@ def logprobs_from_hidden(
     asked = response_mask[:, 1:]  # (batch, tokens - 1)
     found = -cross_entropy_of_each(hidden[:, :-1][asked], out_head, token_ids[:, 1:][asked])
     return found.new_zeros(token_ids.shape).masked_scatter(response_mask, found)
-
-
-def check_language_head(model: GPT2) -> None:
-    vocab = getattr(model.out_head, "out_features", model.config.vocab_size)
-    if vocab != model.config.vocab_size:
-        raise ValueError(
-            f"the output head gives {vocab} numbers, but the vocabulary has "
-            f"{model.config.vocab_size} tokens: only a language model head knows how likely each is"
-        )
 
 
 def check_response(token_ids: Tensor, attention_mask: Tensor | None, response_mask: Tensor) -> None:

@@ -27,6 +27,7 @@ def next_token_loss(
 
     The textbook form. `chunked_next_token_loss` gives the same number without the logits.
     """
+    check_fits("labels", labels, logits[..., 0])
     targets = next_tokens(labels)  # (batch, tokens - 1)
     check_in_vocabulary(targets, logits.shape[2])
     logits = at_least_float32(logits[:, :-1].flatten(0, 1))  # (batch * (tokens - 1), vocab)
@@ -65,6 +66,12 @@ def last_token_loss(
     A label of IGNORED leaves its text out. Only one position of the logits is used: to compute no
     others, give the head that position alone, as `gpt2mini.training.last_token_step` does.
     """
+    if logits.ndim != 3:
+        raise ValueError(
+            f"logits must have the shape (batch, tokens, classes), not {tuple(logits.shape)}: of "
+            "the last token alone, logits[:, None]"
+        )
+    check_fits("labels", labels, logits[:, 0, 0])
     last = at_least_float32(last_token(logits, attention_mask))  # (batch, classes)
     known = labels != IGNORED  # (batch)
     if not known.any():
@@ -74,6 +81,14 @@ def last_token_loss(
         raise ValueError(f"label {int(wrong[0])} is none of {logits.shape[2]} classes, from 0")
     loss_sum = F.cross_entropy(last, labels, ignore_index=IGNORED, reduction="sum")
     return loss_sum, known.sum()
+
+
+def check_fits(name: str, tensor: Tensor, other: Tensor) -> None:
+    """Raise ValueError for a shape that torch would stretch, or refuse in other words."""
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"{name} must have the shape {tuple(other.shape)}, not {tuple(tensor.shape)}"
+        )
 
 
 def next_tokens(labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens-1"]:
@@ -124,6 +139,8 @@ def pairwise_reward_loss(
 ) -> tuple[Float[Tensor, ""], int]:
     """-log sigmoid(chosen - rejected): the rewards of the better answers should be the higher ones
     (Bradley and Terry 1952; Ouyang et al. 2022, equation 1). (sum, number of pairs)."""
+    check_fits("chosen", chosen, chosen.flatten())
+    check_fits("rejected", rejected, chosen)
     return -F.logsigmoid(chosen - rejected).sum(), len(chosen)
 
 
@@ -149,6 +166,11 @@ def dpo_loss(
             "beta must be above 0 and label_smoothing in [0, 0.5), "
             f"not {beta} and {label_smoothing}"
         )
+    check_fits("policy_chosen", policy_chosen, policy_chosen.flatten())
+    check_fits("policy_rejected", policy_rejected, policy_chosen)
+    for reference in (reference_chosen, reference_rejected):
+        if reference is not None:
+            check_fits("the reference's log-probabilities", reference, policy_chosen)
     margin = policy_chosen - policy_rejected  # (pairs)
     if (reference_chosen is None) != (reference_rejected is None):
         raise ValueError("give the reference's log-probabilities of both answers, or of neither")

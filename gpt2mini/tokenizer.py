@@ -125,6 +125,9 @@ def refusing_endless_white_space() -> Iterator[None]:
         ) from None
 
 
+SPACE = "\u0120"  # its stand-in, with which most words of a vocabulary begin and no special token
+
+
 def byte_characters() -> dict[str, int]:
     """OpenAI's printable stand-in for each byte (encoder.py, `bytes_to_unicode`): character ->
     byte.
@@ -169,6 +172,11 @@ def mergeable_ranks(
     pieces = {bytes(byte_of[character] for character in piece): vocab[piece] for piece in known}
     ordinary = set(known)
     specials = {token: token_id for token, token_id in vocab.items() if token not in ordinary}
+    if lost := [token for token in specials if SPACE in token]:
+        raise ValueError(
+            f"{len(lost)} words of the vocabulary, {lost[0]!r} first, come from no merge: the "
+            "merges file is cut off, or not the vocabulary's"
+        )
     return pieces, specials
 
 

@@ -376,3 +376,35 @@ def test_finetune_instructions_says_what_is_wrong(
     done = run("finetune_instructions.py", "--out", tmp_path, *arguments)
     assert done.returncode != 0
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_line_that_is_too_long_does_not_end_the_talk() -> None:
+    lines = "word " * 800 + "\nThe ship\n"
+    done = run("generate.py", "--interactive", "--max-new-tokens", "3", stdin=lines)
+    assert done.returncode == 0, done.stderr
+    assert "do not fit the context" in done.stderr
+    assert "The ship" in done.stdout
+
+
+def test_scores_are_kept_when_nothing_was_written(tmp_path: Path) -> None:
+    flags = ["--samples", "1", "--sample-tokens", "1", "--limit", "1"]
+    done = run("evaluate.py", *flags, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "there is nothing to score" in done.stdout
+    assert "rows" in read_json(tmp_path / "summary.json")
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [(1, "one record is too few"), (2, "--validation-share 0.8 of 2 records holds out all")],
+)
+def test_too_few_records_are_an_error_that_names_the_flag(
+    records: int, words: str, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    line = '{"prompt": "Who?", "completion": "I."}\n'
+    data.write_text(line * records, encoding="utf-8")
+    flags = ["--validation-share", "0.8", "--out", str(tmp_path / "run")]
+    done = run("finetune_instructions.py", "--data", data, *flags)
+    assert done.returncode == 1
+    assert f"error: {words}" in done.stderr

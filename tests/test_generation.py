@@ -350,3 +350,9 @@ def test_stream_gives_text_as_soon_as_it_is_known(talker: GPT2, tokenizer: Token
 def test_an_empty_prompt_is_refused(talker: GPT2, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="prompt is empty"):
         complete(talker, tokenizer, "")
+
+
+@pytest.mark.parametrize("stop", [-1, 50_256])
+def test_a_stop_id_outside_the_vocabulary_is_refused(stop: int, model: GPT2) -> None:
+    with pytest.raises(ValueError, match=f"stop id {stop} is outside the vocabulary"):
+        generate(model, torch.tensor([[1, 2, 3]]), 4, stop_ids=[stop])

@@ -328,3 +328,13 @@ def test_unknown_settings_are_refused() -> None:
 def test_no_exchanges_are_refused(packed: bool) -> None:
     with pytest.raises(ValueError, match="there is nothing to learn from"):
         next(iter(ExchangeBatches([], 2, seed=0, packed=packed, longest=32)))
+
+
+def test_a_quote_that_is_never_closed_is_refused(tmp_path: Path) -> None:
+    """It would swallow the rest of the file."""
+    rows = [f"question {i},answer {i}\n" for i in range(50)]
+    rows[20] = 'question 20,"answer 20\n'
+    path = tmp_path / "data.csv"
+    path.write_text("prompt,completion\n" + "".join(rows), encoding="utf-8")
+    with pytest.raises(ValueError, match="not valid CSV"):
+        read_exchanges(path)

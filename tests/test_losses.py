@@ -20,7 +20,9 @@ from gpt2mini.losses import (
     check_labels_not_shifted,
     chunked_next_token_loss,
     dpo_loss,
+    last_token_loss,
     next_token_loss,
+    pairwise_reward_loss,
 )
 from gpt2mini.model import TiedHead
 
@@ -442,3 +444,28 @@ def test_half_a_reference_is_refused() -> None:
     two = torch.tensor([-1.0, -2.0])
     with pytest.raises(ValueError, match="of both answers, or of neither"):
         dpo_loss(two, two, reference_chosen=two)
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+def test_labels_of_another_shape_are_refused(own_model: GPT2) -> None:
+    """Shifted by the reader, as other libraries ask it; by half of them, perhaps."""
+    ids = random_ids(2, 9)
+    with pytest.raises(ValueError, match=r"labels must have the shape \(2, 9\), not \(2, 8\)"):
+        next_token_loss(own_model(ids), ids[:, 1:])
+    with pytest.raises(ValueError, match=r"of the last token alone, logits\[:, None\]"):
+        last_token_loss(own_model(ids)[:, -1], torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"labels must have the shape \(2,\), not \(3,\)"):
+        last_token_loss(own_model(ids), torch.tensor([0, 1, 1]))
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+def test_rewards_are_not_stretched_to_fit() -> None:
+    """A head gives (pairs, 1), which torch would subtract from (pairs) to a square."""
+    column, two = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 5.0])
+    for chosen, rejected in ((column, two), (two, column), (two, two[:1])):
+        with pytest.raises(ValueError, match="must have the shape"):
+            pairwise_reward_loss(chosen, rejected)
+        with pytest.raises(ValueError, match="must have the shape"):
+            dpo_loss(chosen, rejected, two, two)
+    with pytest.raises(ValueError, match="reference's log-probabilities must have the shape"):
+        dpo_loss(two, two, column, column)

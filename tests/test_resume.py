@@ -299,14 +299,22 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     Run().train(tmp_path, resume=True)  # the first has ended
 
 
-def test_other_batches_are_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_does_not_go_on_with_other_batches(tmp_path: Path) -> None:
+    """Its best loss would stay that of the old ones, whatever is learned from the new."""
     tokens = random_ids(500).numpy()
     Run().train(tmp_path, steps=5)
-    Run().train(tmp_path, steps=10, resume=True)
-    assert "other data" not in caplog.text
     other = TokenBatches(tokens, [range(500)], 2, 16, seed=1)
-    Run().train(tmp_path, resume=True, batches=other)
-    assert "begun with other data, another seed or another batch size" in caplog.text
+    with pytest.raises(ValueError, match="begun with other data, another seed or another batch"):
+        Run().train(tmp_path, resume=True, batches=other)
+    Run().train(tmp_path, steps=10, resume=True)
+
+
+def test_a_run_that_is_further_than_asked_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Run().train(tmp_path, steps=5)
+    Run().train(tmp_path, steps=4, resume=True)
+    assert "stands at step 5 of 4 already: there is nothing left to do" in caplog.text
 
 
 def test_looking_at_the_first_batch_leaves_no_trace() -> None:

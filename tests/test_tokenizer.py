@@ -437,3 +437,13 @@ def test_training_without_the_tokenizers_package_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "tokenizers", None)  # makes `import tokenizers` fail
     with pytest.raises(ImportError, match=r"pip install 'gpt2mini\[tokenizer\]'"):
         train_tokenizer([ENGLISH], vocab_size=300)
+
+
+@pytest.mark.parametrize("lines", [1000, 1, 0])
+def test_a_merges_file_that_is_cut_off_is_refused(lines: int, tmp_path: Path) -> None:
+    """Every word that is not merged any more would be spelled in bytes."""
+    Tokenizer.from_pretrained("gpt2-nano").save_pretrained(tmp_path)
+    merges = (tmp_path / "merges.txt").read_text(encoding="utf-8").split("\n")
+    (tmp_path / "merges.txt").write_text("\n".join(merges[:lines]), encoding="utf-8")
+    with pytest.raises(ValueError, match="come from no merge: the merges file is cut off"):
+        Tokenizer.from_pretrained(tmp_path)

@@ -23,6 +23,7 @@ from torch.testing import assert_close
 from gpt2mini import GPT2, generate
 from gpt2mini.data.text import Batch, TokenBatches, pad_batch, sequential_batches
 from gpt2mini.losses import IGNORED
+from gpt2mini.model import TiedHead
 from gpt2mini.training import (
     Settings,
     adamw,
@@ -706,3 +707,12 @@ def test_weights_in_float16_are_not_trained_in_fp16(own_model: GPT2) -> None:
     optimizer = SGD(own_model.half().parameters(), LR)
     with pytest.raises(ValueError, match=r"weights in float16 lose small steps.*model.float"):
         train(own_model, ragged_batches(), [optimizer], settings(1, precision="fp16"))
+
+
+def test_a_head_tied_to_an_embedding_that_is_gone_is_not_trained(own_model: GPT2) -> None:
+    own_model.tok_emb = nn.Embedding(TINY.vocab_size, TINY.emb_dim)
+    optimizer = SGD(own_model.parameters(), LR)
+    with pytest.raises(ValueError, match=r"model.out_head = TiedHead\(model.tok_emb\)"):
+        train(own_model, ragged_batches(), [optimizer], settings(1))
+    own_model.out_head = TiedHead(own_model.tok_emb)
+    train(own_model, ragged_batches(), [optimizer], settings(1))

@@ -101,7 +101,7 @@ def read_csv(path: Path) -> list[tuple[str, dict[str, Any]]]:
     limit_before = csv.field_size_limit(LARGEST_FIELD)  # everybody's: hence a list, read at once
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, strict=True)  # an open quote would swallow the rest
             for row in rows:
                 place = f"{path}, line {rows.line_num}"
                 if None in row or None in row.values():

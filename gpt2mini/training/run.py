@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gpt2mini.files import alone_in
+from gpt2mini.model import GPT2, TiedHead
 from gpt2mini.training.metrics import MetricsLog
 from gpt2mini.training.precision import best_precision
 from gpt2mini.training.processes import (
@@ -96,10 +97,15 @@ class Run:
             if found is None:
                 logger.warning("%s holds no checkpoint: the run begins", self.checkpoints.folder)
             elif found.first_batch != self.progress.first_batch:
+                raise ValueError(
+                    f"{self.out} was begun with other data, another seed or another batch size. It "
+                    "can go on with its own alone: what was held out, and which model was the "
+                    "best, would be another run's. Give the new run another folder"
+                )
+            elif found.step >= self.settings.steps:
                 logger.warning(
-                    "%s was begun with other data, another seed or another batch size: it goes on "
-                    "in the new batches, at the place where it left the old",
-                    self.out,
+                    "%s stands at step %d of %d already: there is nothing left to do",
+                    *(self.out, found.step, self.settings.steps),
                 )
             self.progress = found or self.progress
         self.untimed = self.progress.count  # targets since the last row that another run has read
@@ -298,6 +304,12 @@ def check_can_be_trained(model: nn.Module, optimizers: list[Optimizer], settings
             "of the model: they would not be saved with it. Make them part of it, or train it with "
             "an optimizer made after its last change"
         )
+    for part in model.modules():
+        if isinstance(part, GPT2) and has_lost_its_tie(part):
+            raise ValueError(
+                "the output head is tied to an embedding that the model has no longer, which "
+                "nothing would train: model.out_head = TiedHead(model.tok_emb) ties it again"
+            )
     device = next(model.parameters()).device
     in_half = any(p.dtype == torch.float16 for p in learning)
     if in_half and best_precision(device, settings.precision) == "fp16":
@@ -305,6 +317,11 @@ def check_can_be_trained(model: nn.Module, optimizers: list[Optimizer], settings
             "weights in float16 lose small steps, and their gradients cannot be scaled: "
             "model.float(); precision fp16 computes in float16 where that is enough"
         )
+
+
+def has_lost_its_tie(model: GPT2) -> bool:
+    head = model.out_head
+    return type(head) is TiedHead and head.weight is not model.tok_emb.weight
 
 
 def next_batch(batches: Iterator[Any]) -> Any:

@@ -144,7 +144,7 @@ class Checkpoints:
         if candidates:
             raise ValueError(
                 f"none of the {len(candidates)} checkpoints in {self.folder} can be read, or they "
-                "belong to another model: give the run another folder, or start it without resume"
+                "belong to another model: give the run another folder, or remove them"
             )
         return None
 
