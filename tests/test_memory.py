@@ -1,5 +1,6 @@
 """Recomputing cheap activations changes memory and nothing else."""
 
+import weakref
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -54,6 +55,20 @@ def test_more_than_a_third_of_the_activations_is_not_kept(own_model: GPT2) -> No
     # norm1 and norm2 give emb numbers a token, gelu 4 emb: none of them is kept inside the linears.
     saved = ids.numel() * blocks * (1 + 1 + 4) * emb * 4
     assert sum(kept.values()) <= without - saved
+
+
+def test_nothing_else_holds_on_to_what_is_not_kept(own_model: GPT2) -> None:
+    outputs = []
+
+    def note(module: nn.Module, arguments: tuple, output: Tensor) -> None:
+        outputs.append(weakref.ref(output))
+
+    for part in ("norm1", "norm2", "mlp.gelu"):
+        with_hooks(own_model, part, note)
+    with recompute_activations(own_model):
+        hidden = own_model.hidden_states(random_ids(3, 20))
+    assert hidden.requires_grad and len(outputs) == 3 * TINY.n_layers
+    assert not any(output() is not None for output in outputs)
 
 
 def test_in_half_precision_no_copy_is_kept_for_query_key_and_value(

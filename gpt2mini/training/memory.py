@@ -83,10 +83,13 @@ def keeping_the_recipe(forward: Callable[..., Tensor], *args: Any, **kwargs: Any
     if recipe is None or not torch.is_grad_enabled() or tensor._version != recipe.version:
         return forward(*args, **kwargs)
 
+    # An argument's address is its own. Autograd holds on to these functions, so they must not hold
+    # the argument.
+    address, numel = tensor.data_ptr(), tensor.numel()
+
     def keep(saved: Tensor) -> Tensor | tuple[torch.Size, torch.dtype]:
-        # all of it, in the same order; its address is its own as long as it is an argument here
-        same = saved.data_ptr() == tensor.data_ptr() and saved.numel() == tensor.numel()
-        return (saved.shape, saved.dtype) if same and saved.is_contiguous() else saved
+        is_all = saved.data_ptr() == address and saved.numel() == numel and saved.is_contiguous()
+        return (saved.shape, saved.dtype) if is_all else saved
 
     def restore(kept: Tensor | tuple[torch.Size, torch.dtype]) -> Tensor:
         if isinstance(kept, Tensor):
