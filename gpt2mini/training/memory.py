@@ -49,9 +49,22 @@ def recompute_blocks(model: nn.Module) -> Iterator[None]:
     """Inside, of each block only the input is kept; the rest is computed again in backward. Memory
     no longer grows with what happens inside a block, for a third more work."""
     blocks = [module for module in model.modules() if isinstance(module, TransformerBlock)]
-    again = [(block, partial(checkpoint, block.forward, use_reentrant=False)) for block in blocks]
-    with forwards_replaced(again):
+    with forwards_replaced([(block, partial(recomputed, block.forward)) for block in blocks]):
         yield
+
+
+def recomputed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """`forward`, of which backward keeps the arguments alone.
+
+    Without autocast's cache, in which the weights' casts of all blocks would pile up until the
+    forward pass has ended. Nothing is cast twice: a block uses each weight once.
+    """
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    finally:
+        torch.set_autocast_cache_enabled(cached)
 
 
 @dataclass(frozen=True)
