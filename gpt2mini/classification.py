@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gpt2mini.data.labelled import encode_texts, pad_texts
 from gpt2mini.model import GPT2, MultiHeadAttention, TransformerBlock
-from gpt2mini.modes import evaluating
+from gpt2mini.modes import evaluating, has_hooks
 from gpt2mini.padding import (
     attention_pattern,
     check_input,
@@ -175,7 +175,7 @@ def is_plain(block: TransformerBlock) -> bool:
         type(block).forward is TransformerBlock.forward
         and type(attn) is MultiHeadAttention
         and type(attn.key) is type(attn.value) is nn.Linear
-        and not any(part._forward_hooks or part._forward_pre_hooks for part in block.modules())
+        and not any(map(has_hooks, block.modules()))
     )
 
 

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
 
 from gpt2mini.cache import KeyValueCache, LayerCache
 from gpt2mini.model import GPT2, MLP, MultiHeadAttention, TiedHead, TransformerBlock
+from gpt2mini.modes import has_hooks
 from gpt2mini.quantize import (
     BlockedBfloat16Linear,
     HalfLinear,
@@ -146,5 +146,5 @@ def does_only_its_work(module: nn.Module) -> bool:
         kind.forward is REPEATED.get(kind)
         and not vars(module).keys() & vars(kind).keys()  # a method replaced in the instance
         and module._compiled_call_impl is None
-        and not (module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook())
+        and not has_hooks(module)
     )

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 
 @contextmanager
@@ -44,3 +45,8 @@ def forwards_replaced(replaced: Sequence[tuple[nn.Module, Callable]]) -> Iterato
             vars(module).pop("forward", None)
             if own is not None:
                 vars(module)["forward"] = own
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks on, or steps in, when the module is called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook())

@@ -296,6 +296,7 @@ def digest_of_first(batches: Iterable[Any]) -> str:
 
 
 def check_can_be_trained(model: nn.Module, optimizers: list[Optimizer], settings: Settings) -> None:
+    """Raise ValueError for what would be trained in vain, or could not be saved."""
     of_model = set(model.parameters())
     learning = {p for o in optimizers for group in o.param_groups for p in group["params"]}
     if learning - of_model:
