@@ -86,7 +86,7 @@ def main() -> None:
             overflow="slide",
         )
 
-    prompt = args.prompt or tokenizer.decode(corpus.tokens[validation[0]][:8])
+    prompt = args.prompt or tokenizer.decode(corpus.tokens[validation[0]][:8].tolist())
     before = sample()
     print(f"\n--- before, from {prompt!r}\n{before}\n")
 
@@ -123,7 +123,8 @@ def main() -> None:
         print(f"(it had risen again to {losses[-1]:.3f} at the end: fewer epochs would do)")
     base = GPT2.from_pretrained(args.model, device=device)
     ends = [(document.start, min(document.stop, document.start + 5000)) for document in validation]
-    held_out = "\n\n".join(tokenizer.decode(corpus.tokens[start:end]) for start, end in ends[:20])
+    texts = [tokenizer.decode(corpus.tokens[start:end].tolist()) for start, end in ends[:20]]
+    held_out = "\n\n".join(texts)
     forgotten = report_forgetting(base, model, tokenizer, held_out)
     write_summary(
         out,

@@ -214,7 +214,7 @@ def sample(model: GPT2) -> dict[str, list[float]]:
     for name, parameter in model.named_parameters():
         if "lora_" not in name and not name.startswith("out_head"):
             flat = parameter.detach().flatten()
-            found[name] = flat[[0, len(flat) // 2, -1]].double().tolist()
+            found[name] = flat[[0, len(flat) // 2, -1]].tolist()
     return found
 
 

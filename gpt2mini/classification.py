@@ -16,14 +16,7 @@ from torch.nn import functional as F
 from gpt2mini.data.labelled import encode_texts, pad_texts
 from gpt2mini.model import GPT2, MultiHeadAttention, TransformerBlock
 from gpt2mini.modes import evaluating, has_hooks
-from gpt2mini.padding import (
-    attention_pattern,
-    check_input,
-    check_positions,
-    count_positions,
-    last_token,
-    text_numbers,
-)
+from gpt2mini.padding import attention_pattern, last_token
 from gpt2mini.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096  # padding counted, where no gradient is asked for
@@ -104,19 +97,8 @@ def last_token_logits(
     attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
 ) -> Float[Tensor, "batch classes"]:
     """The head's logits at the last real token of each row."""
-    return logits_from_block(model, 0, embed(model, token_ids, attention_mask), attention_mask)
-
-
-def embed(
-    model: GPT2, token_ids: Int[Tensor, "batch tokens"], attention_mask: Tensor | None
-) -> Float[Tensor, "batch tokens emb"]:
-    """The stream as it enters the first block."""
-    check_input(model.config, token_ids, attention_mask, None, None)
-    numbers = text_numbers(token_ids, attention_mask, None)  # (batch, tokens) or None
-    pattern = attention_pattern(token_ids, numbers, past=0)
-    position_ids = count_positions(token_ids, numbers, pattern, past=0)
-    check_positions(model.config, position_ids)
-    return model.drop_emb(model.tok_emb(token_ids) + model.pos_emb(position_ids))
+    x, _ = model.embed(token_ids, attention_mask)  # (batch, tokens, emb)
+    return logits_from_block(model, 0, x, attention_mask)
 
 
 def run_blocks(

@@ -187,7 +187,7 @@ def generation_steps(
         logprobs = logits.log_softmax(dim=1).gather(1, chosen[:, None])[:, 0]
         yield Step(chosen, active, logprobs * active, sampling_logprobs * active)
         active = active & ~torch.isin(chosen, stops)
-        if not active.any():
+        if stop_ids and not active.any():
             return
 
 

@@ -122,9 +122,9 @@ def check_labels_not_shifted(
     """Raise ValueError if somebody has shifted the labels already, which would train the token
     after next."""
     kept = labels[:, :-1] != IGNORED
-    looks_shifted = (labels[:, :-1] == token_ids[:, 1:])[kept].all()
-    looks_right = (labels == token_ids)[labels != IGNORED].all()
-    if kept.any() and looks_shifted and not looks_right:
+    looks_shifted = kept.any() & ((labels[:, :-1] == token_ids[:, 1:]) | ~kept).all()
+    looks_right = ((labels == token_ids) | (labels == IGNORED)).all()
+    if looks_shifted & ~looks_right:  # as one question, for which a GPU is waited for once
         raise ValueError(
             "the labels look already shifted by one (labels[:, :-1] equals token_ids[:, 1:]): "
             "pass the token ids themselves; the loss does the shift"

@@ -210,8 +210,9 @@ class GPT2(nn.Module):
         numbers = text_numbers(token_ids, attention_mask, cache)  # (batch, total) or None
         may_attend = attention_pattern(token_ids, numbers, past)  # (batch or 1, 1, tokens, total)
         if position_ids is None:
-            position_ids = count_positions(token_ids, numbers, may_attend, past)
-        check_positions(self.config, position_ids)  # (batch or 1, tokens)
+            position_ids = count_positions(self.config, token_ids, numbers, may_attend, past)
+        else:
+            check_positions(self.config, position_ids)  # (batch or 1, tokens)
         if cache is not None:
             cache.text_numbers = numbers  # later calls need not repeat the mask of earlier tokens
         x = self.tok_emb(token_ids) + self.pos_emb(position_ids)  # (batch, tokens, emb)

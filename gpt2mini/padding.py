@@ -42,15 +42,22 @@ def text_numbers(
 
 
 def count_positions(
-    token_ids: Tensor, numbers: Tensor | None, may_attend: Tensor | None, past: int
+    config: GPT2Config,
+    token_ids: Tensor,
+    numbers: Tensor | None,
+    may_attend: Tensor | None,
+    past: int,
 ) -> Int[Tensor, "_ tokens"]:
     """Position of each new token: how many tokens of its own text stand before it, which are those
-    that it may attend to."""
+    that it may attend to. Raises ValueError where a text is too long."""
     tokens = token_ids.shape[1]
     if numbers is None or may_attend is None:
+        check_length(config, past + tokens)  # without waiting for a GPU to tell the positions
         return torch.arange(past, past + tokens, device=token_ids.device)[None]  # (1, tokens)
     seen = may_attend[:, 0].sum(dim=2)  # (batch, tokens), itself included
-    return torch.where(numbers[:, -tokens:] > 0, seen - 1, 0)  # (batch, tokens)
+    positions = torch.where(numbers[:, -tokens:] > 0, seen - 1, 0)  # (batch, tokens)
+    check_positions(config, positions)
+    return positions
 
 
 def attention_pattern(
@@ -156,9 +163,9 @@ def check_input(
         check_numbers(attention_mask, cache)
     if attention_mask is not None and cache is not None:
         check_cached_part(attention_mask[:, :-tokens], cache)
-    smallest, largest = int(token_ids.min()), int(token_ids.max())
-    if smallest < 0 or largest >= config.vocab_size:
-        wrong = smallest if smallest < 0 else largest
+    outside = (token_ids < 0) | (token_ids >= config.vocab_size)  # (batch, tokens)
+    if outside.any():  # the one number for which a GPU is waited for
+        wrong = int(token_ids[outside][0])
         raise ValueError(
             f"token id {wrong} is outside the vocabulary of {config.vocab_size} "
             f"(0 to {config.vocab_size - 1}): do the tokenizer and the model belong together?"
@@ -196,14 +203,18 @@ def check_cached_part(cached_mask: Tensor, cache: "KeyValueCache") -> None:
 
 
 def check_positions(config: GPT2Config, position_ids: Tensor) -> None:
-    """Raise ValueError where a text is longer than the positions that the model has learned."""
+    """Raise ValueError for positions that the model has not learned."""
     if torch.compiler.is_compiling():
         return
-    smallest, longest = int(position_ids.min()), int(position_ids.max()) + 1
-    if longest > config.context_length:
-        raise ValueError(
-            f"{longest} tokens do not fit the context of {config.context_length}: "
-            "shorten or split the text (in generation: overflow='slide')"
-        )
+    smallest, largest = int(position_ids.min()), int(position_ids.max())
+    check_length(config, largest + 1)
     if smallest < 0:
         raise ValueError(f"position {smallest} is negative: positions count from 0")
+
+
+def check_length(config: GPT2Config, tokens: int) -> None:
+    if tokens > config.context_length:
+        raise ValueError(
+            f"{tokens} tokens do not fit the context of {config.context_length}: "
+            "shorten or split the text (in generation: overflow='slide')"
+        )

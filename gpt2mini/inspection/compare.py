@@ -197,7 +197,7 @@ class Pair:
     @staticmethod
     def of(a: Tensor, b: Tensor) -> "Pair":
         # In float64: a mean over 38 million numbers, and the difference of nearly equal ones.
-        a, b = a.double().cpu(), b.double().cpu()
+        a, b = a.cpu().double(), b.cpu().double()  # moved first: Apple's GPUs have no float64
         a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])  # (rows, columns)
         d = b - a
         return Pair(
@@ -265,7 +265,7 @@ def effective_rank(matrix: Float[Tensor, "rows columns"]) -> float:
     """exp(entropy of the singular values over their sum) (Roy and Vetterli 2007); 0 for zeros."""
     if not matrix.any():
         return 0.0
-    singular = torch.linalg.svdvals(matrix.float()).double()
+    singular = torch.linalg.svdvals(matrix.float().cpu()).double()
     shares = singular / singular.sum()
     return float(torch.special.entr(shares).sum().exp())
 

@@ -156,6 +156,7 @@ def calibration(margins: Float[Tensor, " pairs"], bins: int = 10) -> list[Calibr
 
     Bins of equal width between 0.5 (no idea) and 1 (certain), those without pairs left out.
     """
+    margins = margins.cpu()  # Apple's GPUs have no float64
     confidence = margins.abs().double().sigmoid()  # (pairs)
     number = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)  # (pairs)
     return [

@@ -18,7 +18,6 @@ from torch import Tensor
 from gpt2mini.classification import (
     BATCH_TOKENS,
     batches_by_length,
-    embed,
     last_token_logits,
     logits_from_block,
     run_blocks,
@@ -86,7 +85,7 @@ class FrozenStream:
         with evaluating(model), autocast(device, precision):
             for indices in batches_by_length(self.lengths, BATCH_TOKENS):
                 batch = pad_texts([rows[i] for i in indices], [0] * len(indices)).to(device)
-                x = embed(model, batch.token_ids, batch.attention_mask)
+                x, _ = model.embed(batch.token_ids, batch.attention_mask)
                 x = run_blocks(model, range(self.first_block), x, batch.attention_mask)
                 for i, stream in zip(indices, x, strict=True):
                     self.values[self.place(i)] = stream[: self.lengths[i]].cpu()

@@ -1,0 +1,21 @@
+"""Nothing here needs a GPU: `on_pretended_device.py` runs the library and the examples on a device
+that refuses what GPUs refuse. It gets a process of its own, since torch keeps the device."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils import backend_registration
+
+
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason=f"torch {torch.__version__} has no devices that are written in Python",
+)
+def test_everything_runs_on_a_gpu() -> None:
+    tests = Path(__file__).with_name("on_pretended_device.py")
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-q", str(tests)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=900)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
