@@ -3,6 +3,7 @@
     python tests/benchmarks/generation.py                  # GPT-2 124M, 128 tokens, 1 and 8 rows
     python tests/benchmarks/generation.py --rows gpt2mini:int8 ctranslate2:int8 --batch-sizes 1
     python tests/benchmarks/generation.py --size gpt2-nano --tokens 32 --repeats 1     # a quick try
+    python tests/benchmarks/generation.py --device cuda
 
 All continue the same prompt with the same weights (random ones, or gpt2-nano's) by the same number
 of tokens, with their key/value caches; nothing ends early. Each has a process of its own, with
@@ -20,19 +21,19 @@ import importlib.util
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from measuring import measure_in_own_process
+from measuring import add_machine_flags, machine, measure_in_own_process, seconds_of
 from torch import Tensor
 
 from gpt2mini import GPT2, GPT2Config
 
 ROWS = ["transformers:fp32", "transformers:bf16", "ctranslate2:int8"]
 ROWS += ["gpt2mini:fp32", "gpt2mini:bf16", "gpt2mini:fp16", "gpt2mini:int8"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROMPT_TOKENS = 16
 
 # Writes so many tokens after each row of the prompt; the ids of all, or of the new ones alone.
@@ -48,7 +49,7 @@ def main() -> None:
     if "ctranslate2:int8" in rows and importlib.util.find_spec("ctranslate2") is None:
         print("ctranslate2 is not installed, its row is left out: pip install ctranslate2")
         rows.remove("ctranslate2:int8")
-    print(f"{args.size}, greedy, {args.tokens} tokens, {args.threads} threads")
+    print(f"{args.size}, greedy, {args.tokens} tokens, {machine(args)}")
     print(
         f"{'tokens/s (share of the ceiling)':32}" + "".join(f"{b:>14} x" for b in args.batch_sizes)
     )
@@ -56,7 +57,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_model(args.size, Path(folder))
         flags = ["--folder", folder, "--tokens", str(args.tokens), "--repeats", str(args.repeats)]
-        flags += ["--threads", str(args.threads), "--batch-sizes", *map(str, args.batch_sizes)]
+        flags += ["--threads", str(args.threads), "--device", str(args.device)]
+        flags += ["--batch-sizes", *map(str, args.batch_sizes)]
         for row in rows:
             found = measure_in_own_process(__file__, flags, row, "-W", "ignore")
             speeds[row] = found["speeds"]
@@ -88,47 +90,50 @@ def measure(args: argparse.Namespace) -> dict[str, list[float]]:
     library, precision = args.worker.split(":")
     torch.set_num_threads(args.threads)
     build = {"transformers": theirs, "ctranslate2": ctranslate2s, "gpt2mini": ours}[library]
-    write = build(Path(args.folder), precision, args.threads)
+    write = build(Path(args.folder), precision, args)
     vocab = GPT2.from_pretrained(args.folder).config.vocab_size
     prompt = torch.randint(
         vocab - 1, (1, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0)
     )
     speeds, ceilings = [], []
     for batch_size in args.batch_sizes:
-        rows = prompt.expand(batch_size, -1).contiguous()
+        rows = prompt.expand(batch_size, -1).contiguous().to(args.device)
         write(rows, 4)
-        seconds = median_seconds(partial(write, rows, args.tokens), args.repeats)
+        seconds = median_seconds(partial(write, rows, args.tokens), args.repeats, args.device)
         speeds.append(batch_size * args.tokens / seconds)
     if library == "gpt2mini":
-        ceilings = ceilings_of(Path(args.folder), precision, args.batch_sizes)
+        ceilings = ceilings_of(Path(args.folder), precision, args)
     return {"speeds": speeds, "ceilings": ceilings or [0.0] * len(speeds)}
 
 
-def median_seconds(run: Callable[[], object], repeats: int) -> float:
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+def median_seconds(run: Callable[[], object], repeats: int, device: torch.device) -> float:
+    return statistics.median(seconds_of(run, device) for _ in range(repeats))
 
 
-def ours(folder: Path, precision: str, threads: int) -> Write:
+def ours(folder: Path, precision: str, args: argparse.Namespace) -> Write:
     from gpt2mini import generate
 
-    model = GPT2.from_pretrained(folder)
-    if precision != "fp32":
-        model.quantize(precision)
+    if in_few_bits(precision, args.device):
+        model = GPT2.from_pretrained(folder, device=args.device).quantize(precision)
+    else:
+        model = GPT2.from_pretrained(folder, DTYPES[precision], args.device)
     return lambda rows, tokens: generate(model, rows, tokens, temperature=0).token_ids
 
 
-def theirs(folder: Path, precision: str, threads: int) -> Write:
+def in_few_bits(precision: str, device: torch.device) -> bool:
+    """Whether `quantize` is to give the format. A GPU computes in two bytes as fast as it reads
+    them, so there it is the dtype of the whole model."""
+    return precision == "int8" or (precision != "fp32" and device.type == "cpu")
+
+
+def theirs(folder: Path, precision: str, args: argparse.Namespace) -> Write:
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
+    dtype = DTYPES[precision]
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).to(args.device)
+    model.eval()
     model.generation_config.eos_token_id = None  # nothing ends early
     model.generation_config.pad_token_id = 0
 
@@ -139,7 +144,7 @@ def theirs(folder: Path, precision: str, threads: int) -> Write:
     return write
 
 
-def ctranslate2s(folder: Path, precision: str, threads: int) -> Write:
+def ctranslate2s(folder: Path, precision: str, args: argparse.Namespace) -> Write:
     ctranslate2 = importlib.import_module("ctranslate2")
     converters = importlib.import_module("ctranslate2.converters")
     converted = str(folder / "ctranslate2")
@@ -147,7 +152,11 @@ def ctranslate2s(folder: Path, precision: str, threads: int) -> Write:
         converted, quantization=precision, force=True
     )
     generator = ctranslate2.Generator(
-        converted, device="cpu", compute_type=precision, inter_threads=1, intra_threads=threads
+        converted,
+        device=args.device.type,
+        compute_type=precision,
+        inter_threads=1,
+        intra_threads=args.threads,
     )
 
     def write(rows: Tensor, tokens: int) -> Tensor:
@@ -166,7 +175,7 @@ def ctranslate2s(folder: Path, precision: str, threads: int) -> Write:
 
 
 @torch.no_grad()
-def ceilings_of(folder: Path, precision: str, batch_sizes: list[int]) -> list[float]:
+def ceilings_of(folder: Path, precision: str, args: argparse.Namespace) -> list[float]:
     """Tokens a second, if generation were nothing but one matrix product over all the weights."""
     from gpt2mini.decoding import multiply
     from gpt2mini.quantize import quantized_linear
@@ -174,15 +183,20 @@ def ceilings_of(folder: Path, precision: str, batch_sizes: list[int]) -> list[fl
     model = GPT2.from_pretrained(folder)
     into = model.config.emb_dim
     weights = [p for p in model.parameters() if p.ndim == 2 and p is not model.pos_emb.weight]
-    matrix = torch.randn(sum(w.numel() for w in weights) // into, into)
-    product: Callable[[Tensor], Tensor] = partial(multiply, weight=matrix, bias=None)
-    if precision != "fp32":
+    matrix = torch.randn(sum(w.numel() for w in weights) // into, into, device=args.device)
+    dtype = torch.float32
+    product: Callable[[Tensor], Tensor]
+    if in_few_bits(precision, args.device):
         product = quantized_linear(matrix, None, precision).eval()
+    else:
+        dtype = DTYPES[precision]
+        product = partial(multiply, weight=matrix.to(dtype), bias=None)
     ceilings = []
-    for batch_size in batch_sizes:
-        rows = torch.randn(batch_size, into)
+    for batch_size in args.batch_sizes:
+        rows = torch.randn(batch_size, into, device=args.device, dtype=dtype)
         product(rows)
-        ceilings.append(batch_size / median_seconds(partial(product, rows), repeats=7))
+        seconds = median_seconds(partial(product, rows), repeats=7, device=args.device)
+        ceilings.append(batch_size / seconds)
     return ceilings
 
 
@@ -215,7 +229,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tokens", type=int, default=128, help="written in each run")
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of each")
-    parser.add_argument("--threads", type=int, default=2)
+    add_machine_flags(parser)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()

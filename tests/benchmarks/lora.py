@@ -24,6 +24,7 @@ import torch
 from measuring import (
     LossOf,
     add_step_flags,
+    machine,
     measure_in_own_process,
     seconds_per_step,
     start_measuring_memory,
@@ -59,7 +60,7 @@ def compare(arguments: Sequence[str]) -> Results:
     args = parse_arguments(arguments)
     print(
         f"{args.size}, rank {args.rank} on {args.targets}, {args.batch_size} x {args.tokens} "
-        f"tokens, {args.threads} threads"
+        f"tokens, {machine(args)}"
     )
     print(f"{'':16}{'adapters':>12}{'tokens/s':>10}{'GB beyond weights':>20}", flush=True)
     results = {}
@@ -98,8 +99,9 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     config = dataclasses.replace(config, n_layers=args.layers or config.n_layers)
     build = {"peft": theirs, "gpt2mini": ours}[library]
     model, loss_of = build(config, args.rank, TARGETS[args.targets][library])
-    token_ids = torch.randint(config.vocab_size, (args.batch_size, args.tokens))
-    peak_beyond_weights = start_measuring_memory()
+    model.to(args.device)
+    token_ids = torch.randint(config.vocab_size, (args.batch_size, args.tokens)).to(args.device)
+    peak_beyond_weights = start_measuring_memory(args.device)
     seconds = seconds_per_step(model, loss_of, token_ids, token_ids[:1, :8], args.steps, precision)
     return {
         "speed": token_ids.numel() / seconds,

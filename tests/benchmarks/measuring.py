@@ -22,6 +22,8 @@ from gpt2mini import GPT2Config
 # (sum of the loss, number of targets) of some ids, as `train` wants it; of a peer (mean loss, 1)
 LossOf = Callable[[Tensor], tuple[Tensor, Tensor | int]]
 
+CPU = torch.device("cpu")
+
 
 def measure_in_own_process(
     script: str, arguments: Sequence[str], worker: str, *python: str
@@ -36,27 +38,56 @@ def add_step_flags(parser: argparse.ArgumentParser) -> None:
     """How a training step is to be measured."""
     precisions = ["fp32", "bf16"]
     parser.add_argument("--steps", type=int, default=3, help="measured steps of each process")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precisions", nargs="+", default=precisions, choices=precisions)
+    add_machine_flags(parser)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+
+
+def add_machine_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument("--device", default="cpu", type=torch.device, help="cpu, cuda or mps")
+
+
+def machine(args: argparse.Namespace) -> str:
+    """On what is measured, in a few words."""
+    return f"{args.threads} threads" if args.device.type == "cpu" else str(args.device)
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """A GPU has only been asked for its work when `run` is over; the work is waited for."""
+    wait_for(device)
+    began = time.perf_counter()
+    run()
+    wait_for(device)
+    return time.perf_counter() - began
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
 
 
 # ---- memory
 
 
-def start_measuring_memory() -> Callable[[], int]:
+def start_measuring_memory(device: torch.device = CPU) -> Callable[[], int]:
     """From here on: a function that gives the bytes by which memory has grown at its peak."""
     gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     with suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)  # else memory freed before would hide what takes its place
     with suppress(OSError):  # not Linux, or forbidden
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins again at what is held now
-    before = peak_memory()
-    return lambda: peak_memory() - before
+    before = peak_memory(device)
+    return lambda: peak_memory(device) - before
 
 
-def peak_memory() -> int:
-    """The most bytes of memory that the process has held, since the peak began again."""
+def peak_memory(device: torch.device) -> int:
+    """The most bytes of memory that the process has held, since the peak began again; of a CUDA
+    GPU's where that computes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists():
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
@@ -102,10 +133,10 @@ def seconds_per_step(
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-    autocast = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
+    device = token_ids.device
+    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
-    def step(token_ids: Tensor) -> float:
-        began = time.perf_counter()
+    def step(token_ids: Tensor) -> None:
         with autocast:
             loss, count = loss_of(token_ids)
         loss.backward()
@@ -115,7 +146,6 @@ def seconds_per_step(
             divide_and_clip(trained, float(count), max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return time.perf_counter() - began
 
     step(warm_up)
-    return statistics.median(step(token_ids) for _ in range(steps))
+    return statistics.median(seconds_of(lambda: step(token_ids), device) for _ in range(steps))

@@ -3,6 +3,7 @@
     python tests/benchmarks/speed_table.py --data english/ chinese/      # hours on two cores
     python tests/benchmarks/speed_table.py --rows training --precisions fp32
     python tests/benchmarks/speed_table.py --quick                       # small sizes: does it run?
+    python tests/benchmarks/speed_table.py --rows training memory lora generation --device cuda
 
 It runs the benchmarks beside it and prints what they print, then the ratios. Ours counts at its
 faster precision, and so does the peer where the row says "its best". Training is also measured
@@ -16,7 +17,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ import lora
 import tokenizing
 import torch
 import training_step
-from measuring import add_step_flags, measure_in_own_process
+from measuring import add_step_flags, measure_in_own_process, seconds_of
 
 from gpt2mini import GPT2, GPT2Config
 
@@ -116,6 +116,7 @@ def lora_step(args: argparse.Namespace) -> list[Row]:
 
 def step_flags(args: argparse.Namespace, tokens: int) -> list[str]:
     sizes = {"--batch-size": BATCH_SIZE, "--tokens": tokens, "--threads": args.threads}
+    sizes |= {"--device": args.device}
     sizes |= {"--steps": 1 if args.quick else args.steps}
     sizes |= {"--layers": 2} if args.quick else {}
     flags = [str(part) for flag_and_value in sizes.items() for part in flag_and_value]
@@ -135,14 +136,12 @@ def matrix_product(args: argparse.Namespace) -> dict[str, float]:
     """Operations per second of one large product, the fastest of a few seconds' worth; --worker is
     the precision."""
     torch.set_num_threads(args.threads)
-    side = 512 if args.quick else 2048
+    side = 512 if args.quick else 2048 if args.device.type == "cpu" else 8192
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.worker]
-    a, b = torch.randn(2, side, side).to(dtype).unbind()
+    a, b = torch.randn(2, side, side).to(args.device, dtype).unbind()
     seconds: list[float] = []
     while sum(seconds) < (0.1 if args.quick else 10) or len(seconds) < 3:
-        began = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - began)
+        seconds.append(seconds_of(lambda: a @ b, args.device))
     return {"speed": 2 * side**3 / min(seconds)}
 
 
@@ -152,7 +151,7 @@ def matrix_product(args: argparse.Namespace) -> dict[str, float]:
 def generation(args: argparse.Namespace) -> list[Row]:
     """Another script's table, as it prints it."""
     script = Path(__file__).with_name("generation.py")
-    flags = ["--threads", str(args.threads)]
+    flags = ["--threads", str(args.threads), "--device", str(args.device)]
     if args.quick:
         flags += ["--size", "gpt2-nano", "--tokens", "16", "--repeats", "1"]
     subprocess.run([sys.executable, script, *flags], check=True)

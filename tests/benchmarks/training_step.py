@@ -4,6 +4,7 @@
     python tests/benchmarks/training_step.py --tokens 256 --precisions fp32
     python tests/benchmarks/training_step.py --libraries transformers-compiled gpt2mini-compiled
     python tests/benchmarks/training_step.py --libraries transformers gpt2mini gpt2mini-recomputed
+    python tests/benchmarks/training_step.py --device cuda          # its memory, and its speed
 
 All train a GPT-2 of the same size from random weights, without dropout, with fused AdamW on the
 same ids. "-compiled": under torch.compile, which needs a C++ compiler: the whole of transformers'
@@ -27,6 +28,7 @@ import torch
 from measuring import (
     LossOf,
     add_step_flags,
+    machine,
     measure_in_own_process,
     peak_memory,
     seconds_per_step,
@@ -52,7 +54,7 @@ def main() -> None:
 def compare(arguments: Sequence[str]) -> Results:
     """Measure and print what the flags ask for."""
     args = parse_arguments(arguments)
-    print(f"{args.size}, {args.batch_size} x {args.tokens} tokens, {args.threads} threads")
+    print(f"{args.size}, {args.batch_size} x {args.tokens} tokens, {machine(args)}")
     print(f"{'':24}{'tokens/s':>10}{'peak GB':>10}", flush=True)
     results = {}
     for precision in args.precisions:
@@ -93,16 +95,17 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     config = GPT2Config.from_name(args.size)
     config = dataclasses.replace(config, n_layers=args.layers or config.n_layers)
     compiled, recomputed = library.endswith("-compiled"), library.endswith("-recomputed")
-    token_ids = torch.randint(config.vocab_size, (args.batch_size, args.tokens))
+    token_ids = torch.randint(config.vocab_size, (args.batch_size, args.tokens)).to(args.device)
     warm_up = token_ids if compiled else token_ids[:1, :8]
     measured = args.steps, precision
     if library.startswith("transformers"):
-        seconds = seconds_per_step(*theirs(config, compiled), token_ids, warm_up, *measured)
+        model, loss_of = theirs(config, compiled, args.device)
+        seconds = seconds_per_step(model, loss_of, token_ids, warm_up, *measured)
     else:
-        model, loss_of = ours(config)
+        model, loss_of = ours(config, args.device)
         with prepared(model, compiled, recomputed):
             seconds = seconds_per_step(model, loss_of, token_ids, warm_up, *measured)
-    return {"speed": token_ids.numel() / seconds, "peak": peak_memory()}
+    return {"speed": token_ids.numel() / seconds, "peak": peak_memory(args.device)}
 
 
 def prepared(model: nn.Module, compiled: bool, recomputed: bool) -> AbstractContextManager[None]:
@@ -115,16 +118,16 @@ def prepared(model: nn.Module, compiled: bool, recomputed: bool) -> AbstractCont
     return loop.prepared(model, settings)
 
 
-def ours(config: GPT2Config) -> tuple[nn.Module, LossOf]:
+def ours(config: GPT2Config, device: torch.device) -> tuple[nn.Module, LossOf]:
     from gpt2mini.data.text import Batch
     from gpt2mini.training import next_token_step
 
-    model = GPT2(config)
+    model = GPT2(config).to(device)
     return model, lambda token_ids: next_token_step(model, Batch(token_ids, token_ids))
 
 
-def theirs(config: GPT2Config, compiled: bool) -> tuple[nn.Module, LossOf]:
-    model = transformers_model(config)
+def theirs(config: GPT2Config, compiled: bool, device: torch.device) -> tuple[nn.Module, LossOf]:
+    model = transformers_model(config).to(device)
     forward = torch.compile(model) if compiled else model
     return model, lambda token_ids: (forward(token_ids, labels=token_ids).loss, 1)
 
