@@ -120,6 +120,10 @@ def check_input(
     cache: "KeyValueCache | None",
 ) -> None:
     """Raise ValueError for what would otherwise be a wrong result or a crash inside a kernel."""
+    if not isinstance(token_ids, Tensor):
+        raise TypeError(
+            f"token_ids must be a tensor, not a {type(token_ids).__name__}: torch.tensor([ids])"
+        )
     if token_ids.ndim != 2 or token_ids.numel() == 0:
         raise ValueError(
             f"token_ids must have the shape (batch, tokens) and hold at least one token, "

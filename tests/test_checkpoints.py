@@ -250,6 +250,16 @@ def test_a_file_of_another_kind_is_refused_by_name(folder: Path, tiny_model: GPT
         GPT2.from_pretrained(folder)
 
 
+def test_a_pickle_of_more_than_tensors_is_refused_and_nobody_is_told_to_trust_it(
+    folder: Path, tiny_model: GPT2
+) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save({"wte.weight": tiny_model.tok_emb.weight, "f": print}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin holds more than tensors") as caught:
+        GPT2.from_pretrained(folder)
+    assert "weights_only" not in str(caught.value)
+
+
 def test_a_folder_without_weights_says_what_it_has_instead(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "weights.safetensors")
     message = rf"has no weights: expected one of {WEIGHTS}.*'config.json'.*'weights.safetensors'"

@@ -117,6 +117,7 @@ def test_labels_may_be_numbers(tmp_path: Path) -> None:
         ("a.csv", b"label,text\nham,x\nspam,\xff\n", "line 3: not UTF-8"),
         ("a.csv", "name,age\nx,1\n", "line 2: expected 'label' or 'class'.*found name, age"),
         ("a.csv", "label,text\nham,x\nspam\n", "line 3: expected the 2 of label, text"),
+        ("a.csv", "label,text,text\nham,x,y\n", "two columns are called 'text'"),
         ("a.jsonl", '{"label": "a", "text": "x"}\n{"label": ', "line 2: not valid JSON"),
         ("a.jsonl", '["a", "x"]\n', "line 1: expected an object"),
         ("a.jsonl", '{"label": "a", "text": 5}\n', "line 1: 'text' must be a text, not 5"),

@@ -177,6 +177,16 @@ def test_a_folder_without_text_files_is_refused(tmp_path: Path) -> None:
 # From pieces to a file of token ids
 
 
+def test_the_bar_ends_at_the_size_of_the_files(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path, "One.<|endoftext|>Twö.<|endoftext|>" * 30, "a.txt")
+    files = [tmp_path / "a.txt", written(tmp_path, "Three. " * 100, "b.txt")]
+    tokenize_files(files, tokenizer, tmp_path)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "100%" in last and "1.75k/1.75k" in last
+
+
 @given(
     texts=st.lists(spaced_texts, min_size=1, max_size=3).filter(lambda t: any(map(documents_of, t)))
 )
@@ -531,6 +541,13 @@ def test_every_token_of_a_training_batch_is_a_label() -> None:
 def test_a_text_without_two_tokens_is_refused(documents: list[range]) -> None:
     with pytest.raises(ValueError, match="fewer than two tokens"):
         TokenBatches(np.arange(10), documents, batch_size=1, context_length=4, seed=0)
+
+
+def test_a_batch_larger_than_the_text_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    TokenBatches(np.arange(50), [range(50)], batch_size=6, context_length=8, seed=0)
+    assert not caplog.text
+    TokenBatches(np.arange(50), [range(50)], batch_size=7, context_length=8, seed=0)
+    assert "7 x 8 tokens reads the 50 tokens to learn from more than once" in caplog.text
 
 
 @pytest.mark.parametrize("context_length", [0, 1])

@@ -75,6 +75,7 @@ from gpt2mini.preferences.rewards import (
     score_with_reward,
 )
 from gpt2mini.preferences.rollouts import (
+    Experience,
     OnPolicyBatches,
     Rollout,
     RolloutSettings,
@@ -916,6 +917,13 @@ def test_a_whole_answer_pays_for_its_kl(
 def test_bad_settings_are_named(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PPOSettings(**wrong)
+
+
+def test_a_kl_that_rewards_straying_is_refused(text_model: GPT2) -> None:
+    ids, mask, logprobs = torch.zeros(1, 2).long(), torch.ones(1, 2).bool(), torch.zeros(1, 2)
+    rollout = Experience(ids, mask, mask, logprobs, logprobs, advantages=logprobs)
+    with pytest.raises(ValueError, match="kl_coefficient must be at least 0"):
+        grpo_step(text_model, rollout, kl_coefficient=-0.1)
 
 
 def test_whitened_advantages_have_mean_0_and_variance_1() -> None:

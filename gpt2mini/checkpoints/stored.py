@@ -4,6 +4,7 @@ Each reader gives a dictionary of names and `StoredTensor`s. Shapes are known at
 be checked against its config before a byte is allocated for the model; the numbers stay on disk.
 """
 
+import pickle
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -138,7 +139,13 @@ def check_archive(path: Path) -> None:
 
 def load_state_dict(path: Path, mmap: bool) -> dict[str, Tensor]:
     """A dictionary of ordinary tensors, from a pickle in which nothing else is allowed."""
-    contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:  # whose text advises to read the file unsafely
+        raise CheckpointError(
+            f"{path} holds more than tensors, or is damaged: expected a state dict that torch.save "
+            "has written; nothing else in it is executed"
+        ) from error
     if not isinstance(contents, dict):
         raise CheckpointError(
             f"{path} holds a {type(contents).__name__}; expected a dictionary of tensors"

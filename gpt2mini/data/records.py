@@ -102,10 +102,12 @@ def read_csv(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, strict=True)  # an open quote would swallow the rest
+            names = list(rows.fieldnames or [])
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{path}: two columns are called {twice[0]!r}")
             for row in rows:
                 place = f"{path}, line {rows.line_num}"
                 if None in row or None in row.values():
-                    names = rows.fieldnames or []
                     raise ValueError(f"{place}: expected the {len(names)} of {', '.join(names)}")
                 found.append((place, row))
     except csv.Error as error:

@@ -161,6 +161,7 @@ def tokenize_files(
             groups.append(pieces)
             total += len(tokens)
             bar.update(n_bytes)
+        bar.update(size - bar.n)  # what marks documents in the files is no text
         output.seek(0)
         write_header(output, dtype, total)
     if not total:
@@ -211,18 +212,18 @@ def tokenize_group(
     Documents that are one piece are encoded together, <|endoftext|> between them, which is what
     tells their ends: one call each would spend its time in waiting for Python's lock.
     """
-    parts, ends, total, n_bytes = [], [], 0, 0
+    parts, ends, total = [], [], 0
     for text, last_ends_document in join_documents(group):
         ids = tokenizer.encode_to_numpy(text, allow_special=True)
         parts.append(ids)
         ends.append(total + 1 + np.flatnonzero(ids == tokenizer.eos_id))
         total += len(ids)
-        n_bytes += len(text.encode())
         if not last_ends_document:
             ends.append(np.array([total]))
     pieces = np.empty(len(group), PIECE)
     pieces["end"] = np.concatenate(ends)
     pieces["ends_document"] = [ends_document for _, ends_document in group]
+    n_bytes = sum(len(text.encode()) for text, _ in group)
     return np.concatenate(parts), pieces, n_bytes
 
 
@@ -318,6 +319,11 @@ class TokenBatches:
         self.context_length = min(context_length, self.total)
         self.windows = self.total // self.context_length
         self.batches_per_epoch = max(1, self.windows // batch_size)
+        if batch_size > self.windows:
+            logger.warning(
+                "a batch of %d x %d tokens reads the %d tokens to learn from more than once",
+                *(batch_size, self.context_length, self.total),
+            )
 
     def part(self, start: int, every: int = 1) -> "TokenBatches":
         """The batches from number `start` on, every `every`-th of them; no other is read."""

@@ -74,7 +74,10 @@ def grpo_step(
     clip: float = 0.2,
     figures: Figures | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(sum of the clipped objective and of the KL, number of response tokens) of a minibatch."""
+    """(sum of the clipped objective and of the KL, number of response tokens) of a minibatch.
+    Raises ValueError for a negative kl_coefficient, which would reward straying."""
+    if kl_coefficient < 0:
+        raise ValueError(f"kl_coefficient must be at least 0, not {kl_coefficient}")
     mask = batch.response_mask
     logprobs = token_logprobs(model, batch.token_ids, batch.attention_mask, mask)
     policy_sum, count = ppo_loss(logprobs, batch.logprobs, batch.advantages, mask, clip)
