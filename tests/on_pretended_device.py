@@ -92,6 +92,20 @@ def test_quantised_weights(device: torch.device, own_model: GPT2, weights: str) 
     assert generate(model, random_ids(2, 8).to(device), 5).token_ids.device == device
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_loaded_in_two_bytes_a_weight(
+    device: torch.device, own_model: GPT2, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    own_model.save_pretrained(tmp_path)
+    found = []
+    for place in ("cpu", device):
+        model = GPT2.from_pretrained(tmp_path, dtype, place)
+        answer = generate(model, random_ids(2, 8).to(place), 20, temperature=0.0)
+        found.append((answer.token_ids.cpu(), answer.logprobs.cpu()))
+    assert_close(found[0][0], found[1][0])
+    assert_close(found[0][1], found[1][1], rtol=0, atol=0.05)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_training_and_going_on(
     device: torch.device, own_model: GPT2, optimizer: str, tmp_path: Path
