@@ -10,6 +10,7 @@ python -m gpt2mini explore --model gpt2 --text "The old keeper lit the lamp" --o
 import argparse
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from gpt2mini.checkpoints import (
     read_class_names,
     save_model,
 )
+from gpt2mini.checkpoints.huggingface import head_rules, is_classifier
 from gpt2mini.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -54,10 +56,10 @@ def convert(args: argparse.Namespace) -> None:
         model = model_of_checkpoint(source).to(DTYPES[args.dtype])
     else:
         model = load_model(source, DTYPES[args.dtype])
-    try:
-        class_names = read_class_names(source)
-    except CheckpointError:
-        class_names = None
+    class_names = None
+    if is_classifier(head_rules(model)):  # configs of language models may name classes too
+        with suppress(CheckpointError):
+            class_names = read_class_names(source)
     save_model(model, target, class_names=class_names)
     try:
         Tokenizer.from_pretrained(source).save_pretrained(target)

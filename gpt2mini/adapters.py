@@ -92,15 +92,17 @@ def write_adapter(model: GPT2, folder: Path, replace: bool = False) -> None:
         )
     if holds_model:
         check_not_base(model, folder)
-    first = next(iter(layers.values()))
     tensors: dict[str, Tensor] = {}
+    sizes: dict[str, tuple[int, float]] = {}  # published layer -> (rank, alpha)
     for i in range(model.config.n_layers):
         for published, ours in PUBLISHED_LAYERS.items():
             parts = [layers.get(f"trf_blocks.{i}.{name}") for name in ours]
             if any(parts):
-                a, b = side_by_side(parts)
-                name = f"{PREFIX}transformer.h.{i}.{published}"
-                tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+                a, b, alpha = side_by_side(parts, published)
+                name = f"transformer.h.{i}.{published}"
+                sizes[name] = len(a), alpha
+                tensors[f"{PREFIX}{name}.lora_A.weight"] = a
+                tensors[f"{PREFIX}{name}.lora_B.weight"] = b
     targets = [name for name in TARGETS if any(n.endswith("." + name) for n in layers)]
     head = trained_head(model)
     tensors |= {f"{PREFIX}score.{name}": p.detach() for name, p in head.items()}
@@ -112,7 +114,8 @@ def write_adapter(model: GPT2, folder: Path, replace: bool = False) -> None:
         "gpt2mini.base": base_note(model),
     }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    config = as_json(peft_config(first, targets, bool(head)))
+    first = next(iter(layers.values()))
+    config = as_json(peft_config(first, sizes, model.config.n_layers, bool(head)))
     writable_folder(folder)
     write_together(
         {
@@ -149,15 +152,22 @@ def check_not_base(model: GPT2, folder: Path) -> None:
         )
 
 
-def side_by_side(parts: list[LoRALinear | None]) -> tuple[Tensor, Tensor]:
-    """(A, B) of one adapter for layers that lie side by side in the published one."""
+def side_by_side(parts: list[LoRALinear | None], published: str) -> tuple[Tensor, Tensor, float]:
+    """(A, B, alpha) of one adapter for layers that lie side by side in the published one."""
     present = [part for part in parts if part is not None]
+    if len({(part.rank, part.alpha, part.rank_stabilised) for part in present}) > 1:
+        raise ValueError(
+            f"the adapters that are one in the published {published} differ in rank or alpha, "
+            "which PEFT's format has no place for"
+        )
     a = torch.cat([part.lora_A.detach() for part in present])  # (k * rank, in)
     rank = present[0].rank
     b = a.new_zeros(len(parts), present[0].out_features, len(a))  # (parts, out, k * rank)
     for number, part in enumerate(present):
         b[parts.index(part), :, number * rank : (number + 1) * rank] = part.lora_B.detach()
-    return a, b.flatten(0, 1)
+    # Times the factor by which the rank grows, so that the scaling stays what it is.
+    growth = math.sqrt(len(present)) if present[0].rank_stabilised else len(present)
+    return a, b.flatten(0, 1), growth * present[0].alpha
 
 
 def trained_head(model: GPT2) -> dict[str, nn.Parameter]:
@@ -169,24 +179,26 @@ def trained_head(model: GPT2) -> dict[str, nn.Parameter]:
     of_the_base = getattr(head, "out_features", None) == model.config.vocab_size
     if of_the_base and not any(p.requires_grad for p in parameters.values()):
         return {}
+    if not isinstance(head, nn.Linear) or head.in_features != model.config.emb_dim:
+        raise ValueError(
+            f"the output head is {head}: an adapter's files have a place for "
+            f"nn.Linear({model.config.emb_dim}, classes)"
+        )
     return parameters
 
 
-def peft_config(layer: LoRALinear, targets: list[str], head: bool) -> dict[str, Any]:
-    """The contents of adapter_config.json."""
-    published = [
-        name
-        for name, ours in PUBLISHED_LAYERS.items()
-        if {SHORT_NAMES[o] for o in ours} & {*targets}
-    ]
-    joined = len({"query", "key", "value"} & {*targets})  # adapters in one
-    more = {}
-    if joined > 1:
-        growth = math.sqrt(joined) if layer.rank_stabilised else joined  # the scaling stays
-        more = {
-            "rank_pattern": {"attn.c_attn": joined * layer.rank},
-            "alpha_pattern": {"attn.c_attn": growth * layer.alpha},
-        }
+def peft_config(
+    layer: LoRALinear, sizes: dict[str, tuple[int, float]], n_layers: int, head: bool
+) -> dict[str, Any]:
+    """The contents of adapter_config.json. layer: one whose rank and alpha stand for all but the
+    exceptions; sizes: those of each published layer that has an adapter."""
+    published = [p for p in PUBLISHED_LAYERS if any(name.endswith(p) for name in sizes)]
+    in_every_block = len(sizes) == n_layers * len(published)
+    ranks, alphas = {}, {}
+    for name, (rank, alpha) in exceptions(sizes).items():
+        if (rank, alpha) != (layer.rank, layer.alpha):
+            ranks[name], alphas[name] = rank, alpha
+    more = {"rank_pattern": ranks, "alpha_pattern": alphas} if ranks else {}
     return {
         **PLAIN,
         "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
@@ -195,7 +207,7 @@ def peft_config(layer: LoRALinear, targets: list[str], head: bool) -> dict[str, 
         "lora_alpha": layer.alpha,
         "lora_dropout": layer.lora_dropout.p,
         "use_rslora": layer.rank_stabilised,
-        "target_modules": published,
+        "target_modules": published if in_every_block else list(sizes),
         "modules_to_save": ["score"] if head else None,
         "fan_in_fan_out": True,  # the published layers are stored (in, out)
         "inference_mode": True,
@@ -203,16 +215,32 @@ def peft_config(layer: LoRALinear, targets: list[str], head: bool) -> dict[str, 
     }
 
 
+def exceptions(sizes: dict[str, tuple[int, float]]) -> dict[str, tuple[int, float]]:
+    """The sizes by the ends of names, as PEFT looks them up: one for a layer that has the same in
+    every block, `attn.c_attn`; else one for each block."""
+    found: dict[str, tuple[int, float]] = {}
+    for published in PUBLISHED_LAYERS:
+        own = {name: size for name, size in sizes.items() if name.endswith(published)}
+        different = {*own.values()}
+        found |= {published: different.pop()} if len(different) == 1 else own
+    return found
+
+
 def base_note(model: GPT2) -> str:
-    """What `check_base` knows a base model by, without its adapters."""
-    return json.dumps({"dtype": str(model.tok_emb.weight.dtype), **sample(model)})
+    """What `check_base` knows a base model by, without its adapters, and without a head that is
+    saved beside them."""
+    own_head = isinstance(model.out_head, nn.Linear) and not trained_head(model)
+    numbers = sample(model)
+    if not own_head:
+        numbers = {name: n for name, n in numbers.items() if not name.startswith("out_head.")}
+    return json.dumps({"dtype": str(model.tok_emb.weight.dtype), **numbers})
 
 
 def sample(model: GPT2) -> dict[str, list[float]]:
-    """A few numbers of every tensor of the base, by which it is known again."""
+    """A few numbers of every tensor but the adapters, by which it is known again."""
     found = {}
     for name, parameter in model.named_parameters():
-        if "lora_" not in name and not name.startswith("out_head"):
+        if "lora_" not in name:
             flat = parameter.detach().flatten()
             found[name] = flat[[0, len(flat) // 2, -1]].tolist()
     return found
@@ -397,21 +425,26 @@ def check_base(model: GPT2, note: str | None) -> None:
     if note is None:
         return
     expected = json.loads(note)
-    # The same model in another dtype is the same, up to rounding.
     same_dtype = expected.pop("dtype") == str(model.tok_emb.weight.dtype)
     found = sample(model)
     for name, numbers in expected.items():
-        close = name in found and torch.allclose(
-            torch.tensor(found[name]),
-            torch.tensor(numbers),
-            rtol=0.0 if same_dtype else 1e-2,
-            atol=0.0 if same_dtype else 1e-6,
-        )
-        if not close:
+        if name not in found or not are_one(found[name], numbers, same_dtype):
             raise ValueError(
                 f"it was trained on another base model: {name} has {found.get(name)} here and "
                 f"{numbers} there"
             )
+
+
+def are_one(found: list[float], expected: list[float], same_dtype: bool) -> bool:
+    """Whether numbers are the same, but that the one, or the other, may have been rounded."""
+    a, b = torch.tensor(found), torch.tensor(expected)
+    if not same_dtype:
+        return torch.allclose(a, b, rtol=1e-2, atol=1e-6)
+    # loaded in float32, after it had been saved in fewer bits
+    roundings = [torch.float32, torch.float16, torch.bfloat16]
+    return any(
+        torch.equal(a, b.to(d).float()) or torch.equal(a.to(d).float(), b) for d in roundings
+    )
 
 
 def make_head(model: GPT2, tensors: dict[str, Tensor], config: dict[str, Any]) -> nn.Linear | None:

@@ -31,7 +31,13 @@ class LayerCache:
     ) -> tuple[
         Float[Tensor, "batch heads total head_dim"], Float[Tensor, "batch heads total head_dim"]
     ]:
-        """Store the new tokens' keys and values; return those of all tokens so far."""
+        """Store the new tokens' keys and values; return those of all tokens so far.
+        Raises ValueError if they have another dtype than the cache."""
+        if keys.dtype != self.keys.dtype:
+            raise ValueError(
+                f"the cache holds {self.keys.dtype}, attention computes in {keys.dtype}: make it "
+                f"with KeyValueCache(..., dtype={keys.dtype})"
+            )
         start, self.length = self.length, self.length + keys.shape[2]
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values

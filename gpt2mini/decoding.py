@@ -12,19 +12,21 @@ own) is called as it always is, with the shapes that it knows.
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2mini.cache import KeyValueCache, LayerCache
 from gpt2mini.model import GPT2, MLP, MultiHeadAttention, TiedHead, TransformerBlock
 from gpt2mini.modes import has_hooks
+from gpt2mini.padding import last_token
 from gpt2mini.quantize import (
     BlockedBfloat16Linear,
     HalfLinear,
     Int8Linear,
     JoinedAttention,
     PackedHalfLinear,
+    QuantizedHead,
 )
 
 # (rows, into) -> (rows, out)
@@ -39,7 +41,7 @@ REPEATED: dict[type[nn.Module], Callable] = {
     kind: kind.forward
     for kind in (
         *(TransformerBlock, MultiHeadAttention, JoinedAttention, MLP, TiedHead),
-        *(nn.Linear, nn.LayerNorm, nn.GELU, nn.Dropout),
+        *(QuantizedHead, nn.Linear, nn.LayerNorm, nn.GELU, nn.Dropout),
         *(Int8Linear, HalfLinear, PackedHalfLinear, BlockedBfloat16Linear),
     )
 }
@@ -54,8 +56,31 @@ class Decoder:
 
     def __init__(self, model: GPT2) -> None:
         self.model = model
+        own_forward = type(model).forward is not GPT2.forward or "forward" in vars(model)
+        self.as_a_whole = own_forward or has_hooks(model)  # then it is the model that is called
         self.blocks = [block_function(block) for block in model.trf_blocks]
         self.head = head_function(model.out_head)
+
+    def logits(
+        self, token_ids: Int[Tensor, "rows 1"], cache: KeyValueCache
+    ) -> Float[Tensor, "rows vocab"]:
+        """`model(token_ids, cache=cache)[:, 0]`, to be called without gradients."""
+        if self.as_a_whole:
+            return self.model(token_ids, cache=cache)[:, 0]
+        return self.head(self.hidden_states(token_ids, cache))
+
+    def last_logits(
+        self,
+        token_ids: Int[Tensor, "rows columns"],
+        is_real: Bool[Tensor, "rows columns"],
+        cache: KeyValueCache,
+    ) -> Float[Tensor, "rows vocab"]:
+        """Those of the last real token of each row of a prompt, and of no other."""
+        mask = None if is_real.all() else is_real
+        if self.as_a_whole:
+            return last_token(self.model(token_ids, mask, cache=cache), is_real)
+        hidden = self.model.hidden_states(token_ids, mask, cache=cache)  # (rows, columns, emb)
+        return self.head(last_token(hidden, is_real))
 
     def hidden_states(
         self, token_ids: Int[Tensor, "rows 1"], cache: KeyValueCache
@@ -104,9 +129,11 @@ def projection_function(attn: MultiHeadAttention) -> Callable[[Tensor], Sequence
 
 def head_function(head: nn.Module) -> Layer:
     """The head's `forward` for the hidden state of one token a row."""
+    if isinstance(head, QuantizedHead) and does_only_its_work(head):
+        return head.forward
     if isinstance(head, TiedHead | nn.Linear) and does_only_its_work(head):
         return lambda rows: multiply(rows, head.weight, head.bias)
-    return head
+    return lambda rows: head(rows[:, None])[:, 0]
 
 
 def layer_function(layer: nn.Module) -> Layer:

@@ -7,9 +7,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from safetensors import SafetensorError
+
+ONE_AT_A_TIME = Lock()
 
 Write = Callable[[Path], object]  # fills the file that it is given
 
@@ -41,8 +44,9 @@ def write_together(files: dict[Path, Write]) -> None:
 
 
 def current_umask() -> int:
-    umask = os.umask(0)  # it can only be read by setting it
-    os.umask(umask)
+    with ONE_AT_A_TIME:
+        umask = os.umask(0)  # it can only be read by setting it, for all threads
+        os.umask(umask)
     return umask
 
 

@@ -15,7 +15,7 @@ from gpt2mini.cache import KeyValueCache
 from gpt2mini.decoding import Decoder
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
-from gpt2mini.padding import last_token, pad_right
+from gpt2mini.padding import pad_right
 from gpt2mini.sampling import (
     FORBIDDEN,
     divide_by_temperature,
@@ -165,6 +165,7 @@ def generation_steps(
 ) -> Iterator[Step]:
     """The loop behind `generate` and `stream`: read, choose, feed back; stop when every row has
     ended. To be run in eval mode without gradients."""
+    stop_ids = [int(token_id) for token_id in stop_ids]
     check_request(model, token_ids, attention_mask, max_new_tokens, stop_ids, overflow)
     rows, prompt = token_ids.shape
     text = torch.cat(
@@ -174,7 +175,7 @@ def generation_steps(
     if attention_mask is not None:
         is_real[:, :prompt] = attention_mask.bool()
     active = torch.ones(rows, dtype=torch.bool, device=text.device)
-    stops = torch.tensor(list(stop_ids), dtype=text.dtype, device=text.device)
+    stops = torch.tensor(stop_ids, dtype=text.dtype, device=text.device)
 
     reader = Reader(model, capacity=text.shape[1], slide=overflow == "slide")
     for end in range(prompt, prompt + max_new_tokens):
@@ -209,12 +210,12 @@ class Reader:
         if self.cache is None:
             if self.slide:
                 text, is_real = self.windows(text, is_real, longest=self.context)
-            hidden = self.read_afresh(text, is_real)  # (rows, emb)
+            logits = self.read_afresh(text, is_real)  # (rows, vocab)
         elif self.cache.length == self.cache.max_tokens:  # only when sliding
-            hidden = self.read_afresh(*self.windows(text, is_real, max(1, self.context // 2)))
+            logits = self.read_afresh(*self.windows(text, is_real, max(1, self.context // 2)))
         else:
-            hidden = self.decoder.hidden_states(text[:, -1:], self.cache)  # (rows, emb)
-        return self.decoder.head(hidden).float()  # (rows, vocab)
+            logits = self.decoder.logits(text[:, -1:], self.cache)  # (rows, vocab)
+        return logits.float()
 
     def windows(
         self, text: Int[Tensor, "rows tokens"], is_real: Bool[Tensor, "rows tokens"], longest: int
@@ -235,15 +236,13 @@ class Reader:
 
     def read_afresh(
         self, text: Int[Tensor, "rows columns"], is_real: Bool[Tensor, "rows columns"]
-    ) -> Float[Tensor, "rows emb"]:
-        """Fill a new cache with the text; the hidden state of each row's last token."""
+    ) -> Float[Tensor, "rows vocab"]:
+        """Fill a new cache with the text; the logits of each row's last token."""
         weight = self.model.tok_emb.weight
         self.cache = KeyValueCache(
             self.model.config, len(text), self.capacity, weight.device, cache_dtype(weight)
         )
-        mask = None if is_real.all() else is_real
-        hidden = self.model.hidden_states(text, mask, cache=self.cache)  # (rows, columns, emb)
-        return last_token(hidden, is_real)
+        return self.decoder.last_logits(text, is_real, self.cache)
 
 
 def cache_dtype(weight: Tensor) -> torch.dtype:

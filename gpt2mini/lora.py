@@ -196,6 +196,8 @@ def merge_lora(model: GPT2) -> None:
     if not layers:
         merged = " (it is merged already)" if merged_layers(model) else ""
         raise ValueError(f"the model has no adapter to merge{merged}")
+    if not all(layer.enabled for layer in layers.values()):
+        raise ValueError("the adapters are switched off: merge them outside of lora_disabled")
     for name, layer in layers.items():
         plain = linear(nn.Parameter(layer.merged_weight(), requires_grad=False), layer.bias)
         plain._unmerged = (layer,)  # type: ignore[assignment] # a tuple hides it from nn.Module
@@ -216,10 +218,14 @@ def unmerge_lora(model: GPT2) -> None:
 def with_shared_weights(model: GPT2) -> GPT2:
     """A second model on the same weights, to which adapters and a head of its own can be added: one
     base in memory serves as policy, as its reference, and as reward model. What one of them trains
-    or loads beside the weights, the other does not see.
+    or loads beside the weights, and what it freezes, the other does not see.
     """
     refuse_adapters(model)
-    return deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    shared = {
+        id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    return deepcopy(model, shared)
 
 
 def save_adapter(model: GPT2, folder: str | Path, replace: bool = False) -> None:

@@ -79,7 +79,7 @@ def last_token_loss(
     wrong = labels[known & ((labels < 0) | (labels >= logits.shape[2]))]
     if len(wrong):
         raise ValueError(f"label {int(wrong[0])} is none of {logits.shape[2]} classes, from 0")
-    loss_sum = F.cross_entropy(last, labels, ignore_index=IGNORED, reduction="sum")
+    loss_sum = F.cross_entropy(last, labels.long(), ignore_index=IGNORED, reduction="sum")
     return loss_sum, known.sum()
 
 
@@ -227,4 +227,4 @@ def kl_from_samples(
     """An estimate of KL(policy, reference) at each token that the policy drew: r - 1 - log r, with
     r = reference / policy. Unbiased, never negative, of low variance (Schulman 2020, "k3")."""
     log_ratio = reference_logprobs - logprobs
-    return log_ratio.exp() - 1 - log_ratio
+    return log_ratio.expm1() - log_ratio

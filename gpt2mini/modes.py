@@ -49,4 +49,9 @@ def forwards_replaced(replaced: Sequence[tuple[nn.Module, Callable]]) -> Iterato
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody looks on, or steps in, when the module is called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook())
+    return has_own_hooks(module) or bool(_has_any_global_hook())
+
+
+def has_own_hooks(module: nn.Module) -> bool:
+    """The same, but for those who look on at all modules, a profiler for instance."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

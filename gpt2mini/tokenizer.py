@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tiktoken
 
-from gpt2mini.files import read_json, write_json, write_text
+from gpt2mini.files import as_json, read_json, text_writer, write_together
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -54,14 +54,22 @@ class Tokenizer:
         return cls(*read_tokenizer_files(find_model(name_or_folder, weights=False)))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write vocab.json, merges.txt and tokenizer_config.json, as `transformers` reads them."""
+        """Write vocab.json, merges.txt and tokenizer_config.json, as `transformers` reads them: all
+        of them or none. Other files of a tokenizer that lay in the folder are removed."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         merges = "".join(f"{left} {right}\n" for left, right in self.merges)
-        write_json(folder / "vocab.json", self.vocab)
-        write_text(folder / "merges.txt", "#version: 0.2\n" + merges)
         names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", **names})
+        config = {"tokenizer_class": "GPT2Tokenizer", **names}
+        write_together(
+            {
+                folder / "vocab.json": text_writer(as_json(self.vocab)),
+                folder / "merges.txt": text_writer("#version: 0.2\n" + merges),
+                folder / "tokenizer_config.json": text_writer(as_json(config)),
+            }
+        )
+        for name in ("tokenizer.json", "added_tokens.json", "special_tokens_map.json"):
+            (folder / name).unlink(missing_ok=True)  # transformers would prefer them
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """The token ids of a text. `<|endoftext|>` in it is plain text unless `allow_special`.
@@ -190,6 +198,8 @@ def read_tokenizer_files(folder: Path) -> tuple[dict[str, int], list[tuple[str, 
             except UnicodeDecodeError as error:
                 raise ValueError(f"{folder / merges_name} is not UTF-8 text: {error}") from None
             pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+            if isinstance(vocab, dict):
+                vocab = read_added_tokens(folder) | vocab
             break
     else:
         if not (folder / "tokenizer.json").is_file():
@@ -213,12 +223,22 @@ def read_tokenizer_files(folder: Path) -> tuple[dict[str, int], list[tuple[str, 
     return vocab, [(left, right) for left, right in pairs]
 
 
+def read_added_tokens(folder: Path) -> dict[str, Any]:
+    """Tokens that were added to a published vocabulary, such as [PAD], which `transformers` keeps
+    in a file apart: token -> id."""
+    if (folder / "tokenizer.json").is_file():
+        return added_tokens(read_json(folder / "tokenizer.json"))
+    if (folder / "added_tokens.json").is_file():
+        return dict(read_json(folder / "added_tokens.json"))
+    return {}
+
+
 def parse_tokenizer_json(contents: Any) -> tuple[Any, list[list[str]]]:
     """(vocab, merge pairs) of Hugging Face's tokenizer.json; its special tokens stand in a list
     apart."""
     try:
         vocab = dict(contents["model"]["vocab"])
-        vocab |= {added["content"]: added["id"] for added in contents.get("added_tokens", [])}
+        vocab |= added_tokens(contents)
         pairs = [
             pair.split(" ") if isinstance(pair, str) else pair
             for pair in contents["model"]["merges"]
@@ -228,6 +248,11 @@ def parse_tokenizer_json(contents: Any) -> tuple[Any, list[list[str]]]:
             f"tokenizer.json is not a byte-pair encoding as GPT-2's: {error!r}"
         ) from None
     return vocab, pairs
+
+
+def added_tokens(contents: Any) -> dict[str, Any]:
+    """The special tokens of Hugging Face's tokenizer.json: token -> id."""
+    return {added["content"]: added["id"] for added in contents.get("added_tokens", [])}
 
 
 def train_tokenizer(

@@ -183,3 +183,9 @@ def test_a_cache_for_another_depth_is_refused(tiny_model: GPT2) -> None:
     cache = KeyValueCache(replace(TINY, n_layers=2), 1, 8)
     with pytest.raises(ValueError, match="for 2 blocks, the model has 3"):
         tiny_model(random_ids(1, 4), cache=cache)
+
+
+def test_a_cache_of_another_dtype_is_refused(own_model: GPT2) -> None:
+    cache = KeyValueCache(TINY, 2, 8)
+    with pytest.raises(ValueError, match=r"holds torch.float32, attention computes in torch.bf"):
+        own_model.bfloat16()(random_ids(2, 3), cache=cache)

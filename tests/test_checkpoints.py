@@ -250,6 +250,15 @@ def test_a_file_of_another_kind_is_refused_by_name(folder: Path, tiny_model: GPT
         GPT2.from_pretrained(folder)
 
 
+def test_a_head_that_was_tied_by_hand_is_saved_as_tied(own_model: GPT2, tmp_path: Path) -> None:
+    own_model.out_head = nn.Linear(TINY.emb_dim, TINY.vocab_size, bias=False)
+    own_model.out_head.weight = own_model.tok_emb.weight
+    own_model.save_pretrained(tmp_path)
+    loaded = GPT2.from_pretrained(tmp_path)
+    assert torch.equal(loaded(random_ids(1, 5)), own_model(random_ids(1, 5)))
+    assert loaded.out_head.weight is loaded.tok_emb.weight
+
+
 def test_a_pickle_of_more_than_tensors_is_refused_and_nobody_is_told_to_trust_it(
     folder: Path, tiny_model: GPT2
 ) -> None:

@@ -151,6 +151,7 @@ def test_text_that_is_not_utf8_is_refused_by_name(tmp_path: Path, tokenizer: Tok
     (tmp_path / "latin1.txt").write_bytes("naïve".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin1\.txt is not UTF-8"):
         tokenize_files([tmp_path / "latin1.txt"], tokenizer, tmp_path, progress=False)
+    assert not list(tmp_path.glob("*/tokens*"))
 
 
 def test_a_folder_gives_its_text_files_in_order(tmp_path: Path) -> None:

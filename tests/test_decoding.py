@@ -153,6 +153,36 @@ def test_heads_of_every_kind(own_model: GPT2) -> None:
     assert_same_logits()
 
 
+def test_a_head_sees_the_shape_that_it_knows(own_model: GPT2) -> None:
+    expected = generate(own_model, random_ids(2, 5), 6, temperature=0.0)
+    shapes = []
+    hook = own_model.out_head.register_forward_hook(lambda m, a, output: shapes.append(output.ndim))
+    found = generate(own_model, random_ids(2, 5), 6, temperature=0.0)
+    hook.remove()
+    assert torch.equal(found.token_ids, expected.token_ids)
+    assert shapes == [3] * 6
+
+
+class AlwaysThree(GPT2):
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super().forward(*args, **kwargs).index_fill(2, torch.tensor([3]), 1e4)
+
+
+@pytest.mark.parametrize("how", ["class", "hook"])
+def test_what_is_done_to_the_whole_model_is_done_in_generation_too(
+    own_model: GPT2, how: str
+) -> None:
+    if how == "class":
+        own_model.__class__ = AlwaysThree
+    else:
+        own_model.register_forward_hook(
+            lambda m, a, output: output.index_fill(2, torch.tensor([3]), 1e4)
+        )
+    mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    found = generate(own_model, random_ids(2, 5), 4, mask, temperature=0.0)
+    assert (found.token_ids[:, 5:] == 3).all()
+
+
 def test_a_model_without_biases_of_query_key_and_value() -> None:
     config = GPT2Config(**vars(TINY) | {"qkv_bias": False})
     for model in (GPT2(config), GPT2(config).quantize("int8")):

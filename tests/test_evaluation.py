@@ -327,6 +327,7 @@ def test_childrens_books_are_scored_by_word_and_rest(
         ("cbt-ne", ["1 a"], "ends after sentence 1 of 21"),
         ("cbt-ne", childrens_book("no gap", "a", ["a", "b"]), "expected one XXXXX"),
         ("cbt-ne", childrens_book("XXXXX .", "c", ["a", "b"]), "expected one XXXXX"),
+        ("cbt-ne", ["1 XXXXX", *childrens_book("XXXXX .", "a", ["a", "b"])[1:]], "expected one XX"),
         ("text", [""], "at least two tokens"),
     ],
 )

@@ -485,6 +485,17 @@ def test_convert_takes_tokenizer_and_class_names_along(tmp_path: Path, own_model
     assert Tokenizer.from_pretrained(tmp_path / "out").eos_id == 8191
 
 
+def test_convert_takes_a_language_model_whose_config_names_classes(
+    tmp_path: Path, tiny_model: GPT2
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "in")
+    config = json.loads((tmp_path / "in" / "config.json").read_text(encoding="utf-8"))
+    config["id2label"] = {"0": "LABEL_0"}  # as distilgpt2's
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    done = command("convert", tmp_path / "in", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+
+
 def test_push_refuses_a_folder_that_is_no_model(tmp_path: Path) -> None:
     done = command("push", tmp_path, "someone/tiny")
     assert done.returncode == 1

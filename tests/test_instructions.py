@@ -116,6 +116,9 @@ def test_without_the_package_the_user_is_told_what_to_install(
         ("a.json", '[{"prompt": "x", "completion": "y"}, 3]', "record 2: expected an object"),
         ("a.json", "[{]", "not valid JSON"),
         ("a.csv", "prompt,completion\nx\n", "line 2: expected the 2 of prompt, completion"),
+        ("a.jsonl", '{"prompt": null, "completion": "x"}\n', "line 1: 'prompt' is empty"),
+        ("a.jsonl", '{"prompt": ' + "1" * 5000 + "}\n", "line 1: not valid JSON"),
+        ("a.jsonl", "[" * 100_000 + "\n", "line 1: not valid JSON"),
         ("a.txt", "x", "ends in .jsonl, .json or .csv"),
     ],
 )

@@ -40,6 +40,7 @@ from gpt2mini.lora import (
     merge_lora,
     save_adapter,
     unmerge_lora,
+    with_shared_weights,
 )
 from gpt2mini.losses import next_token_loss
 from gpt2mini.preferences.reward_functions import reward_model
@@ -410,8 +411,17 @@ def test_we_read_peft_s_adapters(
         GPT2LMHeadModel.from_pretrained(base_folder), target_modules=targets, **settings
     )
     theirs.save_pretrained(tmp_path / "adapter")
+    fresh = copy.deepcopy(own_model)
     load_adapter(own_model, tmp_path / "adapter")
     assert_close(own_model(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+
+    save_adapter(own_model, tmp_path / "again")
+    load_adapter(fresh, tmp_path / "again")
+    assert_close(fresh(ids), own_model(ids), atol=PRECISION, rtol=PRECISION)
+    peft_again = peft.PeftModel.from_pretrained(
+        GPT2LMHeadModel.from_pretrained(base_folder), tmp_path / "again"
+    ).eval()
+    assert_close(peft_again(ids).logits, own_model(ids), atol=1e-4, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:lora with eva")  # a wish for more memory
@@ -671,6 +681,48 @@ def test_the_same_base_in_another_dtype_is_the_same(saved: Path, tiny_model: GPT
     twin = copy.deepcopy(tiny_model).bfloat16()
     load_adapter(twin, saved)
     assert {layer.lora_A.dtype for layer in lora_layers(twin).values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_base_that_was_saved_in_fewer_bits_is_the_same(
+    saved: Path, tiny_model: GPT2, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    tiny_model.save_pretrained(tmp_path, dtype=dtype)
+    load_adapter(GPT2.from_pretrained(tmp_path), saved)  # in float32
+    rounded = GPT2.from_pretrained(tmp_path)
+    add_lora(rounded)
+    save_adapter(rounded, tmp_path / "of the rounded")
+    load_adapter(copy.deepcopy(tiny_model), tmp_path / "of the rounded")
+
+
+def test_a_frozen_head_of_the_base_s_own_is_part_of_it(own_model: GPT2, tmp_path: Path) -> None:
+    tied = copy.deepcopy(own_model)
+    own_model.out_head = nn.Linear(TINY.emb_dim, TINY.vocab_size, bias=False)
+    twin = copy.deepcopy(own_model)
+    add_lora(own_model)
+    save_adapter(own_model, tmp_path)
+    load_adapter(twin, tmp_path)
+    with pytest.raises(CheckpointError, match=r"another base model: out_head.weight has None here"):
+        load_adapter(tied, tmp_path)
+
+
+def test_a_head_that_the_files_have_no_place_for_is_refused(adapted: GPT2, tmp_path: Path) -> None:
+    adapted.out_head = nn.Sequential(nn.Linear(TINY.emb_dim, 3))
+    with pytest.raises(ValueError, match=r"have a place for nn.Linear\(48, classes\)"):
+        save_adapter(adapted, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_switched_off_adapter_is_not_merged(adapted: GPT2) -> None:
+    with lora_disabled(adapted), pytest.raises(ValueError, match="switched off"):
+        merge_lora(adapted)
+
+
+def test_a_second_model_on_the_same_weights_freezes_its_own(own_model: GPT2) -> None:
+    second = with_shared_weights(own_model)
+    add_lora(second)
+    assert all(parameter.requires_grad for parameter in own_model.parameters())
+    assert second.tok_emb.weight.data_ptr() == own_model.tok_emb.weight.data_ptr()
 
 
 @pytest.mark.parametrize("changes", [{"emb_dim": 96}, {"n_layers": 2}])

@@ -20,6 +20,7 @@ from gpt2mini.losses import (
     check_labels_not_shifted,
     chunked_next_token_loss,
     dpo_loss,
+    kl_from_samples,
     last_token_loss,
     next_token_loss,
     pairwise_reward_loss,
@@ -424,6 +425,19 @@ class Capped(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input).tanh()
+
+
+def test_a_head_with_hooks_is_refused_rather_than_passed_over(own_model: GPT2) -> None:
+    own_model.out_head.register_forward_hook(lambda m, a, output: output * 0)
+    with pytest.raises(TypeError, match="not TiedHead with hooks: use next_token_loss"):
+        chunked_next_token_loss(
+            torch.zeros(1, 3, TINY.emb_dim), own_model.out_head, random_ids(1, 3)
+        )
+
+
+def test_kl_of_samples_is_never_negative() -> None:
+    logprobs = torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * 1e-3
+    assert (kl_from_samples(logprobs, torch.zeros_like(logprobs)) >= 0).all()
 
 
 def test_a_linear_head_with_a_forward_of_its_own_is_refused(own_model: GPT2) -> None:

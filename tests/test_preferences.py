@@ -919,6 +919,28 @@ def test_bad_settings_are_named(wrong: dict) -> None:
         PPOSettings(**wrong)
 
 
+def test_a_policy_needs_a_language_head(text_model: GPT2) -> None:
+    text_model.out_head = torch.nn.Linear(text_model.config.emb_dim, 2)
+    with pytest.raises(ValueError, match="only a language model head"):
+        ActorCritic(text_model)
+
+
+def test_a_reference_without_dropout_is_the_same_model(text_model: GPT2) -> None:
+    policy = GPT2(replace(text_model.config, drop_rate=0.1))
+    policy.load_state_dict(text_model.state_dict())
+    with using_reference(policy, text_model) as reference:
+        assert reference is text_model
+
+
+def test_nothing_to_evaluate_or_to_sample_is_said(text_model: GPT2, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="no pairs to evaluate on"):
+        evaluate_dpo(text_model, [], reference_free=True)
+    with pytest.raises(ValueError, match="num_samples must be at least 1, not 0"):
+        answer_prompts(text_model, tokenizer, ["a"], num_samples=0)
+    ends = answer_prompts(text_model, tokenizer, ["a"], 4, stop_ids=range(256), temperature=0.0)
+    assert len(tokenizer.encode(ends[0])) <= 1
+
+
 def test_a_kl_that_rewards_straying_is_refused(text_model: GPT2) -> None:
     ids, mask, logprobs = torch.zeros(1, 2).long(), torch.ones(1, 2).bool(), torch.zeros(1, 2)
     rollout = Experience(ids, mask, mask, logprobs, logprobs, advantages=logprobs)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, GPT2Tokenizer
 
 from gpt2mini import Tokenizer
-from gpt2mini.tokenizer import END_OF_TEXT, train_tokenizer
+from gpt2mini.tokenizer import END_OF_TEXT, byte_characters, train_tokenizer
 
 REPLACEMENT = "\ufffd"  # what Unicode puts for bytes that are not UTF-8
 BYTES = 256  # of each there is a token
@@ -312,6 +312,57 @@ def test_a_tokenizer_json_with_merges_as_strings_loads_equal(
     contents["model"]["merges"] = [f"{left} {right}" for left, right in trained.merges]
     path.write_text(json.dumps(contents), "utf-8")
     assert Tokenizer.from_pretrained(single_file_folder).merges == trained.merges
+
+
+def bytes_alone() -> Tokenizer:
+    pieces = [*byte_characters(), "<|endoftext|>"]
+    return Tokenizer({piece: i for i, piece in enumerate(pieces)}, [])
+
+
+@pytest.mark.parametrize("kept_in", ["tokenizer.json", "added_tokens.json"])
+def test_added_tokens_of_a_published_folder_are_there(
+    trained: Tokenizer, trained_folder: Path, tmp_path: Path, kept_in: str
+) -> None:
+    folder = copy_of(trained_folder, tmp_path)
+    theirs = GPT2Tokenizer.from_pretrained(trained_folder)
+    theirs.add_special_tokens({"pad_token": "[PAD]"})
+    theirs.save_pretrained(tmp_path / "theirs")
+    if kept_in == "tokenizer.json":
+        shutil.copyfile(tmp_path / "theirs" / kept_in, folder / kept_in)
+    else:
+        (folder / kept_in).write_text(json.dumps({"[PAD]": len(theirs) - 1}), "utf-8")
+    loaded = Tokenizer.from_pretrained(folder)
+    assert loaded.vocab_size == len(theirs) == trained.vocab_size + 1
+    assert loaded.decode([len(theirs) - 1]) == "[PAD]"
+    assert loaded.encode("a b") == trained.encode("a b")
+
+
+def test_what_another_tokenizer_left_in_the_folder_goes(
+    trained: Tokenizer, trained_folder: Path, tmp_path: Path
+) -> None:
+    GPT2Tokenizer.from_pretrained(trained_folder).save_pretrained(tmp_path)
+    smaller = bytes_alone()
+    smaller.save_pretrained(tmp_path)
+    assert GPT2Tokenizer.from_pretrained(tmp_path)("the")["input_ids"] == smaller.encode("the")
+
+
+def test_a_full_disk_leaves_the_tokenizer_that_was_there(
+    trained: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path: Path, *args: Any, **kwargs: Any) -> int:
+        if "merges" in path.name:
+            raise OSError(28, "No space left on device")
+        return write(path, *args, **kwargs)
+
+    write = Path.write_text
+    monkeypatch.setattr(Path, "write_text", full)
+    smaller = bytes_alone()
+    with pytest.raises(OSError, match="No space left"):
+        smaller.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_windows_line_ends_in_the_merges_do_no_harm(

@@ -77,13 +77,15 @@ def fetch_rest(address: str, partial: Path) -> int:
     with response, partial.open("ab", buffering=0) as file:  # a killed process loses nothing
         if response.status != 206:  # the whole file, whatever was asked for
             start = file.truncate(0)
-        complete = start + int(response.headers["Content-Length"])
+        length = response.headers["Content-Length"]  # None: the server does not say
+        complete = None if length is None else start + int(length)
         with tqdm(
             desc=partial.stem, total=complete, initial=start, unit="B", unit_scale=True
         ) as bar:
             while piece := response.read1(PIECE):
                 file.write(piece)
                 bar.update(len(piece))
-    if partial.stat().st_size < complete:
-        raise OSError(f"the connection ended after {partial.stat().st_size:,} bytes")
-    return complete
+    found = partial.stat().st_size
+    if complete is not None and found < complete:
+        raise OSError(f"the connection ended after {found:,} bytes")
+    return found

@@ -146,9 +146,12 @@ def write_folder(
             "the head's bias is saved as score.bias, which transformers does not know and leaves "
             "out: use nn.Linear(..., bias=False) for a classifier that it is to open"
         )
+    state = model.state_dict()
+    if is_tied(model):
+        state.pop("out_head.weight", None)
     tensors = {
         rename(name): tensor.detach().to("cpu", dtype or tensor.dtype)
-        for name, tensor in to_published(model.state_dict(), model.config, head).items()
+        for name, tensor in to_published(state, model.config, head).items()
     }
     writable_folder(folder)
     config = describe_model(model, head, dtype or model.tok_emb.weight.dtype, class_names)
@@ -169,7 +172,7 @@ def write_folder(
 def head_rules(model: GPT2) -> list[Rule]:
     """The rules for the head of a model, one that a Hugging Face folder has a place for."""
     head, config = model.out_head, model.config
-    if isinstance(head, TiedHead) and head.weight is model.tok_emb.weight:
+    if is_tied(model):
         return []
     if isinstance(head, nn.Linear) and head.in_features == config.emb_dim:
         if head.out_features == config.vocab_size and head.bias is None:
@@ -180,6 +183,14 @@ def head_rules(model: GPT2) -> list[Rule]:
         f"nn.Linear({config.emb_dim}, {config.vocab_size}, bias=False), "
         f"or a classifier's nn.Linear({config.emb_dim}, classes)"
     )
+
+
+def is_tied(model: GPT2) -> bool:
+    """Whether the head is the token embedding: a `TiedHead`, or a linear layer that was given its
+    weight."""
+    head = model.out_head
+    is_plain = isinstance(head, TiedHead | nn.Linear) and head.bias is None
+    return is_plain and head.weight is model.tok_emb.weight
 
 
 def is_classifier(head: list[Rule]) -> bool:

@@ -165,6 +165,8 @@ def encode_prompt_with(
 
     What the longest completion leaves no room for, the prompt forgets beside all of them.
     """
+    if longest < 2:
+        raise ValueError(f"longest must be at least 2, a prompt's token and an answer's: {longest}")
     encoded = [[*tokenizer.encode(text), tokenizer.eos_id] for text in completions]
     cut_completion = any(len(ids) > longest - 1 for ids in encoded)
     encoded = [ids[: longest - 1] for ids in encoded]

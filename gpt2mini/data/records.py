@@ -21,10 +21,10 @@ class Record:
     def text(self, *names: str) -> str | None:
         """The text under the first of these names that there is (in any case of letters).
 
-        None if there is none of them. Raises ValueError for a field that holds no text.
+        None if there is none of them, or null. Raises ValueError for a field that holds no text.
         """
         name = self.find(names)
-        if name is None:
+        if name is None or self.fields[name] is None:
             return None
         value = self.fields[name]
         if not isinstance(value, str):
@@ -34,9 +34,9 @@ class Record:
     def required_text(self, *names: str) -> str:
         """The same; raises ValueError if there is none, or nothing but white space."""
         value = self.text(*names)
-        if value is None:
+        if value is None and self.find(names) is None:
             raise self.lacks(names)
-        if not value.strip():
+        if value is None or not value.strip():
             raise ValueError(f"{self.place}: {self.find(names)!r} is empty")
         return value
 
@@ -122,15 +122,16 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in numbered_lines(path):
         place = f"{path}, line {number}"
         try:
-            yield place, as_object(json.loads(line), place)
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:  # numbers and nesting beyond all measure too
             raise ValueError(f"{place}: not valid JSON ({error})") from None
+        yield place, as_object(row, place)
 
 
 def read_json_array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     for number, row in enumerate(rows, start=1):
         place = f"{path}, record {number}"

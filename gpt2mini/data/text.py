@@ -153,21 +153,23 @@ def tokenize_files(
     size = sum(file.stat().st_size for file in files)
     bar = tqdm(total=size, unit="B", unit_scale=True, desc="tokenising", disable=not progress)
     aside = folder / f"tokens.{os.getpid()}.npy"
-    with aside.open("wb") as output, bar:
-        write_header(output, dtype, 0)  # room for the one with the number of tokens
-        for tokens, pieces, n_bytes in tokenize_pieces(files, tokenizer):
-            output.write(tokens.astype(dtype).tobytes())
-            pieces["end"] += total
-            groups.append(pieces)
-            total += len(tokens)
-            bar.update(n_bytes)
-        bar.update(size - bar.n)  # what marks documents in the files is no text
-        output.seek(0)
-        write_header(output, dtype, total)
-    if not total:
-        aside.unlink()
-        raise ValueError(f"there is no text in {', '.join(map(str, files[:3]))}")
-    aside.replace(folder / "tokens.npy")
+    try:
+        with aside.open("wb") as output, bar:
+            write_header(output, dtype, 0)  # room for the one with the number of tokens
+            for tokens, pieces, n_bytes in tokenize_pieces(files, tokenizer):
+                output.write(tokens.astype(dtype).tobytes())
+                pieces["end"] += total
+                groups.append(pieces)
+                total += len(tokens)
+                bar.update(n_bytes)
+            bar.update(size - bar.n)  # what marks documents in the files is no text
+            output.seek(0)
+            write_header(output, dtype, total)
+        if not total:
+            raise ValueError(f"there is no text in {', '.join(map(str, files[:3]))}")
+        aside.replace(folder / "tokens.npy")
+    finally:
+        aside.unlink(missing_ok=True)
     all_pieces = np.concatenate(groups)
     write_npy(folder / "pieces.npy", all_pieces)
     logger.info("%d tokens in %d pieces written to %s", total, len(all_pieces), folder)

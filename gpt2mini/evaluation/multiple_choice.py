@@ -133,13 +133,14 @@ def group_childrens_books(path: Path) -> Iterator[Question]:
 
 
 def read_gap(sentences: Sequence[str], place: str) -> Question:
+    text_so_far = " ".join(sentences[:-1])
     query, *fields = [field.strip() for field in sentences[-1].split("\t") if field.strip()]
     candidates = fields[1].split("|") if len(fields) == 2 else []
-    if query.count(BLANK) != 1 or fields[0] not in candidates:
+    if (text_so_far + query).count(BLANK) != 1 or fields[0] not in candidates:
         raise ValueError(
             f"{place}: expected one {BLANK}, the answer and, joined by |, candidates with it"
         )
-    before, after = detokenize_penn(" ".join([*sentences[:-1], query])).split(BLANK)
+    before, after = detokenize_penn(f"{text_so_far} {query}").split(BLANK)
     space = " " if before.endswith(" ") else ""
     endings = [f"{space}{candidate}{after}" for candidate in candidates]
     return Question(before.rstrip(), endings, candidates.index(fields[0]))

@@ -126,7 +126,7 @@ def perplexity(
 def check_predicts_tokens(model: GPT2) -> None:
     """Raises ValueError for a classifier, whose head gives tokens no probabilities."""
     with torch.no_grad():
-        outputs = model.out_head(model.tok_emb.weight[:1]).shape[1]
+        outputs = model.out_head(model.tok_emb.weight[None, :1]).shape[2]
     if outputs != model.config.vocab_size:
         raise ValueError(
             f"the head has {outputs} outputs, expected {model.config.vocab_size}, one for each "

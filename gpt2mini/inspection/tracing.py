@@ -112,9 +112,8 @@ def patched(model: GPT2, patches: Mapping[str, Patch]) -> Iterator[GPT2]:
 
     A patch is a number (0 ablates), a tensor that has or broadcasts to the activation's shape, or a
     function of the activation. Gradients flow. Patches of attention weights come before those of
-    heads; of two on one attention, in nested `with`, the inner one counts. What does not call the
-    model, such as the short cut of `classification.class_logits` through the last block, goes past
-    patches.
+    heads; of two on one attention, in nested `with`, the inner one counts. Losses and scores in
+    pieces (perplexity, `token_logprobs`) do not call the head: they refuse patches of the logits.
     Raises ValueError for an unknown name, and in the forward pass for a shape that does not fit.
     """
     known = activation_names(model.config)
@@ -261,7 +260,8 @@ def attention_weights(
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     query, key, _ = queries_keys_values(attn, x, cache)
-    scores = query.to(wide) @ key.to(wide).mT  # (batch, heads, tokens, total)
+    with torch.autocast(x.device.type, enabled=False):
+        scores = query.to(wide) @ key.to(wide).mT  # (batch, heads, tokens, total)
     scores = scores / math.sqrt(query.shape[3])
     if may_attend is None:
         tokens, total = scores.shape[2:]

@@ -132,6 +132,8 @@ def evaluate_dpo(
 ) -> DPOReport:
     """Rewards and loss of pairs that have their reference's log-probabilities; the options as for
     `dpo_step`, so that the loss is that of training."""
+    if not pairs:
+        raise ValueError("there are no pairs to evaluate on")
     logprobs = pair_logprobs(model, pairs, precision)  # (pairs, 2)
     if not reference_free:
         known = [pair.reference for pair in pairs if pair.reference is not None]

@@ -35,12 +35,16 @@ def answer_prompts(
     max_new_tokens: int = 64,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
+    stop_ids: Sequence[int] = (),
     **sampling,
 ) -> list[str]:
     """Responses to prompts as the model reads them; `num_samples` in a row for each.
 
+    stop_ids: tokens that end a response, beside <|endoftext|>.
     sampling: temperature, top_k and so on, as for `generate`; the default is temperature 1.
     """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     device = model.tok_emb.weight.device
     encoded = encode_prompts(model, tokenizer, prompts, max_new_tokens)
     found: list[str] = []
@@ -52,7 +56,7 @@ def answer_prompts(
             token_ids.to(device),
             max_new_tokens,
             is_real.to(device),
-            stop_ids=[tokenizer.eos_id],
+            stop_ids=[tokenizer.eos_id, *stop_ids],
             num_samples=num_samples,
             generator=generator,
             **sampling,

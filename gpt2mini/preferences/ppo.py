@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gpt2mini.generation import check_language_head
 from gpt2mini.logprobs import check_response, logprobs_from_hidden
 from gpt2mini.losses import kl_from_samples, ppo_loss, value_loss
 from gpt2mini.model import GPT2
@@ -61,6 +62,7 @@ class ActorCritic(nn.Module):
         """value_model: a GPT-2 with one output, for instance a copy of the reward model; by default
         the critic is a linear layer on the policy's own trunk, and expects 0 at first."""
         super().__init__()
+        check_language_head(policy)
         self.policy, self.value_model = policy, value_model
         if value_model is not None:
             check_reward_head(value_model)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from gpt2mini.adapters import base_note, check_base
 from gpt2mini.lora import lora_disabled, lora_layers
@@ -33,7 +34,7 @@ def check_reference(policy: GPT2, reference: GPT2 | None) -> None:
         return
     if reference is policy:
         raise ValueError("the reference is the policy itself, and would change with it: copy it")
-    if reference.config != policy.config:
+    if replace(reference.config, drop_rate=0.0) != replace(policy.config, drop_rate=0.0):
         raise ValueError(
             f"the reference is another model: {reference.config}; the policy is {policy.config}"
         )
