@@ -48,6 +48,7 @@ from gpt2mini.data.labelled import (
 from gpt2mini.evaluation import ClassificationReport, classification_report
 from gpt2mini.inspection import plot_confusion
 from gpt2mini.lora import TARGETS, add_lora, load_adapter, merge_lora, save_adapter
+from gpt2mini.model import TiedHead
 from gpt2mini.training import (
     Settings,
     adamw,
@@ -186,6 +187,7 @@ def load_best(args: argparse.Namespace, out: Path, names: list[str], device: tor
     if not holds_adapter(out / "best"):  # or a finished run is resumed: merged already
         return GPT2.from_pretrained(out / "best", device=device)
     model = GPT2.from_pretrained(args.model, device=device)
+    model.out_head = TiedHead(model.tok_emb)  # a classifier's would expect as many classes
     load_adapter(model, out / "best")
     merge_lora(model)
     save(model, out / "best", names)

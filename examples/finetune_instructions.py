@@ -125,7 +125,7 @@ def main() -> None:
         {
             "model": str(args.model),
             "data": str(args.data),
-            "steps": steps,
+            "steps": rows[-1]["step"],
             "seconds": round(seconds, 1),
             "padding_share": batches.padding_share,
             "validation_loss_before": losses[0],

@@ -123,7 +123,7 @@ def main() -> None:
         {
             "model": str(args.model),
             "data": str(args.data),
-            "steps": steps,
+            "steps": rows[-1]["step"],
             "seconds": round(seconds, 1),
             "trainable_parameters": learning,
             "trainable_share": learning / total,

@@ -29,6 +29,7 @@ from flags import (
     run,
     run_folder,
     sharding_flag,
+    shorten,
     spread_if_asked,
     training_flags,
     write_summary,
@@ -71,7 +72,8 @@ def main() -> None:
     )
 
     def validate() -> float:
-        windows = sequential_batches(corpus.tokens, validation, args.batch_size, window)
+        documents = shorten(validation, args.validation_tokens)
+        windows = sequential_batches(corpus.tokens, documents, args.batch_size, window)
         return evaluate_loss(model, windows, precision=args.dtype)
 
     def sample() -> str:
@@ -131,7 +133,7 @@ def main() -> None:
         {
             "model": str(args.model),
             "data": str(args.data),
-            "steps": steps,
+            "steps": rows[-1]["step"],
             "seconds": round(seconds, 1),
             "validation_loss_before": losses[0],
             "validation_loss_after": min(losses),
@@ -156,6 +158,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--validation-share", type=float, default=0.1, help="share that is held out"
+    )
+    parser.add_argument(
+        "--validation-tokens", type=positive, default=65536, help="of these, so many scored"
     )
     parser.add_argument(
         "--epochs", type=positive_number, default=5.0, help="times through the text (default 5)"

@@ -76,6 +76,7 @@ not_negative_number = flag_type(float, lambda x: 0 <= x < math.inf, "a number of
 multiple = flag_type(float, lambda x: x == 0 or 1 < x < math.inf, "0 or a number above 1")
 positive_number = flag_type(float, lambda x: 0 < x < math.inf, "a number above 0")
 share = flag_type(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+below_half = flag_type(float, lambda x: 0 <= x < 0.5, "a number from 0 to below 0.5")
 
 
 def training_flags(description: str | None, out: str) -> argparse.ArgumentParser:
@@ -111,10 +112,22 @@ def run_folder(args: argparse.Namespace) -> Path:
     """The folder `--out`, writable, and free: no run is at work in it, and none has left
     checkpoints unless it is to be resumed. To be asked before anything is written into it."""
     out = writable_folder(args.out)
+    for flag in ("model", "init_from"):
+        check_not_replaced(flag, getattr(args, flag, None), out)
     with only_run_in(out):
         if not args.resume:
             Checkpoints(out / "checkpoints").check_there_are_none()
     return out
+
+
+def check_not_replaced(flag: str, model: str | None, out: Path) -> None:
+    """Raise ValueError for a model to start from that lies where the run would save its own."""
+    if model and Path(model).exists() and Path(model).resolve().is_relative_to(out.resolve()):
+        name = flag.replace("_", "-")
+        raise ValueError(
+            f"--{name} {model} lies in --out {out}, where the tuned model would take its place: "
+            "choose another --out"
+        )
 
 
 def keeping(args: argparse.Namespace) -> dict[str, Any]:
@@ -178,6 +191,9 @@ def run(main: Callable[[], None]) -> None:
         if first:
             print(f"\n{stopped}\nto go on: the same command with --resume", file=sys.stderr)
         sys.exit(128 + stopped.signal_number)
+    except BrokenPipeError:  # nobody reads on, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (ValueError, OSError, ImportError, FloatingPointError, NotImplementedError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -218,6 +234,12 @@ def report_forgetting(
     return found.as_dict()
 
 
+def shorten(documents: list[range], tokens: int) -> list[range]:
+    """The first part of each document, `tokens` in all at the most."""
+    most = max(2, tokens // len(documents))
+    return [document[:most] for document in documents]
+
+
 def write_summary(out: Path, summary: dict[str, Any]) -> None:
     write_json(out / "summary.json", summary)
 
@@ -227,7 +249,10 @@ def parse_columns(columns: str | None) -> dict[str, str]:
     pairs = [pair.split("=") for pair in columns.split(",")] if columns else []
     if not all(len(pair) == 2 and all(pair) for pair in pairs):
         raise ValueError(f"--columns must read ours=theirs,ours=theirs, not {columns!r}")
-    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
+    found = {ours.strip(): theirs.strip() for ours, theirs in pairs}
+    if len(found) < len(pairs):
+        raise ValueError(f"--columns gives one of our names twice: {columns!r}")
+    return found
 
 
 def split_seeded(

@@ -69,12 +69,10 @@ def continue_text(
         no_repeat_ngram_size=args.no_repeat_ngram_size,
     )
     began, text = time.perf_counter(), ""
-    for number, piece in enumerate(pieces):
-        print(prompt + piece if number == 0 else piece, end="", flush=True)
+    for piece in pieces:
+        print(piece if text else prompt + piece, end="", flush=True)
         text += piece
-    if not text:
-        print(prompt, end="")
-    print()
+    print("" if text else prompt)
     tokens, seconds = len(tokenizer.encode(text)), time.perf_counter() - began
     print(f"[{tokens} tokens, {tokens / seconds:.0f} a second]", file=sys.stderr)
 

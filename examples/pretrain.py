@@ -28,6 +28,7 @@ from flags import (
     run_folder,
     sharding_flag,
     share,
+    shorten,
     spread_if_asked,
     training_flags,
     write_summary,
@@ -43,6 +44,8 @@ from gpt2mini.data.text import (
     text_files,
     tokenize_files,
 )
+from gpt2mini.generation import check_language_head
+from gpt2mini.model import TiedHead
 from gpt2mini.tokenizer import train_tokenizer
 from gpt2mini.training import Settings, evaluate_loss, muon_and_adamw, train, warmup_stable_decay
 from gpt2mini.training.precision import pick_device
@@ -67,7 +70,8 @@ def main() -> None:
     parameters = sum(p.numel() for p in model.parameters())
     spread_if_asked(args, model)
     print(
-        f"{parameters:,} parameters, {sum(map(len, training)):,} tokens to learn from, on {device}"
+        f"{parameters:,} parameters, {tokenizer.vocab_size:,} kinds of token; "
+        f"{sum(map(len, training)):,} tokens to learn from, on {device}"
     )
 
     batches = TokenBatches(
@@ -119,7 +123,7 @@ def main() -> None:
         out,
         {
             "parameters": parameters,
-            "steps": args.steps,
+            "steps": rows[-1]["step"],
             "validation_loss": losses[-1],
             "bits_per_byte": bits,
             "sample": sample,
@@ -142,7 +146,9 @@ def get_tokenizer(args: argparse.Namespace, files: list[Path]) -> Tokenizer:
 
 def get_model(args: argparse.Namespace, tokenizer: Tokenizer) -> GPT2:
     if args.init_from:
-        return grow_depth(GPT2.from_pretrained(args.init_from), args.layers)
+        model = GPT2.from_pretrained(args.init_from)
+        check_language_head(model)
+        return grow_depth(model, args.layers)
     return GPT2(
         GPT2Config(
             vocab_size=tokenizer.vocab_size,
@@ -170,6 +176,8 @@ def grow_depth(model: GPT2, n_layers: int) -> GPT2:
     grown = GPT2(GPT2Config(**{**vars(model.config), "n_layers": n_layers}))
     for name in ("tok_emb", "pos_emb", "final_norm"):
         getattr(grown, name).load_state_dict(getattr(model, name).state_dict())
+    if not isinstance(model.out_head, TiedHead):
+        grown.out_head = model.out_head
     copies = n_layers // len(old)
     for i, block in enumerate(grown.trf_blocks):
         block.load_state_dict(old[i // copies].state_dict())
@@ -178,12 +186,6 @@ def grow_depth(model: GPT2, n_layers: int) -> GPT2:
                 for parameter in block.get_submodule(name).parameters():
                     torch.nn.init.zeros_(parameter)
     return grown
-
-
-def shorten(documents: list[range], tokens: int) -> list[range]:
-    """The first part of each document, `tokens` in all at the most."""
-    most = max(2, tokens // len(documents))
-    return [document[:most] for document in documents]
 
 
 def validation_loss(

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from flags import (
+    below_half,
     draw_losses,
     is_small,
     keeping,
@@ -40,6 +41,7 @@ from flags import (
     run,
     run_folder,
     sharding_flag,
+    share,
     spread_if_asked,
     template_of,
     training_flags,
@@ -419,7 +421,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--lr", type=positive_number, help="peak rate (default: by method and size)")
     add("--longest", type=positive, default=512, help="reward, dpo: tokens per prompt and answer")
     add("--beta", type=positive_number, default=0.1, help="dpo: how near the reference (.1)")
-    add("--label-smoothing", type=float, default=0.0, help="dpo: share of wrong labels (default 0)")
+    add(
+        "--label-smoothing",
+        type=below_half,
+        default=0.0,
+        help="dpo: share of wrong labels (default 0)",
+    )
     add("--variant", choices=["dpo", "ipo"], default="dpo")
     add("--reference-free", action="store_true", help="dpo without a reference")
     add("--reward", default="toy", help="toy, a reward model's folder, or package.module:function")
@@ -427,7 +434,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--target-kl", type=positive_number, help="ppo: nats per answer, to which --kl is adapted")
     add("--kl-estimator", choices=["k1", "k3"], default="k1", help="ppo: in the reward")
     add("--clip", type=positive_number, default=0.2, help="ppo, grpo: of the ratio (.2)")
-    add("--gae-lambda", type=float, default=0.95, help="ppo: default .95")
+    add("--gae-lambda", type=share, default=0.95, help="ppo: default .95")
     add("--whiten-rewards", action="store_true", help="ppo: give them variance 1")
     add("--rollouts", type=positive, default=20, help="ppo, grpo: default 20")
     add("--rollout-rows", type=positive, default=32, help="responses in a rollout (default 32)")

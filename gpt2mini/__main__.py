@@ -23,6 +23,7 @@ from gpt2mini.checkpoints import (
     save_model,
 )
 from gpt2mini.checkpoints.huggingface import head_rules, is_classifier
+from gpt2mini.files import writable_folder
 from gpt2mini.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -91,6 +92,7 @@ def explore(args: argparse.Namespace) -> None:
     from gpt2mini.inspection.explorer import write_page
 
     tokenizer, out = Tokenizer.from_pretrained(args.model), Path(args.out)
+    writable_folder(out.parent)
     write_page(load_model(args.model), tokenizer, args.text, out, name=args.model)
     print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
 

@@ -363,7 +363,8 @@ def until_stop(pieces: Iterator[str], stop_strings: str | Sequence[str]) -> Iter
         held += piece
         found = [held.find(stop) for stop in stop_strings if stop in held]
         if found:
-            yield held[: min(found)]
+            if before := held[: min(found)]:
+                yield before
             return
         keep = max((overlap(held, stop) for stop in stop_strings), default=0)
         if ready := held[: len(held) - keep]:

@@ -102,6 +102,11 @@ def test_every_form_of_file_is_read_alike(tmp_path: Path, name: str) -> None:
     assert read_labelled(write(tmp_path / name, FORMS[name])) == EXPECTED
 
 
+def test_a_header_of_lines_is_any_of_the_usual_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "Sentiment\tReview\nbad\tx\ngood\ty\n")
+    assert read_labelled(path) == LabelledTexts(["x", "y"], [0, 1], ["bad", "good"])
+
+
 def test_labels_may_be_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"label": 1, "text": "x"}\n{"label": 0, "text": "y"}')
     assert read_labelled(path) == LabelledTexts(["x", "y"], [1, 0], ["0", "1"])
@@ -112,6 +117,7 @@ def test_labels_may_be_numbers(tmp_path: Path) -> None:
     [
         ("a.tsv", "", "no labelled text"),
         ("a.tsv", "ham\tx\nham\ty\n", "only the class 'ham'"),
+        ("a.tsv", "".join(f"x{i}\tham\n" for i in range(20)), "has 20 classes in 20 texts, 'x0' f"),
         ("a.tsv", "ham\tx\nspam y\n", "line 2: expected label<TAB>text, found 'spam y'"),
         ("a.tsv", b"ham\tx\nspam\ty\nham\t\xff\n", "line 3: not UTF-8"),
         ("a.csv", b"label,text\nham,x\nspam,\xff\n", "line 3: not UTF-8"),

@@ -328,7 +328,7 @@ def test_childrens_books_are_scored_by_word_and_rest(
         ("cbt-ne", childrens_book("no gap", "a", ["a", "b"]), "expected one XXXXX"),
         ("cbt-ne", childrens_book("XXXXX .", "c", ["a", "b"]), "expected one XXXXX"),
         ("cbt-ne", ["1 XXXXX", *childrens_book("XXXXX .", "a", ["a", "b"])[1:]], "expected one XX"),
-        ("text", [""], "at least two tokens"),
+        ("text", [""], "nothing but white space"),
     ],
 )
 def test_zero_shot_names_what_is_wrong_in_a_file(

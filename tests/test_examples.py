@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,25 @@ def test_generate_reads_a_prompt_from_stdin_and_talks() -> None:
     assert done.stdout.startswith("Once upon a time"), done.stderr
     done = run("generate.py", "--interactive", "--max-new-tokens", "3", stdin="Hello\nGood day\n\n")
     assert "Hello" in done.stdout and "Good day" in done.stdout
+
+
+def test_generate_shows_the_prompt_once_where_nothing_follows() -> None:
+    done = run("generate.py", "--max-new-tokens", "6", "--stop", " ", "--stop", "e")
+    assert done.stdout == "The old man looked at\n", done.stderr
+
+
+def test_generate_ends_quietly_when_nobody_reads_on() -> None:
+    command = f"{sys.executable} {ROOT / 'examples' / 'generate.py'} --num-samples 5 | head -c 5"
+    done = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8")
+    assert "error" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_model_is_not_tuned_in_the_place_where_it_lies(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "weights" / "gpt2-nano", tmp_path / "run" / "best")
+    before = (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
+    done = run("finetune_text.py", "--model", tmp_path / "run" / "best", "--out", tmp_path / "run")
+    assert "choose another --out" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "best" / "model.safetensors").read_bytes() == before
 
 
 def test_generate_is_seeded() -> None:

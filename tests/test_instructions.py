@@ -68,6 +68,16 @@ def test_every_form_of_file_is_read_alike(tmp_path: Path, name: str) -> None:
     assert found == [Exchange(QUESTION, " " + ANSWER)]
 
 
+def test_a_column_that_was_chosen_comes_before_the_usual_ones(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl", '{"prompt": "SYSTEM", "q": "Wo?", "a": "Hier.", "Answer": "?"}'
+    )
+    columns = {"instruction": "q", "completion": "a"}
+    assert read_exchanges(path, "{prompt}", columns) == [Exchange("Wo?", " Hier.")]
+    with pytest.raises(ValueError, match="'promt' is no name of ours for a column: prompt, instr"):
+        read_exchanges(path, "{prompt}", {"promt": "q"})
+
+
 def test_columns_may_be_called_otherwise(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "frage,antwort\nWo?,Hier.\n")
     columns = {"prompt": "frage", "completion": "antwort"}

@@ -1053,13 +1053,15 @@ def test_a_stopped_run_goes_on_in_the_middle_of_a_rollout(
 ) -> None:
     """Answers that are being learned from, prompts that wait, the coefficient that moves."""
 
-    def run(steps: int, out: Path | None, resume: bool = False) -> tuple[dict, list[dict]]:
+    def run(
+        steps: int, out: Path | None, resume: bool = False, prompts: Sequence[str] = PROMPTS
+    ) -> tuple[dict, list[dict]]:
         policy, figures = deepcopy(text_model), Figures()
         critic, controller = ActorCritic(policy), KLController(0.05, target_kl)
         rollouts = RolloutSettings(rows=8, minibatch_rows=4, epochs=2, max_new_tokens=4)
         generator = torch.Generator().manual_seed(0)
         batches = ppo_batches(
-            critic, tokenizer, PROMPTS, share_of_ascii, rollouts, PPOSettings(), controller,
+            critic, tokenizer, prompts, share_of_ascii, rollouts, PPOSettings(), controller,
             generator, deepcopy(text_model), figures,
         )  # fmt: skip
         settings = Settings(
@@ -1078,6 +1080,8 @@ def test_a_stopped_run_goes_on_in_the_middle_of_a_rollout(
 
     weights, rows = run(12, out=None)
     run(6, out=tmp_path)  # two steps into the second rollout, of four
+    with pytest.raises(ValueError, match="begun with other data"):
+        run(12, out=tmp_path, resume=True, prompts=PROMPTS[1:])
     found, more = run(12, out=tmp_path, resume=True)
     assert_close(found, weights, atol=0, rtol=0)
     names = ("reward", "kl", "kl_coefficient", "loss")

@@ -569,6 +569,12 @@ def test_a_second_signal_acts_at_once(tmp_path: Path) -> None:
     assert next(calls) == 6
 
 
+def test_the_first_signal_is_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(TrainingStopped):
+        Run().train(tmp_path, loss_function=signal_at(2, signal.SIGINT))
+    assert "stopping after this step or evaluation; once more stops at once" in caplog.text
+
+
 def test_without_a_folder_a_signal_acts_as_ever() -> None:
     with pytest.raises(KeyboardInterrupt) as info:
         Run().train(loss_function=signal_at(2, signal.SIGINT))

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 PROMPT_NAMES = ("prompt", "instruction", "question")  # of a column or a JSON key
 COMPLETION_NAMES = ("completion", "output", "answer", "response")
+KNOWN = (*PROMPT_NAMES, "input", *COMPLETION_NAMES, "chosen")
 LAST_SPEAKER = "\n\nAssistant:"  # in dialogues of Anthropic's HH form: what follows is the answer
 
 PLAIN = "Question: {prompt}\nAnswer:"
@@ -61,7 +62,7 @@ def read_exchanges(
     Raises ValueError, with the line, for a field that is missing or empty.
     """
     check_template(template)
-    return [exchange(record, template) for record in read_records(source, columns)]
+    return [exchange(record, template) for record in read_records(source, columns, KNOWN)]
 
 
 def exchange(record: Record, template: str) -> Exchange:

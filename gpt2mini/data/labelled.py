@@ -70,6 +70,11 @@ def read_labelled(source: str | Path, columns: Mapping[str, str] | None = None) 
     if len(class_names) < 2:
         what = f"only the class {class_names[0]!r}" if pairs else "no labelled text"
         raise ValueError(f"{source} has {what}: there is nothing to tell apart")
+    if len(class_names) > max(10, len(pairs) // 2):
+        raise ValueError(
+            f"{source} has {len(class_names)} classes in {len(pairs)} texts, {class_names[0]!r} "
+            "first: is that the column of the labels?"
+        )
     number = {name: i for i, name in enumerate(class_names)}
     return LabelledTexts(
         [text for _, text in pairs], [number[label] for label, _ in pairs], class_names
@@ -81,14 +86,14 @@ def read_tsv(path: Path) -> Iterator[tuple[str, str]]:
         label, tab, text = line.partition("\t")
         if not tab or not label.strip():
             raise ValueError(f"{path}, line {number}: expected label<TAB>text, found {line[:60]!r}")
-        names = (label.strip().lower(), text.strip().lower())
-        if number == 1 and names == ("label", "text"):
-            continue  # a header
+        is_header = label.strip().lower() in LABEL_NAMES and text.strip().lower() in TEXT_NAMES
+        if number == 1 and is_header:
+            continue
         yield label.strip(), text
 
 
 def read_named(source: str | Path, columns: Mapping[str, str] | None) -> Iterator[tuple[str, str]]:
-    for record in read_records(source, columns):
+    for record in read_records(source, columns, (*LABEL_NAMES, *TEXT_NAMES)):
         name = record.find(LABEL_NAMES)
         text = record.text(*TEXT_NAMES)
         if name is None:

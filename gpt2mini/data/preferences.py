@@ -29,6 +29,7 @@ from gpt2mini.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 CHOSEN_NAMES = ("chosen", *COMPLETION_NAMES)  # of a column or a JSON key
+KNOWN = (*PROMPT_NAMES, "input", *CHOSEN_NAMES, "rejected")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def read_preferences(
     is said in a warning. Raises ValueError, with the line, for a field that is missing or empty.
     """
     check_template(template)
-    pairs = [preference(record, template) for record in read_records(source, columns)]
+    pairs = [preference(record, template) for record in read_records(source, columns, KNOWN)]
     different = [one for one in pairs if one.chosen != one.rejected]
     found = [one for one in different if one.chosen.strip() and one.rejected.strip()]
     for dropped, what in (

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ class Record:
 
     fields: Mapping[str, Any]
     place: str  # "answers.jsonl, line 3"
+    chosen: Collection[str] = ()  # of our names, those that somebody has given to a column
 
     def text(self, *names: str) -> str | None:
         """The text under the first of these names that there is (in any case of letters).
@@ -41,8 +42,9 @@ class Record:
         return value
 
     def find(self, names: Sequence[str]) -> str | None:
-        """How the first of these names is spelled here."""
+        """How the first of these names is spelled here: of those chosen, or else of all."""
         by_lower = {name.strip().lower(): name for name in self.fields}
+        names = [name for name in names if name in self.chosen] or names
         return next((by_lower[name] for name in names if name in by_lower), None)
 
     def lacks(self, names: Sequence[str]) -> ValueError:
@@ -50,13 +52,20 @@ class Record:
         return ValueError(f"{self.place}: expected {wanted}; found {', '.join(self.fields)}")
 
 
-def read_records(source: str | Path, columns: Mapping[str, str] | None = None) -> Iterator[Record]:
+def read_records(
+    source: str | Path,
+    columns: Mapping[str, str] | None = None,
+    known: Sequence[str] = (),
+) -> Iterator[Record]:
     """The rows of a .jsonl, .json (an array of objects) or .csv file, or of `hf:owner/name:split`.
 
-    columns: our names for fields that are called otherwise there, {"prompt": "question"}.
+    columns: our names for fields that are called otherwise there, {"prompt": "question"}; they come
+    before other usual names. known: which names of ours there are.
     Raises ValueError, with the number of the line, for what cannot be read, and if there is none.
     """
     columns = columns or {}
+    if unknown := [ours for ours in columns if known and ours not in known]:
+        raise ValueError(f"{unknown[0]!r} is no name of ours for a column: {', '.join(known)}")
     rows = read_hub(str(source)) if str(source).startswith(HUB) else read_file(Path(source))
     empty = True
     for place, row in rows:
@@ -64,7 +73,9 @@ def read_records(source: str | Path, columns: Mapping[str, str] | None = None) -
         for theirs in columns.values():
             if theirs not in row:
                 raise ValueError(f"{place}: there is no column {theirs!r}, only {', '.join(row)}")
-        yield Record({**row, **{ours: row[theirs] for ours, theirs in columns.items()}}, place)
+        renamed = {ours: row[theirs] for ours, theirs in columns.items()}
+        others = {name: x for name, x in row.items() if name.strip().lower() not in renamed}
+        yield Record({**others, **renamed}, place, columns.keys())
     if empty:
         raise ValueError(f"{source} holds no record")
 

@@ -55,6 +55,8 @@ def any_text(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) ->
 
 
 def measure(model: GPT2, tokenizer: Tokenizer, text: str, options: Options) -> Perplexity:
+    if not text.strip():
+        raise ValueError("the text is nothing but white space")
     return perplexity(
         model,
         tokenizer,

@@ -7,6 +7,7 @@ rows side by side as later in training, and not from generation, whose cached st
 differently: so the first ratio of new to old probability is 1 and the first KL 0, bit for bit.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, runtime_checkable
@@ -218,6 +219,11 @@ class OnPolicyBatches:
                 self.parts = [i for _ in epochs for i in self.shuffled(settings.rows // size)]
             part = self.parts.pop(0)
             yield self.learned.rows(part * size, (part + 1) * size)
+
+    def fingerprint(self) -> str:
+        """By which a run that is resumed knows its data again."""
+        sizes = vars(self.settings) | {"precision": None}
+        return hashlib.sha256(repr((self.prompts, sizes)).encode()).hexdigest()
 
     def next_prompts(self) -> list[int]:
         """Every prompt comes once, in random order, then all again in another."""

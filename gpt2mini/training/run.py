@@ -282,8 +282,10 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
 def digest_of_first(batches: Iterable[Any]) -> str:
     """Of the whole numbers in the first batch: token ids, labels. (What a model has computed may
-    differ in its last bit the next time.) Empty where the batches depend on the run, or can be read
-    only once."""
+    differ in its last bit the next time.) Or what the batches say of themselves, if they depend on
+    the run; empty where they cannot, or can be read only once."""
+    if hasattr(batches, "fingerprint"):
+        return batches.fingerprint()
     if hasattr(batches, "load_state_dict") or iter(batches) is batches:
         return ""
     states, digest = generator_states(), hashlib.sha256()

@@ -1,11 +1,14 @@
 """Ctrl-C and SIGTERM: finish the step, save, and only then stop."""
 
+import logging
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
 from gpt2mini.training.processes import process_count
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -42,8 +45,11 @@ class StopSignals:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        once_more = ""
         if process_count() == 1:
             self.restore()
+            once_more = "; once more stops at once, and saves nothing"
+        logger.warning("stopping after this step or evaluation%s", once_more)
 
     def restore(self) -> None:
         for number, handler in self.before.items():
