@@ -146,7 +146,7 @@ def check_what_learns(model: GPT2) -> None:
 def check_not_base(model: GPT2, folder: Path) -> None:
     """Raise ValueError if the model in a folder is the adapters' own base."""
     there = GPT2.from_pretrained(folder, dtype=model.tok_emb.weight.dtype)
-    if base_note(there) == base_note(model):
+    if sample(there) == sample(model):
         raise ValueError(
             f"{folder} holds the base model of the adapter: save the adapter in a folder of its own"
         )
@@ -227,23 +227,30 @@ def exceptions(sizes: dict[str, tuple[int, float]]) -> dict[str, tuple[int, floa
 
 
 def base_note(model: GPT2) -> str:
-    """What `check_base` knows a base model by, without its adapters, and without a head that is
-    saved beside them."""
-    own_head = isinstance(model.out_head, nn.Linear) and not trained_head(model)
-    numbers = sample(model)
-    if not own_head:
-        numbers = {name: n for name, n in numbers.items() if not name.startswith("out_head.")}
-    return json.dumps({"dtype": str(model.tok_emb.weight.dtype), **numbers})
+    """What `check_base` knows a base model by: its dtype, and samples of all but the adapters and a
+    head that is saved beside them."""
+    is_own = isinstance(model.out_head, nn.Linear) and not trained_head(model)
+    head = sample_head(model) if is_own else {}
+    return json.dumps({"dtype": str(model.tok_emb.weight.dtype), **sample(model), **head})
 
 
 def sample(model: GPT2) -> dict[str, list[float]]:
-    """A few numbers of every tensor but the adapters, by which it is known again."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        if "lora_" not in name:
-            flat = parameter.detach().flatten()
-            found[name] = flat[[0, len(flat) // 2, -1]].tolist()
-    return found
+    """A few numbers of every tensor of a model, but of its adapters and its head."""
+    return {
+        name: numbers_of(parameter)
+        for name, parameter in model.named_parameters()
+        if "lora_" not in name and not name.startswith("out_head.")
+    }
+
+
+def sample_head(model: GPT2) -> dict[str, list[float]]:
+    """The same of a head that is no tied one."""
+    return {f"out_head.{name}": numbers_of(p) for name, p in model.out_head.named_parameters()}
+
+
+def numbers_of(tensor: Tensor) -> list[float]:
+    flat = tensor.detach().flatten()
+    return flat[[0, len(flat) // 2, -1]].tolist()
 
 
 # ---- in
@@ -426,7 +433,7 @@ def check_base(model: GPT2, note: str | None) -> None:
         return
     expected = json.loads(note)
     same_dtype = expected.pop("dtype") == str(model.tok_emb.weight.dtype)
-    found = sample(model)
+    found = sample(model) | sample_head(model)
     for name, numbers in expected.items():
         if name not in found or not are_one(found[name], numbers, same_dtype):
             raise ValueError(

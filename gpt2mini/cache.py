@@ -32,8 +32,9 @@ class LayerCache:
         Float[Tensor, "batch heads total head_dim"], Float[Tensor, "batch heads total head_dim"]
     ]:
         """Store the new tokens' keys and values; return those of all tokens so far.
-        Raises ValueError if they have another dtype than the cache."""
-        if keys.dtype != self.keys.dtype:
+        Raises ValueError if they have another dtype than the cache, which only autocast evens out.
+        """
+        if keys.dtype != self.keys.dtype and not torch.is_autocast_enabled(keys.device.type):
             raise ValueError(
                 f"the cache holds {self.keys.dtype}, attention computes in {keys.dtype}: make it "
                 f"with KeyValueCache(..., dtype={keys.dtype})"

@@ -226,10 +226,12 @@ def read_tokenizer_files(folder: Path) -> tuple[dict[str, int], list[tuple[str, 
 def read_added_tokens(folder: Path) -> dict[str, Any]:
     """Tokens that were added to a published vocabulary, such as [PAD], which `transformers` keeps
     in a file apart: token -> id."""
-    if (folder / "tokenizer.json").is_file():
-        return added_tokens(read_json(folder / "tokenizer.json"))
-    if (folder / "added_tokens.json").is_file():
-        return dict(read_json(folder / "added_tokens.json"))
+    for name, tokens_of in (("tokenizer.json", added_tokens), ("added_tokens.json", dict)):
+        if (folder / name).is_file():
+            try:
+                return tokens_of(read_json(folder / name))
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{folder / name} holds no list of tokens: {error!r}") from None
     return {}
 
 

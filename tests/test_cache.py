@@ -189,3 +189,5 @@ def test_a_cache_of_another_dtype_is_refused(own_model: GPT2) -> None:
     cache = KeyValueCache(TINY, 2, 8)
     with pytest.raises(ValueError, match=r"holds torch.float32, attention computes in torch.bf"):
         own_model.bfloat16()(random_ids(2, 3), cache=cache)
+    with torch.autocast("cpu", torch.bfloat16):  # which converts what attention reads
+        own_model.float()(random_ids(2, 3), cache=cache)

@@ -107,6 +107,12 @@ def test_a_header_of_lines_is_any_of_the_usual_names(tmp_path: Path) -> None:
     assert read_labelled(path) == LabelledTexts(["x", "y"], [0, 1], ["bad", "good"])
 
 
+def test_columns_without_a_name_do_no_harm(tmp_path: Path) -> None:
+    path = write(tmp_path / "spam.csv", "v1,v2,,,\nham,x,,,\nspam,y,,,\n")  # as the SMS data are
+    found = read_labelled(path, {"label": "v1", "text": "v2"})
+    assert found == LabelledTexts(["x", "y"], [0, 1], ["ham", "spam"])
+
+
 def test_labels_may_be_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"label": 1, "text": "x"}\n{"label": 0, "text": "y"}')
     assert read_labelled(path) == LabelledTexts(["x", "y"], [1, 0], ["0", "1"])

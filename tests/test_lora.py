@@ -706,6 +706,14 @@ def test_a_frozen_head_of_the_base_s_own_is_part_of_it(own_model: GPT2, tmp_path
         load_adapter(tied, tmp_path)
 
 
+def test_a_base_with_a_head_of_its_own_is_not_pushed_out(own_model: GPT2, tmp_path: Path) -> None:
+    own_model.out_head = nn.Linear(TINY.emb_dim, TINY.vocab_size, bias=False)
+    own_model.save_pretrained(tmp_path)
+    add_lora(own_model)
+    with pytest.raises(ValueError, match="holds the base model of the adapter"):
+        save_adapter(own_model, tmp_path, replace=True)
+
+
 def test_a_head_that_the_files_have_no_place_for_is_refused(adapted: GPT2, tmp_path: Path) -> None:
     adapted.out_head = nn.Sequential(nn.Linear(TINY.emb_dim, 3))
     with pytest.raises(ValueError, match=r"have a place for nn.Linear\(48, classes\)"):

@@ -114,7 +114,7 @@ def read_csv(path: Path) -> list[tuple[str, dict[str, Any]]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, strict=True)  # an open quote would swallow the rest
             names = list(rows.fieldnames or [])
-            if twice := [name for name in names if names.count(name) > 1]:
+            if twice := [name for name in names if name.strip() and names.count(name) > 1]:
                 raise ValueError(f"{path}: two columns are called {twice[0]!r}")
             for row in rows:
                 place = f"{path}, line {rows.line_num}"

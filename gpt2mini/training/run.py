@@ -96,7 +96,7 @@ class Run:
             found = self.checkpoints.load_newest(self.model, self.optimizers, self.stateful)
             if found is None:
                 logger.warning("%s holds no checkpoint: the run begins", self.checkpoints.folder)
-            elif found.first_batch != self.progress.first_batch:
+            elif found.first_batch not in ("", self.progress.first_batch):
                 raise ValueError(
                     f"{self.out} was begun with other data, another seed or another batch size. It "
                     "can go on with its own alone: what was held out, and which model was the "
