@@ -38,6 +38,7 @@ from gpt2mini.inspection import (
     plot_head_scores,
     plot_lens,
     plot_runs,
+    plots,
     previous_token_score,
     score_text,
     surprise_text,
@@ -615,6 +616,19 @@ def test_pictures_are_drawn_without_a_warning(
     for name, draw in draw_everything(tmp_path, word_model, tokenizer).items():
         draw(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_of_a_long_text_shows_its_end(
+    word_model: GPT2, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "MOST_POSITIONS", 8)
+    widths = []
+    for tokens in (8, 20):
+        token_ids = torch.tensor([tokenizer.encode("a b " * 20)[:tokens]])
+        lens = logit_lens(word_model, token_ids)
+        plot_lens(lens, tokenizer, token_ids, tmp_path / "lens.png", "lens")
+        widths.append(int.from_bytes((tmp_path / "lens.png").read_bytes()[16:20], "big"))
+    assert widths[0] == widths[1]
 
 
 def test_without_matplotlib_every_picture_says_what_to_install(

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from gpt2mini.tokenizer import Tokenizer
 
 
+MOST_POSITIONS = 64  # side by side, each as wide as a word
+
+
 def new_figure(width: float, height: float, panels: int = 1, rows: int = 1) -> tuple[Any, Any]:
     """An empty figure and its axes (several side by side or in rows: an array), drawn without a
     screen and without global state."""
@@ -217,10 +220,13 @@ def plot_lens(
     lens: "Lens", tokenizer: "Tokenizer", token_ids: "Tensor", picture: str | Path, title: str
 ) -> None:
     """The likeliest next token after each layer (upwards) at each position (to the right), the
-    darker the surer, as a PNG. token_ids: the row that the lens was made of. Raises ImportError as
-    `plot_losses`."""
-    ids, probabilities = lens.token_ids[:, 0, :, 0], lens.probabilities[:, 0, :, 0].numpy()
+    darker the surer, as a PNG; of a long text, at its last 64 positions. token_ids: the row that
+    the lens was made of. Raises ImportError as `plot_losses`."""
+    ids = lens.token_ids[:, 0, -MOST_POSITIONS:, 0]  # (layers, positions)
+    probabilities = lens.probabilities[:, 0, -MOST_POSITIONS:, 0].numpy()
     layers, n_tokens = ids.shape
+    if n_tokens < token_ids.numel():
+        title += f" (the last {n_tokens} of {token_ids.numel()} tokens)"
     figure, axes = new_figure(2 + 0.72 * n_tokens, 1.6 + 0.3 * layers)
     image = axes.imshow(probabilities, cmap="Greys", vmin=0, vmax=1, aspect="auto", origin="lower")
     for layer in range(layers):
@@ -229,7 +235,7 @@ def plot_lens(
             colour = "white" if probabilities[layer, place] > 0.6 else "black"
             style = {"ha": "center", "va": "center", "fontsize": 7, "parse_math": False}
             axes.text(place, layer, shown, color=colour, **style)
-    read = token_labels(tokenizer, token_ids.flatten().tolist())
+    read = token_labels(tokenizer, token_ids.flatten()[-n_tokens:].tolist())
     axes.set_xticks(range(n_tokens), map(drawable, read), fontsize=8, rotation=45, parse_math=False)
     names = [name.removesuffix(".stream").replace("blocks.", "block ") for name in lens.layers]
     axes.set_yticks(range(layers), names, fontsize=8)
