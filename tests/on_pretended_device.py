@@ -151,6 +151,7 @@ RUNS = [
     "tune_preferences.py --steps 1 --rollout-rows 4 --batch-size 4 --compare 2 --method grpo",
     "tune_preferences.py --steps 1 --held-out-pairs 4 --compare 2 --method dpo --lora",
     "tune_preferences.py --steps 1 --held-out-pairs 4 --compare 2 --method reward",
+    "pretrain.py --steps 1 --vocab-size 400 --context-length 32 --emb-dim 32 --heads 2 --layers 2",
     "evaluate.py --samples 1 --sample-tokens 5",
     "generate.py --max-new-tokens 5 --quantize int8",
     "inspect_model.py trace",
@@ -167,6 +168,8 @@ def test_examples(
     script, *flags = run.split()
     if script not in ("generate.py", "evaluate.py"):
         flags += ["--out", str(tmp_path)]
+    if script == "pretrain.py":
+        flags += ["--data", str(EXAMPLES / "data" / "sample.txt")]
     monkeypatch.setattr(precision, "pick_device", lambda name: device)
     monkeypatch.setattr(sys, "argv", [script, *flags])
     monkeypatch.syspath_prepend(EXAMPLES)
