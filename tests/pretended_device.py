@@ -9,9 +9,9 @@ been asked for: such waits are counted, with the line of gpt2mini that waits.
     with pretended() as device:
         model.to(device)(token_ids.to(device)).cpu()
 
-It rests on parts of torch that are not public, and which torch before 2.10 does not have. Once it
-is set up, it stays for as long as the process: see `test_devices.py`. What it does not show is
-what GPUs do differently: their kernels, their rounding, autocast, their random numbers.
+It rests on parts of torch that are not public, and which older versions do not have. Once it is
+set up, it stays for as long as the process: see `test_devices.py`. What it does not show is what
+GPUs do differently: their kernels, their rounding, autocast, their random numbers.
 """
 
 import traceback

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -55,7 +56,8 @@ def test_generate_shows_the_prompt_once_where_nothing_follows() -> None:
 
 
 def test_generate_ends_quietly_when_nobody_reads_on() -> None:
-    command = f"{sys.executable} {ROOT / 'examples' / 'generate.py'} --num-samples 5 | head -c 5"
+    command = shlex.join([sys.executable, str(ROOT / "examples" / "generate.py")])
+    command += " --num-samples 5 | head -c 5"
     done = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8")
     assert "error" not in done.stderr and "Traceback" not in done.stderr
 

@@ -99,11 +99,11 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     warm_up = token_ids if compiled else token_ids[:1, :8]
     measured = args.steps, precision
     if library.startswith("transformers"):
-        model, loss_of = theirs(config, compiled, args.device)
-        seconds = seconds_per_step(model, loss_of, token_ids, warm_up, *measured)
+        model, loss_of = theirs(config, compiled)
+        seconds = seconds_per_step(model.to(args.device), loss_of, token_ids, warm_up, *measured)
     else:
-        model, loss_of = ours(config, args.device)
-        with prepared(model, compiled, recomputed):
+        model, loss_of = ours(config)
+        with prepared(model.to(args.device), compiled, recomputed):
             seconds = seconds_per_step(model, loss_of, token_ids, warm_up, *measured)
     return {"speed": token_ids.numel() / seconds, "peak": peak_memory(args.device)}
 
@@ -118,16 +118,16 @@ def prepared(model: nn.Module, compiled: bool, recomputed: bool) -> AbstractCont
     return loop.prepared(model, settings)
 
 
-def ours(config: GPT2Config, device: torch.device) -> tuple[nn.Module, LossOf]:
+def ours(config: GPT2Config) -> tuple[nn.Module, LossOf]:
     from gpt2mini.data.text import Batch
     from gpt2mini.training import next_token_step
 
-    model = GPT2(config).to(device)
+    model = GPT2(config)
     return model, lambda token_ids: next_token_step(model, Batch(token_ids, token_ids))
 
 
-def theirs(config: GPT2Config, compiled: bool, device: torch.device) -> tuple[nn.Module, LossOf]:
-    model = transformers_model(config).to(device)
+def theirs(config: GPT2Config, compiled: bool) -> tuple[nn.Module, LossOf]:
+    model = transformers_model(config)
     forward = torch.compile(model) if compiled else model
     return model, lambda token_ids: (forward(token_ids, labels=token_ids).loss, 1)
 
