@@ -18,12 +18,12 @@ import torch
 from flags import GENERAL_TEXT, common_flags, positive, run, write_summary
 
 from gpt2mini import GPT2, Tokenizer
+from gpt2mini.device import pick_device
 from gpt2mini.evaluation import generation_quality, zero_shot
 from gpt2mini.evaluation.task_files import find_task_file
 from gpt2mini.evaluation.zero_shot import TASKS
 from gpt2mini.files import writable_folder
 from gpt2mini.generation import generate
-from gpt2mini.training.precision import pick_device
 
 SOURCES = """where the files of the tasks come from:
   lambada            https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl

@@ -38,29 +38,21 @@ from torch import nn
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.classification import predict
-from gpt2mini.data.labelled import (
-    LabelledTexts,
-    balanced,
-    encode_texts,
-    read_labelled,
-    stratified_split,
-)
-from gpt2mini.evaluation import ClassificationReport, classification_report
-from gpt2mini.inspection import plot_confusion
-from gpt2mini.lora import TARGETS, add_lora, load_adapter, merge_lora, save_adapter
-from gpt2mini.model import TiedHead
-from gpt2mini.training import (
-    Settings,
-    adamw,
-    cosine,
+from gpt2mini.classification.frozen import (
     evaluate_classes,
     last_token_step,
     shuffled_batches,
     texts_to_train_on,
-    train,
 )
-from gpt2mini.training.precision import autocast, pick_device
-from gpt2mini.training.processes import process_count
+from gpt2mini.classification.labeled import LabelledTexts, balanced, read_labelled, stratified_split
+from gpt2mini.data.batching import encode_texts
+from gpt2mini.device import autocast, pick_device
+from gpt2mini.evaluation import ClassificationReport, classification_report
+from gpt2mini.inspection import plot_confusion
+from gpt2mini.lora import TARGETS, add_lora, load_adapter, merge_lora, save_adapter
+from gpt2mini.model import TiedHead
+from gpt2mini.training import Settings, adamw, cosine, train
+from gpt2mini.training.distributed import process_count
 
 SAMPLE = Path(__file__).parent / "data" / "messages.tsv"
 # of the 124M model; small ones take four times these rates

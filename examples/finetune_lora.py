@@ -44,10 +44,10 @@ from gpt2mini.data.instructions import (
     encode_exchanges,
     read_exchanges,
 )
+from gpt2mini.device import pick_device
 from gpt2mini.lora import TARGETS, add_lora, load_adapter, save_adapter
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
-from gpt2mini.training.precision import pick_device
-from gpt2mini.training.processes import process_count
+from gpt2mini.training.distributed import process_count
 
 
 def main() -> None:

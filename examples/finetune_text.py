@@ -43,9 +43,9 @@ from gpt2mini.data.text import (
     text_files,
     tokenize_files,
 )
+from gpt2mini.device import pick_device
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
-from gpt2mini.training.precision import pick_device
-from gpt2mini.training.processes import main_process_first, process_count
+from gpt2mini.training.distributed import main_process_first, process_count
 
 
 def main() -> None:

@@ -15,11 +15,11 @@ import torch
 from gpt2mini import GPT2, Tokenizer, generate
 from gpt2mini.data.instructions import TEMPLATES
 from gpt2mini.files import writable_folder, write_json
-from gpt2mini.training.processes import joined_processes, process_number
+from gpt2mini.training.checkpoints import Checkpoints
+from gpt2mini.training.distributed import joined_processes, process_number
 from gpt2mini.training.run import only_run_in
 from gpt2mini.training.sharding import shard
 from gpt2mini.training.signals import TrainingStopped
-from gpt2mini.training.state import Checkpoints
 
 SAMPLE_TEXT = Path(__file__).parent / "data" / "sample.txt"
 SAMPLE_EXCHANGES = Path(__file__).parent / "data" / "keeper.jsonl"

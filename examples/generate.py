@@ -16,9 +16,9 @@ import torch
 from flags import common_flags, positive, run
 
 from gpt2mini import GPT2, Tokenizer
+from gpt2mini.device import pick_device
 from gpt2mini.generation import stream
 from gpt2mini.lora import load_adapter, merge_lora
-from gpt2mini.training.precision import pick_device
 
 
 def main() -> None:

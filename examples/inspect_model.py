@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import holds_adapter
+from gpt2mini.device import pick_device
 from gpt2mini.files import writable_folder, write_json
 from gpt2mini.inspection import (
     Trace,
@@ -42,7 +43,6 @@ from gpt2mini.inspection import (
 from gpt2mini.lora import load_adapter
 from gpt2mini.losses import next_token_loss
 from gpt2mini.training import adamw
-from gpt2mini.training.precision import pick_device
 
 
 def main() -> None:

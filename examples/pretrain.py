@@ -44,12 +44,12 @@ from gpt2mini.data.text import (
     text_files,
     tokenize_files,
 )
+from gpt2mini.device import pick_device
 from gpt2mini.generation import check_language_head
 from gpt2mini.model import TiedHead
 from gpt2mini.tokenizer import train_tokenizer
 from gpt2mini.training import Settings, evaluate_loss, muon_and_adamw, train, warmup_stable_decay
-from gpt2mini.training.precision import pick_device
-from gpt2mini.training.processes import main_process_first, process_number
+from gpt2mini.training.distributed import main_process_first, process_number
 from gpt2mini.training.sharding import save_whole
 
 

@@ -50,13 +50,7 @@ from flags import (
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import holds_adapter
-from gpt2mini.data.preferences import (
-    EncodedPreference,
-    Preference,
-    PreferenceBatches,
-    encode_preferences,
-    read_preferences,
-)
+from gpt2mini.device import pick_device
 from gpt2mini.inspection import plot_calibration, plot_figures
 from gpt2mini.lora import (
     TARGETS,
@@ -66,12 +60,19 @@ from gpt2mini.lora import (
     merge_lora,
     save_adapter,
 )
+from gpt2mini.preferences.comparison import answer_prompts, best_of_n, compare_answers
 from gpt2mini.preferences.dpo import dpo_step, evaluate_dpo, with_reference
-from gpt2mini.preferences.evaluate import answer_prompts, best_of_n, compare_answers
 from gpt2mini.preferences.grpo import grpo_batches, grpo_step
+from gpt2mini.preferences.pairs import (
+    EncodedPreference,
+    Preference,
+    PreferenceBatches,
+    encode_preferences,
+    read_preferences,
+)
 from gpt2mini.preferences.ppo import ActorCritic, KLController, PPOSettings, ppo_batches, ppo_step
 from gpt2mini.preferences.reward_functions import RewardFunction, find_reward
-from gpt2mini.preferences.rewards import (
+from gpt2mini.preferences.reward_model import (
     CLASS_NAMES,
     CalibrationBin,
     RewardReport,
@@ -82,8 +83,7 @@ from gpt2mini.preferences.rewards import (
 )
 from gpt2mini.preferences.rollouts import RolloutSettings
 from gpt2mini.training import Figures, Settings, adamw, cosine, train
-from gpt2mini.training.precision import pick_device
-from gpt2mini.training.processes import process_count, process_number
+from gpt2mini.training.distributed import process_count, process_number
 
 SAMPLE = Path(__file__).parent / "data" / "preferences.jsonl"
 # of gpt2-nano; larger models take a tenth of these rates

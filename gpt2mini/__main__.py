@@ -50,7 +50,7 @@ def download(args: argparse.Namespace) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Read a model in any form, or a checkpoint of a run, write a Hugging Face folder."""
-    from gpt2mini.training.state import is_checkpoint, model_of_checkpoint
+    from gpt2mini.training.checkpoints import is_checkpoint, model_of_checkpoint
 
     source, target = find_model(args.source), Path(args.target)
     if is_checkpoint(source):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2mini.cache import KeyValueCache, LayerCache
+from gpt2mini.masking import last_token
 from gpt2mini.model import GPT2, MLP, MultiHeadAttention, TiedHead, TransformerBlock
 from gpt2mini.modes import has_hooks
-from gpt2mini.padding import last_token
 from gpt2mini.quantize import (
     BlockedBfloat16Linear,
     HalfLinear,

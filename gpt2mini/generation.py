@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gpt2mini.cache import KeyValueCache
 from gpt2mini.decoding import Decoder
+from gpt2mini.masking import pad_right
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
-from gpt2mini.padding import pad_right
 from gpt2mini.sampling import (
     FORBIDDEN,
     divide_by_temperature,

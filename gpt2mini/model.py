@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from gpt2mini.cache import KeyValueCache, LayerCache
 from gpt2mini.config import GPT2Config
-from gpt2mini.padding import (
+from gpt2mini.masking import (
     attention_pattern,
     check_input,
     check_positions,

@@ -16,8 +16,9 @@ from torch.optim import SGD, Optimizer
 from torch.testing import assert_close
 
 from gpt2mini import GPT2, generate
+from gpt2mini import device as devices
 from gpt2mini.data.text import Batch
-from gpt2mini.training import Settings, adamw, muon_and_adamw, next_token_step, precision, train
+from gpt2mini.training import Settings, adamw, muon_and_adamw, next_token_step, train
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0]])
@@ -170,7 +171,7 @@ def test_examples(
         flags += ["--out", str(tmp_path)]
     if script == "pretrain.py":
         flags += ["--data", str(EXAMPLES / "data" / "sample.txt")]
-    monkeypatch.setattr(precision, "pick_device", lambda name: device)
+    monkeypatch.setattr(devices, "pick_device", lambda name: device)
     monkeypatch.setattr(sys, "argv", [script, *flags])
     monkeypatch.syspath_prepend(EXAMPLES)
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")

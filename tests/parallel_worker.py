@@ -13,27 +13,23 @@ import torch
 from torch.optim import SGD, Optimizer
 
 from gpt2mini import GPT2, GPT2Config
+from gpt2mini.classification.frozen import (
+    FrozenStream,
+    evaluate_classes,
+    last_token_step,
+    shuffled_batches,
+    texts_to_train_on,
+)
 from gpt2mini.data.instructions import EncodedExchange
-from gpt2mini.data.preferences import EncodedPreference, PreferenceBatches
 from gpt2mini.data.text import TokenBatches
 from gpt2mini.files import write_json
 from gpt2mini.lora import add_lora
 from gpt2mini.preferences.dpo import dpo_step, evaluate_dpo, with_reference
-from gpt2mini.preferences.rewards import evaluate_rewards, give_reward_head, reward_step
-from gpt2mini.training import (
-    FrozenStream,
-    Settings,
-    adamw,
-    cosine,
-    evaluate_classes,
-    evaluate_loss,
-    last_token_step,
-    shuffled_batches,
-    texts_to_train_on,
-    train,
-)
+from gpt2mini.preferences.pairs import EncodedPreference, PreferenceBatches
+from gpt2mini.preferences.reward_model import evaluate_rewards, give_reward_head, reward_step
+from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
+from gpt2mini.training.distributed import joined_processes, process_count, process_number
 from gpt2mini.training.optimizers import Muon
-from gpt2mini.training.processes import joined_processes, process_count, process_number
 from gpt2mini.training.sharding import can_shard_on_cpu, save_whole, shard
 
 STEPS, STOP = 6, 3

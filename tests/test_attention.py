@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt2mini import GPT2
-from gpt2mini.padding import same_text_so_far
+from gpt2mini.masking import same_text_so_far
 from gpt2mini.training import Settings, attention, loop
 from gpt2mini.training.attention import InPlaceOfTorchs, attention_by_products, blocks, is_fit
 

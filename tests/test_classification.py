@@ -22,38 +22,29 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from gpt2mini import GPT2, Tokenizer
-from gpt2mini.classification import (
-    attention_of_last_token,
-    batches_by_length,
-    class_logits,
-    last_token_logits,
-    predict,
+from gpt2mini.classification import class_logits, frozen, last_token_logits, predict
+from gpt2mini.classification.frozen import (
+    FrozenStream,
+    PlainTexts,
+    evaluate_classes,
+    last_token_step,
+    shuffled_batches,
 )
-from gpt2mini.data.labelled import (
+from gpt2mini.classification.labeled import (
     LabelledTexts,
     balanced,
-    encode_texts,
-    length_buckets,
     pad_texts,
     read_labelled,
     stratified_split,
 )
+from gpt2mini.classification.last_token import attention_of_last_token
+from gpt2mini.data.batching import batches_by_length, encode_texts, length_buckets
 from gpt2mini.evaluation import classification_report
 from gpt2mini.lora import add_lora
 from gpt2mini.losses import IGNORED, last_token_loss
+from gpt2mini.masking import last_token
 from gpt2mini.model import MultiHeadAttention, TransformerBlock
-from gpt2mini.padding import last_token
-from gpt2mini.training import (
-    FrozenStream,
-    PlainTexts,
-    Settings,
-    adamw,
-    evaluate_classes,
-    frozen,
-    last_token_step,
-    shuffled_batches,
-    train,
-)
+from gpt2mini.training import Settings, adamw, train
 
 PRECISION = 1e-5
 

@@ -13,7 +13,7 @@ from gpt2mini import GPT2
 PACKAGE = Path(__file__).parents[1] / "gpt2mini"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # The outer ring of the package: what one does with a GPT-2. All the rest is the core: what it is.
-WORKSHOP = {"losses", "chunked", "logprobs", "lora", "adapters", "classification"}
+WORKSHOP = {"losses", "lora", "classification"}
 WORKSHOP |= {"data", "training", "preferences", "evaluation", "inspection"}
 WORKSHOP |= {"__main__"}  # the commands
 

@@ -31,9 +31,9 @@ from gpt2mini.data.instructions import (
     pack,
     read_exchanges,
 )
-from gpt2mini.data.preferences import read_preferences
 from gpt2mini.data.records import read_records
 from gpt2mini.losses import IGNORED, next_token_loss
+from gpt2mini.preferences.pairs import read_preferences
 from gpt2mini.training import Settings, adamw, train
 
 QUESTION, ANSWER = "Is it far — 遠い?", "No, {not} [far]."

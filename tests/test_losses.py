@@ -16,7 +16,6 @@ from gpt2mini import GPT2
 from gpt2mini.data.text import Batch, pad_batch
 from gpt2mini.losses import (
     IGNORED,
-    check_in_vocabulary,
     check_labels_not_shifted,
     chunked_next_token_loss,
     dpo_loss,
@@ -25,6 +24,7 @@ from gpt2mini.losses import (
     next_token_loss,
     pairwise_reward_loss,
 )
+from gpt2mini.losses.objectives import check_in_vocabulary
 from gpt2mini.model import TiedHead
 
 EMB, VOCAB = 6, 11

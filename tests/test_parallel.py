@@ -169,7 +169,7 @@ def test_a_single_process_cannot_spread_a_model() -> None:
 THREADS_AFTERWARDS = """
 import torch, gc
 from pathlib import Path
-from gpt2mini.training.processes import joined_processes, process_count
+from gpt2mini.training.distributed import joined_processes, process_count
 with joined_processes():
     loss = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))(torch.ones(2, 3)).sum()
     loss.backward()

@@ -23,17 +23,8 @@ from transformers import GPT2ForSequenceClassification
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import read_class_names
 from gpt2mini.data.instructions import ALPACA, EncodedExchange
-from gpt2mini.data.preferences import (
-    EncodedPreference,
-    Preference,
-    PreferenceBatch,
-    PreferenceBatches,
-    encode_preferences,
-    pad_pairs,
-    read_preferences,
-)
+from gpt2mini.device import autocast
 from gpt2mini.inspection import plot_calibration, plot_figures
-from gpt2mini.logprobs import sequence_logprobs, token_logprobs
 from gpt2mini.lora import add_lora, lora_layers, save_adapter
 from gpt2mini.losses import (
     dpo_loss,
@@ -42,6 +33,8 @@ from gpt2mini.losses import (
     ppo_loss,
     value_loss,
 )
+from gpt2mini.losses.sequence_logprobs import sequence_logprobs, token_logprobs
+from gpt2mini.preferences.comparison import answer_prompts, best_of_n, compare_answers
 from gpt2mini.preferences.dpo import (
     dpo_step,
     evaluate_dpo,
@@ -49,9 +42,17 @@ from gpt2mini.preferences.dpo import (
     reward_figures,
     with_reference,
 )
-from gpt2mini.preferences.evaluate import answer_prompts, best_of_n, compare_answers
 from gpt2mini.preferences.grpo import group_advantages, grpo_batches, grpo_step
 from gpt2mini.preferences.intervals import bootstrap_interval, wilson_interval
+from gpt2mini.preferences.pairs import (
+    EncodedPreference,
+    Preference,
+    PreferenceBatch,
+    PreferenceBatches,
+    encode_preferences,
+    pad_pairs,
+    read_preferences,
+)
 from gpt2mini.preferences.ppo import (
     ActorCritic,
     KLController,
@@ -65,7 +66,7 @@ from gpt2mini.preferences.ppo import (
 )
 from gpt2mini.preferences.reference import check_reference, using_reference
 from gpt2mini.preferences.reward_functions import call_reward, find_reward
-from gpt2mini.preferences.rewards import (
+from gpt2mini.preferences.reward_model import (
     CLASS_NAMES,
     RewardReport,
     calibration,
@@ -86,7 +87,6 @@ from gpt2mini.preferences.rollouts import (
 from gpt2mini.preferences.toy import positive_share
 from gpt2mini.tokenizer import END_OF_TEXT, byte_characters
 from gpt2mini.training import Figures, Settings, adamw, recompute_activations, train
-from gpt2mini.training.precision import autocast
 
 PRECISION = 1e-4  # float32, log-probabilities of whole answers of an enlarged model
 EXACT = 1e-10  # float64

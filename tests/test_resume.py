@@ -28,10 +28,10 @@ from gpt2mini import GPT2
 from gpt2mini.data.text import Batch, TokenBatches
 from gpt2mini.lora import add_lora, save_adapter
 from gpt2mini.training import Settings, adamw, cosine, muon_and_adamw, next_token_step, train
+from gpt2mini.training.checkpoints import PROGRESS, Checkpoints
 from gpt2mini.training.metrics import MetricsLog, rows_until
 from gpt2mini.training.run import digest_of_first, remaining_batches
 from gpt2mini.training.signals import TrainingStopped
-from gpt2mini.training.state import PROGRESS, Checkpoints
 from gpt2mini.training.state_tensors import IndexUnpickler
 
 STEPS = 20

@@ -22,6 +22,7 @@ from torch.testing import assert_close
 
 from gpt2mini import GPT2, generate
 from gpt2mini.data.text import Batch, TokenBatches, pad_batch, sequential_batches
+from gpt2mini.device import autocast, pick_device
 from gpt2mini.losses import IGNORED
 from gpt2mini.model import TiedHead
 from gpt2mini.training import (
@@ -36,7 +37,6 @@ from gpt2mini.training import (
 )
 from gpt2mini.training.loop import divide_and_clip
 from gpt2mini.training.optimizers import Muon, orthogonalise
-from gpt2mini.training.precision import autocast, pick_device
 
 NO_CLIPPING = 1e9  # a gradient norm that nothing here reaches
 LR = 0.01

@@ -17,11 +17,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gpt2mini.data.labelled import length_buckets
+from gpt2mini.data.batching import length_buckets
 from gpt2mini.data.records import Record, read_records
 from gpt2mini.data.text import Batch
-from gpt2mini.losses import IGNORED
-from gpt2mini.padding import pad_right
+from gpt2mini.masking import IGNORED, pad_right
 from gpt2mini.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

@@ -23,8 +23,7 @@ from jaxtyping import Int, Integer
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt2mini.losses import IGNORED
-from gpt2mini.padding import pad_right
+from gpt2mini.masking import IGNORED, pad_right
 from gpt2mini.tokenizer import END_OF_TEXT, Tokenizer
 
 logger = logging.getLogger(__name__)

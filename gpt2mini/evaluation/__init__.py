@@ -1,6 +1,6 @@
 """How well does a model predict a text, or tell classes apart, and what has tuning changed?"""
 
-from gpt2mini.evaluation.classification import ClassificationReport, classification_report
+from gpt2mini.classification.report import ClassificationReport, classification_report
 from gpt2mini.evaluation.forgetting import Forgetting, forgetting
 from gpt2mini.evaluation.generation_quality import GenerationQuality, generation_quality
 from gpt2mini.evaluation.perplexity import Perplexity, perplexity

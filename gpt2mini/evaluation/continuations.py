@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from gpt2mini.chunked import at_least_float32
-from gpt2mini.classification import BATCH_TOKENS, batches_by_length
+from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length
+from gpt2mini.device import autocast
 from gpt2mini.evaluation.perplexity import check_predicts_tokens
+from gpt2mini.losses.chunked import at_least_float32
+from gpt2mini.masking import pad_right
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
-from gpt2mini.padding import pad_right
 from gpt2mini.tokenizer import Tokenizer
-from gpt2mini.training.precision import autocast
 
 
 @dataclass(frozen=True)

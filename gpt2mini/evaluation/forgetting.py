@@ -14,20 +14,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gpt2mini.chunked import at_least_float32
 from gpt2mini.data.text import as_batch, windows
+from gpt2mini.device import autocast
 from gpt2mini.evaluation.perplexity import (
     Perplexity,
     check_predicts_tokens,
     check_window,
     encode,
 )
-from gpt2mini.lora import lora_disabled
-from gpt2mini.losses import IGNORED, next_tokens
+from gpt2mini.lora.layers import lora_disabled
+from gpt2mini.losses.chunked import at_least_float32
+from gpt2mini.losses.objectives import next_tokens
+from gpt2mini.masking import IGNORED
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.tokenizer import Tokenizer
-from gpt2mini.training.precision import autocast
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from gpt2mini.files import without_infinities
 from gpt2mini.inspection.tracing import trace
-from gpt2mini.lora import lora_layers
+from gpt2mini.lora.layers import lora_layers
 from gpt2mini.model import GPT2, TiedHead
 
 OF_BLOCKS = ("blocks.*.attn_out", "blocks.*.mlp_out", "blocks.*.stream")

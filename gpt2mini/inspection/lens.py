@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from gpt2mini.evaluation.perplexity import check_predicts_tokens
 from gpt2mini.inspection.tracing import trace
-from gpt2mini.logprobs import token_logprobs
+from gpt2mini.losses.sequence_logprobs import token_logprobs
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.tokenizer import Tokenizer

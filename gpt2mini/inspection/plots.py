@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gpt2mini.inspection.compare import ModelComparison
     from gpt2mini.inspection.heads import HeadScores
     from gpt2mini.inspection.lens import Lens
-    from gpt2mini.preferences.rewards import CalibrationBin
+    from gpt2mini.preferences.reward_model import CalibrationBin
     from gpt2mini.tokenizer import Tokenizer
 
 

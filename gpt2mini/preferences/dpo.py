@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt2mini.data.preferences import EncodedPreference, PreferenceBatch
-from gpt2mini.logprobs import sequence_logprobs
-from gpt2mini.lora import lora_layers
-from gpt2mini.losses import dpo_loss
+from gpt2mini.lora.layers import lora_layers
+from gpt2mini.losses.objectives import dpo_loss
+from gpt2mini.losses.sequence_logprobs import sequence_logprobs
 from gpt2mini.model import GPT2
+from gpt2mini.preferences.pairs import EncodedPreference, PreferenceBatch
 from gpt2mini.preferences.reference import using_reference
-from gpt2mini.preferences.rewards import RewardReport, correct, of_both_answers
+from gpt2mini.preferences.reward_model import RewardReport, correct, of_both_answers
 from gpt2mini.training.figures import Figures
 
 NO_REFERENCE = (

@@ -18,18 +18,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gpt2mini.device import autocast
 from gpt2mini.generation import check_language_head
-from gpt2mini.logprobs import check_response, logprobs_from_hidden
-from gpt2mini.losses import kl_from_samples, ppo_loss, value_loss
+from gpt2mini.losses.objectives import kl_from_samples, ppo_loss, value_loss
+from gpt2mini.losses.sequence_logprobs import check_response, logprobs_from_hidden
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.preferences.reward_functions import RewardFunction
-from gpt2mini.preferences.rewards import check_reward_head
+from gpt2mini.preferences.reward_model import check_reward_head
 from gpt2mini.preferences.rollouts import Experience, OnPolicyBatches, Rollout, RolloutSettings
 from gpt2mini.tokenizer import Tokenizer
+from gpt2mini.training.distributed import sum_over_processes
 from gpt2mini.training.figures import Figures
-from gpt2mini.training.precision import autocast
-from gpt2mini.training.processes import sum_over_processes
 
 
 @dataclass(frozen=True)

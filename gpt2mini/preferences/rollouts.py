@@ -16,18 +16,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gpt2mini.data.labelled import encode_texts
+from gpt2mini.data.batching import encode_texts
+from gpt2mini.device import autocast
 from gpt2mini.generation import Generated, generate
-from gpt2mini.logprobs import token_logprobs
-from gpt2mini.losses import kl_from_samples
+from gpt2mini.losses.objectives import kl_from_samples
+from gpt2mini.losses.sequence_logprobs import token_logprobs
+from gpt2mini.masking import pad_right
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
-from gpt2mini.padding import pad_right
 from gpt2mini.preferences.reference import using_reference
 from gpt2mini.preferences.reward_functions import RewardFunction, call_reward
 from gpt2mini.tokenizer import Tokenizer
 from gpt2mini.training.figures import Figures
-from gpt2mini.training.precision import autocast
 
 
 @runtime_checkable

@@ -1,14 +1,6 @@
 """The training loop and what it needs: optimizers, schedules, precision, checkpoints, processes."""
 
 from gpt2mini.training.figures import Figures
-from gpt2mini.training.frozen import (
-    FrozenStream,
-    PlainTexts,
-    evaluate_classes,
-    last_token_step,
-    shuffled_batches,
-    texts_to_train_on,
-)
 from gpt2mini.training.loop import LossFunction, evaluate_loss, next_token_step, train
 from gpt2mini.training.memory import recompute_activations, recompute_blocks
 from gpt2mini.training.optimizers import adamw, muon_and_adamw
@@ -18,22 +10,16 @@ from gpt2mini.training.signals import TrainingStopped
 
 __all__ = [
     "Figures",
-    "FrozenStream",
     "LossFunction",
-    "PlainTexts",
     "Settings",
     "TrainingStopped",
     "adamw",
     "cosine",
-    "evaluate_classes",
     "evaluate_loss",
-    "last_token_step",
     "muon_and_adamw",
     "next_token_step",
     "recompute_activations",
     "recompute_blocks",
-    "shuffled_batches",
-    "texts_to_train_on",
     "train",
     "warmup_stable_decay",
 ]

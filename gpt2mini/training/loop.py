@@ -13,15 +13,15 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from gpt2mini.data.text import Batch
-from gpt2mini.losses import check_labels_not_shifted, chunked_next_token_loss
+from gpt2mini.device import autocast, gains_from_bfloat16, gradient_scaler
+from gpt2mini.losses.objectives import check_labels_not_shifted, chunked_next_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating, mode
 from gpt2mini.training.attention import attend_by_products
 from gpt2mini.training.compiled import compiled_blocks
+from gpt2mini.training.distributed import process_count, process_number, sum_over_processes
 from gpt2mini.training.memory import recompute_activations, recompute_blocks
 from gpt2mini.training.parallel import sharing, whole_tensor, with_shared_gradients
-from gpt2mini.training.precision import autocast, gains_from_bfloat16, gradient_scaler
-from gpt2mini.training.processes import process_count, process_number, sum_over_processes
 from gpt2mini.training.run import Run, Step, next_batch, remaining_batches
 from gpt2mini.training.settings import Settings
 

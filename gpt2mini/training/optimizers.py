@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from gpt2mini.device import best_precision
 from gpt2mini.model import GPT2
 from gpt2mini.training.parallel import spread_like, whole_tensor
-from gpt2mini.training.precision import best_precision
 
 
 def adamw(

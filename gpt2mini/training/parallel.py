@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt2mini.training.processes import process_count, process_number
+from gpt2mini.training.distributed import process_count, process_number
 
 
 class LossOfModel(nn.Module):

@@ -15,21 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gpt2mini.device import best_precision
 from gpt2mini.files import alone_in
 from gpt2mini.model import GPT2, TiedHead
-from gpt2mini.training.metrics import MetricsLog
-from gpt2mini.training.precision import best_precision
-from gpt2mini.training.processes import (
+from gpt2mini.training.checkpoints import Checkpoints, Progress, states_of
+from gpt2mini.training.distributed import (
     of_the_first,
     process_count,
     process_number,
     sum_over_processes,
 )
+from gpt2mini.training.metrics import MetricsLog
 from gpt2mini.training.random_states import generator_states, restore_generators
 from gpt2mini.training.settings import Settings
 from gpt2mini.training.sharding import reshard, save_whole
 from gpt2mini.training.signals import StopSignals, TrainingStopped
-from gpt2mini.training.state import Checkpoints, Progress, states_of
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from gpt2mini.device import best_precision
 from gpt2mini.model import GPT2
+from gpt2mini.training.distributed import is_joined, process_number, wait_for_all
 from gpt2mini.training.parallel import is_sharded, whole_tensor
-from gpt2mini.training.precision import best_precision
-from gpt2mini.training.processes import is_joined, process_number, wait_for_all
 
 
 def shard(model: GPT2, precision: str = "auto") -> None:

@@ -6,7 +6,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from gpt2mini.training.processes import process_count
+from gpt2mini.training.distributed import process_count
 
 logger = logging.getLogger(__name__)
 

@@ -41,24 +41,16 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer
-from gpt2mini.data.labelled import (
-    LabelledTexts,
-    balanced,
-    encode_texts,
-    read_labelled,
-    stratified_split,
-)
-from gpt2mini.training import (
+from gpt2mini.classification.frozen import (
     PlainTexts,
-    Settings,
-    adamw,
-    cosine,
     evaluate_classes,
     last_token_step,
     shuffled_batches,
     texts_to_train_on,
-    train,
 )
+from gpt2mini.classification.labeled import LabelledTexts, balanced, read_labelled, stratified_split
+from gpt2mini.data.batching import encode_texts
+from gpt2mini.training import Settings, adamw, cosine, train
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"  # beside the checkout
 BATCH_SIZE = 8

@@ -38,7 +38,7 @@ import torch
 from measuring import transformers_model
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer
-from gpt2mini.data.preferences import Preference, encode_preferences, pad_pairs, read_preferences
+from gpt2mini.preferences.pairs import Preference, encode_preferences, pad_pairs, read_preferences
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "preferences.jsonl"
 EPOCHS = 3  # over which the time for a reference that is computed once is shared out

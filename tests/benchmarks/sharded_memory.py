@@ -20,7 +20,7 @@ import torch
 from gpt2mini import GPT2, GPT2Config
 from gpt2mini.data.text import Batch
 from gpt2mini.training import Settings, adamw, train
-from gpt2mini.training.processes import joined_processes, process_number
+from gpt2mini.training.distributed import joined_processes, process_number
 from gpt2mini.training.sharding import shard
 
 BYTES = 4

@@ -11,8 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from gpt2mini.data.records import HUB, numbered_lines, read_records
-from gpt2mini.padding import pad_right
-from gpt2mini.tokenizer import Tokenizer
+from gpt2mini.masking import pad_right
 
 logger = logging.getLogger(__name__)
 
@@ -168,53 +167,8 @@ class LabelledBatch:
         return LabelledBatch(self.token_ids.to(device), self.labels.to(device), mask)
 
 
-def encode_texts(
-    texts: Sequence[str], tokenizer: Tokenizer, longest: int, keep: str = "head"
-) -> list[Tensor]:
-    """Token ids of each text, at most `longest` of them: its head or its tail, with a notice.
-
-    A text without tokens becomes <|endoftext|>, so that there is something to read.
-    """
-    if isinstance(texts, str):
-        raise ValueError("expected a list of texts, not one text: put it in brackets, [text]")
-    if longest < 1:
-        raise ValueError(f"longest must be at least 1 token, not {longest}")
-    if keep not in ("head", "tail"):
-        raise ValueError(f"keep must be 'head' or 'tail', not {keep!r}")
-    rows, cut = [], 0
-    for text in texts:
-        ids = tokenizer.encode(text) or [tokenizer.eos_id]
-        cut += len(ids) > longest
-        rows.append(torch.tensor(ids[:longest] if keep == "head" else ids[-longest:]))
-    if cut:
-        message = "%d of %d texts were longer than %d tokens: their %s was kept"
-        logger.warning(message, cut, len(rows), longest, keep)
-    return rows
-
-
 def pad_texts(rows: Sequence[Tensor], labels: Sequence[int]) -> LabelledBatch:
     """Right-pad to the longest of the batch; the mask comes from the lengths."""
     token_ids, is_real = pad_right(rows)  # (batch, tokens), both
     mask = None if is_real.all() else is_real.long()
     return LabelledBatch(token_ids, torch.tensor(labels), mask)
-
-
-def length_buckets(
-    lengths: Sequence[int], batch_size: int, generator: np.random.Generator
-) -> list[list[int]]:
-    """Shuffled batches of texts of similar length, so that little is padded: a list of indices
-    for each.
-
-    Texts are shuffled, cut into stretches of some dozens of batches, sorted by length inside a
-    stretch, and the batches shuffled: nearly as random as without, with a tenth of the padding.
-    Raises ValueError if there is none.
-    """
-    if not len(lengths):
-        raise ValueError("there is nothing to learn from: the data hold no text")
-    order = generator.permutation(len(lengths))
-    stretch = 32 * batch_size
-    batches = []
-    for start in range(0, len(order), stretch):
-        inside = sorted(order[start : start + stretch].tolist(), key=lambda i: lengths[i])
-        batches += [inside[i : i + batch_size] for i in range(0, len(inside), batch_size)]
-    return [batches[i] for i in generator.permutation(len(batches))]

@@ -230,14 +230,14 @@ def with_shared_weights(model: GPT2) -> GPT2:
 
 def save_adapter(model: GPT2, folder: str | Path, replace: bool = False) -> None:
     """Write adapters, and a head that was trained along, to a folder of their own; see
-    `gpt2mini.adapters.write_adapter`."""
-    from gpt2mini.adapters import write_adapter
+    `gpt2mini.lora.peft_format.write_adapter`."""
+    from gpt2mini.lora.peft_format import write_adapter
 
     write_adapter(model, Path(folder), replace)
 
 
 def load_adapter(model: GPT2, folder: str | Path) -> None:
-    """Add the adapters of a folder to a model; see `gpt2mini.adapters.read_adapter`."""
-    from gpt2mini.adapters import read_adapter
+    """Add the adapters of a folder to a model; see `gpt2mini.lora.peft_format.read_adapter`."""
+    from gpt2mini.lora.peft_format import read_adapter
 
     read_adapter(model, Path(folder))

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from gpt2mini.config import GPT2Config
 from gpt2mini.files import read_json, write_json
 from gpt2mini.model import GPT2
-from gpt2mini.training.processes import process_number, sum_over_processes, wait_for_all
+from gpt2mini.training.distributed import process_number, sum_over_processes, wait_for_all
 from gpt2mini.training.random_states import generator_states, restore_generators
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gpt2mini.chunked import cross_entropy_of_each
 from gpt2mini.generation import check_language_head
+from gpt2mini.losses.chunked import cross_entropy_of_each
 from gpt2mini.model import GPT2
 
 

@@ -29,7 +29,7 @@ from gpt2mini.checkpoints.stored import (
     reading,
 )
 from gpt2mini.files import as_json, read_json, text_writer, writable_folder, write_together
-from gpt2mini.lora import (
+from gpt2mini.lora.layers import (
     TARGETS,
     LoRALinear,
     linear,

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from gpt2mini import GPT2
 from gpt2mini.cache import KeyValueCache
-from gpt2mini.padding import attention_pattern
+from gpt2mini.masking import attention_pattern
 
 PRECISION = 1e-5  # float32, logits of the size of 1; padded and unpadded sums differ in order only
 LONGEST = 12  # tokens in a row, padding counted

@@ -22,6 +22,8 @@ from gpt2mini.config import GPT2Config
 if TYPE_CHECKING:
     from gpt2mini.cache import KeyValueCache
 
+IGNORED = -100  # a label that asks for nothing: padding, or a prompt that is only read
+
 
 def text_numbers(
     token_ids: Tensor, attention_mask: Tensor | None, cache: "KeyValueCache | None"

@@ -9,10 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2mini.chunked import LinearHead, at_least_float32, summed_cross_entropy
-from gpt2mini.padding import last_token
-
-IGNORED = -100  # a label that asks for nothing: padding, or a prompt that is only read
+from gpt2mini.losses.chunked import LinearHead, at_least_float32, summed_cross_entropy
+from gpt2mini.masking import IGNORED, last_token
 
 
 def next_token_loss(
@@ -45,9 +43,9 @@ def chunked_next_token_loss(
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """`next_token_loss(out_head(hidden), labels)` without ever holding all the logits.
 
-    Head and cross entropy work on a few positions at a time (see `gpt2mini.chunked`), and ignored
-    positions are skipped. out_head: `model.out_head`, tied or an `nn.Linear`. chunk_size: positions
-    at a time; the default suits the processor's cache.
+    Head and cross entropy work on a few positions at a time (see `gpt2mini.losses.chunked`), and
+    ignored positions are skipped. out_head: `model.out_head`, tied or an `nn.Linear`. chunk_size:
+    positions at a time; the default suits the processor's cache.
     """
     targets = next_tokens(labels)  # (batch, tokens - 1)
     kept = targets != IGNORED  # (batch, tokens - 1)

@@ -15,21 +15,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gpt2mini.classification import (
-    BATCH_TOKENS,
-    batches_by_length,
+from gpt2mini.classification.labeled import LabelledBatch, pad_texts
+from gpt2mini.classification.last_token import (
     last_token_logits,
     logits_from_block,
     run_blocks,
 )
-from gpt2mini.data.labelled import LabelledBatch, length_buckets, pad_texts
-from gpt2mini.data.preferences import PreferenceBatch
-from gpt2mini.losses import last_token_loss
+from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length, length_buckets
+from gpt2mini.device import autocast
+from gpt2mini.losses.objectives import last_token_loss
+from gpt2mini.masking import last_token, pad_right
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
-from gpt2mini.padding import last_token, pad_right
+from gpt2mini.preferences.pairs import PreferenceBatch
 from gpt2mini.training.parallel import is_sharded
-from gpt2mini.training.precision import autocast
 
 LARGEST_IN_MEMORY = 2**31  # bytes; a larger stream goes to a temporary file
 

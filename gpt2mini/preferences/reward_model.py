@@ -20,18 +20,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2mini.classification import BATCH_TOKENS, batches_by_length, class_logits
+from gpt2mini.classification.frozen import batch_logits
+from gpt2mini.classification.last_token import class_logits
+from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length
 from gpt2mini.data.instructions import Exchange, encode_exchanges, join
-from gpt2mini.data.preferences import EncodedPreference, PreferenceBatch, pad_pairs
-from gpt2mini.lora import linear
-from gpt2mini.losses import pairwise_reward_loss
+from gpt2mini.device import autocast
+from gpt2mini.lora.layers import linear
+from gpt2mini.losses.objectives import pairwise_reward_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.preferences.intervals import wilson_interval
+from gpt2mini.preferences.pairs import EncodedPreference, PreferenceBatch, pad_pairs
 from gpt2mini.tokenizer import Tokenizer
 from gpt2mini.training.figures import Figures
-from gpt2mini.training.frozen import batch_logits
-from gpt2mini.training.precision import autocast
 
 CLASS_NAMES = ["reward"]  # for `save_pretrained(folder, class_names=CLASS_NAMES)`
 

@@ -13,13 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2mini.data.labelled import encode_texts, pad_texts
+from gpt2mini.classification.labeled import pad_texts
+from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length, encode_texts
+from gpt2mini.masking import attention_pattern, last_token
 from gpt2mini.model import GPT2, MultiHeadAttention, TransformerBlock
 from gpt2mini.modes import evaluating, has_hooks
-from gpt2mini.padding import attention_pattern, last_token
 from gpt2mini.tokenizer import Tokenizer
-
-BATCH_TOKENS = 4096  # padding counted, where no gradient is asked for
 
 
 @dataclass(frozen=True)
@@ -75,17 +74,6 @@ def class_logits(model: GPT2, rows: Sequence[Tensor]) -> Float[Tensor, "texts cl
             for i, row in zip(indices, logits.float().cpu(), strict=True):
                 found[i] = row
     return torch.stack(found)
-
-
-def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices in the order of length, longest first, cut so that no batch has more tokens."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
 
 
 # ---- a forward pass for the last token

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gpt2mini.data.batching import length_buckets
 from gpt2mini.data.instructions import (
     COMPLETION_NAMES,
     LAST_SPEAKER,
@@ -21,9 +22,8 @@ from gpt2mini.data.instructions import (
     fill,
     join,
 )
-from gpt2mini.data.labelled import length_buckets
 from gpt2mini.data.records import Record, read_records
-from gpt2mini.padding import pad_right
+from gpt2mini.masking import pad_right
 from gpt2mini.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)

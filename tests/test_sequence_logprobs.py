@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from gpt2mini import GPT2
-from gpt2mini.chunked import cross_entropy_of_each
-from gpt2mini.logprobs import sequence_logprobs, token_logprobs
+from gpt2mini.losses.chunked import cross_entropy_of_each
+from gpt2mini.losses.sequence_logprobs import sequence_logprobs, token_logprobs
 
 
 def by_hand(model: GPT2, token_ids: Tensor, response: Tensor, mask: Tensor | None) -> Tensor:
