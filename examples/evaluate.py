@@ -28,7 +28,7 @@ from gpt2mini.generation import generate
 SOURCES = """where the files of the tasks come from:
   lambada            https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl
   lambada-original   https://zenodo.org/record/2630551 (lambada_test_plain_text.txt)
-  wikitext-2, -103   the tokenised files with <unk>: Merity et al. 2016
+  wikitext-2, -103   the tokenized files with <unk>: Merity et al. 2016
   enwik8, text8      http://mattmahoney.net/dc/textdata.html (the usual test part: the last 5 MB)
   cbt-cn, cbt-ne     the Children's Book Test: Hill et al. 2016 (the paper's are the valid files)
   hellaswag          JSONL with ctx, endings, label: https://github.com/rowanz/hellaswag

@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from flags import (
     draw_losses,
+    exit_unless_rank_zero,
     is_small,
     keeping,
-    leave_the_rest_to_the_first,
     parse_columns,
     positive,
     positive_number,
     run,
     run_folder,
+    shard_if_asked,
     sharding_flag,
-    spread_if_asked,
     training_flags,
     write_summary,
 )
@@ -44,7 +44,7 @@ from gpt2mini.classification.frozen import (
     shuffled_batches,
     texts_to_train_on,
 )
-from gpt2mini.classification.labeled import LabelledTexts, balanced, read_labelled, stratified_split
+from gpt2mini.classification.labeled import LabeledTexts, balanced, read_labeled, stratified_split
 from gpt2mini.data.batching import encode_texts
 from gpt2mini.device import autocast, pick_device
 from gpt2mini.evaluation import ClassificationReport, classification_report
@@ -52,7 +52,7 @@ from gpt2mini.inspection import plot_confusion
 from gpt2mini.lora import TARGETS, add_lora, load_adapter, merge_lora, save_adapter
 from gpt2mini.model import TiedHead
 from gpt2mini.training import Settings, adamw, cosine, train
-from gpt2mini.training.distributed import process_count
+from gpt2mini.training.distributed import get_world_size
 
 SAMPLE = Path(__file__).parent / "data" / "messages.tsv"
 # of the 124M model; small ones take four times these rates
@@ -65,7 +65,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
 
-    data = read_labelled(args.data, parse_columns(args.columns))
+    data = read_labeled(args.data, parse_columns(args.columns))
     if args.balance:
         data = balanced(data, args.seed)
     print(f"{len(data)} texts: {', '.join(f'{n} {name}' for name, n in data.counts().items())}")
@@ -75,7 +75,7 @@ def main() -> None:
     model.out_head = nn.Linear(model.config.emb_dim, len(data.class_names), bias=False).to(device)
     choose_what_learns(model, args.method, args.train_blocks, args.rank)
     describe(model, training, validation, test, args.method)
-    spread_if_asked(args, model)
+    shard_if_asked(args, model)
 
     began = time.perf_counter()
     longest = min(args.longest or model.config.context_length, model.config.context_length)
@@ -100,7 +100,7 @@ def main() -> None:
         }
 
     steps_per_epoch = math.ceil(len(training) / args.batch_size)
-    steps = args.steps or math.ceil(args.epochs * steps_per_epoch / process_count())
+    steps = args.steps or math.ceil(args.epochs * steps_per_epoch / get_world_size())
     settings = Settings(
         steps=steps,
         schedule=partial(cosine, steps=steps, warmup_steps=max(1, steps // 10)),
@@ -124,7 +124,7 @@ def main() -> None:
         else partial(save, names=data.class_names),
         resume=args.resume,
     )
-    leave_the_rest_to_the_first()
+    exit_unless_rank_zero()
     seconds = time.perf_counter() - began
     print_evaluations(logs)
 
@@ -159,7 +159,7 @@ def choose_what_learns(model: GPT2, method: str, n_blocks: int, rank: int) -> No
 
 
 def describe(
-    model: GPT2, training: LabelledTexts, validation: LabelledTexts, test: LabelledTexts, how: str
+    model: GPT2, training: LabeledTexts, validation: LabeledTexts, test: LabeledTexts, how: str
 ) -> None:
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
@@ -196,7 +196,7 @@ def print_evaluations(logs: list[dict[str, Any]]) -> None:
             )
 
 
-def confident_mistakes(test: LabelledTexts, found: list) -> list[dict[str, Any]]:
+def confident_mistakes(test: LabeledTexts, found: list) -> list[dict[str, Any]]:
     """The ten wrong answers of which the model was most certain."""
     wrong = [
         {

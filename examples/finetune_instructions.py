@@ -21,9 +21,9 @@ from flags import (
     SAMPLE_EXCHANGES,
     answer,
     draw_losses,
+    exit_unless_rank_zero,
     is_small,
     keeping,
-    leave_the_rest_to_the_first,
     not_negative,
     positive,
     positive_number,
@@ -33,8 +33,8 @@ from flags import (
     report_forgetting,
     run,
     run_folder,
+    shard_if_asked,
     sharding_flag,
-    spread_if_asked,
     training_flags,
     write_summary,
 )
@@ -48,7 +48,7 @@ from gpt2mini.data.instructions import (
 )
 from gpt2mini.device import pick_device
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
-from gpt2mini.training.distributed import process_count
+from gpt2mini.training.distributed import get_world_size
 
 OUTSIDE = ["It was a dark and stormy night, and", "My dear Mrs. Brown,\n\nI have been"]
 
@@ -71,7 +71,7 @@ def main() -> None:
         )
 
     batches, validation = batches_of(training), batches_of(held_out)
-    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / process_count())
+    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / get_world_size())
     print(
         f"{len(training)} examples to learn from, in {len(batches.rows)} rows of at most {longest} "
         f"tokens ({batches.padding_share:.1%} of each batch is padding); {len(held_out)} held out\n"
@@ -94,12 +94,12 @@ def main() -> None:
     )
     began = time.perf_counter()
     lr = args.lr or (5e-4 if is_small(model) else 5e-5)
-    spread_if_asked(args, model)
+    shard_if_asked(args, model)
     optimizer = adamw(model, lr=lr)
     rows = train(
         model, batches, [optimizer], settings, evaluate=validate, out=out, resume=args.resume
     )
-    leave_the_rest_to_the_first()
+    exit_unless_rank_zero()
     seconds = time.perf_counter() - began
 
     tokenizer.save_pretrained(out / "best")

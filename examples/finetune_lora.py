@@ -21,8 +21,8 @@ from flags import (
     SAMPLE_EXCHANGES,
     answer,
     draw_losses,
+    exit_unless_rank_zero,
     keeping,
-    leave_the_rest_to_the_first,
     not_negative,
     positive,
     positive_number,
@@ -32,8 +32,8 @@ from flags import (
     report_forgetting,
     run,
     run_folder,
+    shard_if_asked,
     sharding_flag,
-    spread_if_asked,
     training_flags,
     write_summary,
 )
@@ -47,7 +47,7 @@ from gpt2mini.data.instructions import (
 from gpt2mini.device import pick_device
 from gpt2mini.lora import TARGETS, add_lora, load_adapter, save_adapter
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
-from gpt2mini.training.distributed import process_count
+from gpt2mini.training.distributed import get_world_size
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
     add_lora(model, args.rank, args.alpha or 2 * args.rank, args.dropout, args.targets)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / process_count())
+    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / get_world_size())
     print(
         f"{len(training)} exchanges to learn from, {len(held_out)} held out; {steps} steps on "
         f"{device}\n{learning:,} of {total:,} parameters learn: {learning / total:.2%} "
@@ -90,7 +90,7 @@ def main() -> None:
         **keeping(args),
     )
     began = time.perf_counter()
-    spread_if_asked(args, model)
+    shard_if_asked(args, model)
     rows = train(
         model,
         batches,
@@ -101,7 +101,7 @@ def main() -> None:
         save=partial(save_adapter, replace=True),
         resume=args.resume,
     )
-    leave_the_rest_to_the_first()
+    exit_unless_rank_zero()
     seconds = time.perf_counter() - began
     print_losses(rows)
 

@@ -19,18 +19,18 @@ import torch
 from flags import (
     SAMPLE_TEXT,
     draw_losses,
+    exit_unless_rank_zero,
     is_small,
     keeping,
-    leave_the_rest_to_the_first,
     not_negative_number,
     positive,
     positive_number,
     report_forgetting,
     run,
     run_folder,
+    shard_if_asked,
     sharding_flag,
     shorten,
-    spread_if_asked,
     training_flags,
     write_summary,
 )
@@ -45,7 +45,7 @@ from gpt2mini.data.text import (
 )
 from gpt2mini.device import pick_device
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
-from gpt2mini.training.distributed import main_process_first, process_count
+from gpt2mini.training.distributed import get_world_size, rank_zero_first
 
 
 def main() -> None:
@@ -56,13 +56,13 @@ def main() -> None:
 
     tokenizer = Tokenizer.from_pretrained(args.model)
     model = GPT2.from_pretrained(args.model, device=device)
-    with main_process_first():
+    with rank_zero_first():
         corpus = tokenize_files(text_files(args.data), tokenizer, out / "tokens")
     documents = corpus.documents(args.fraction, args.seed)
     training, validation = hold_out(documents, args.validation_share, args.seed)
     window = min(args.sequence_length, model.config.context_length)
     batches = TokenBatches(corpus.tokens, training, args.batch_size, window, args.seed)
-    batches_per_step = args.accumulate * process_count()
+    batches_per_step = args.accumulate * get_world_size()
     steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / batches_per_step)
     print(
         f"{sum(map(len, training)):,} tokens to learn from, "
@@ -102,13 +102,13 @@ def main() -> None:
         **keeping(args),
     )
     began = time.perf_counter()
-    spread_if_asked(args, model)
+    shard_if_asked(args, model)
     lr = args.lr or (5e-4 if is_small(model) else 5e-5)
     optimizer = adamw(model, lr=lr, weight_decay=args.weight_decay)
     rows = train(
         model, batches, [optimizer], settings, evaluate=validate, out=out, resume=args.resume
     )
-    leave_the_rest_to_the_first()
+    exit_unless_rank_zero()
     seconds = time.perf_counter() - began
 
     tokenizer.save_pretrained(out / "best")

@@ -16,7 +16,7 @@ from gpt2mini import GPT2, Tokenizer, generate
 from gpt2mini.data.instructions import TEMPLATES
 from gpt2mini.files import writable_folder, write_json
 from gpt2mini.training.checkpoints import Checkpoints
-from gpt2mini.training.distributed import joined_processes, process_number
+from gpt2mini.training.distributed import get_rank, process_group
 from gpt2mini.training.run import only_run_in
 from gpt2mini.training.sharding import shard
 from gpt2mini.training.signals import TrainingStopped
@@ -97,7 +97,9 @@ def training_flags(description: str | None, out: str) -> argparse.ArgumentParser
         default="stop",
         help="if the loss is no longer a number or leaps (default stop)",
     )
-    add("--recompute-blocks", action="store_true", help="far less memory, a third more time")
+    add(
+        "--activation-checkpointing", action="store_true", help="far less memory, a third more time"
+    )
     add("--compile", action="store_true", help="compile the blocks first (needs a C++ compiler)")
     add(
         "--spike",
@@ -137,7 +139,7 @@ def keeping(args: argparse.Namespace) -> dict[str, Any]:
         "keep_last": args.keep_last,
         "on_bad_step": args.on_bad_step,
         "spike": args.spike,
-        "recompute_blocks": args.recompute_blocks,
+        "activation_checkpointing": args.activation_checkpointing,
         "compile": args.compile,
     }
 
@@ -148,7 +150,7 @@ def sharding_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def spread_if_asked(args: argparse.Namespace, model: GPT2) -> None:
+def shard_if_asked(args: argparse.Namespace, model: GPT2) -> None:
     """What `sharding_flag` asks; make optimizers afterwards, for they hold parameters."""
     if args.shard:
         shard(model, args.dtype)
@@ -185,7 +187,7 @@ def run(main: Callable[[], None]) -> None:
     what the user can mend is said in one line."""
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
     try:
-        with joined_processes(), redirect_stdout(sys.stdout if first else None):
+        with process_group(), redirect_stdout(sys.stdout if first else None):
             main()
     except TrainingStopped as stopped:
         if first:
@@ -200,9 +202,9 @@ def run(main: Callable[[], None]) -> None:
         sys.exit("\nstopped")
 
 
-def leave_the_rest_to_the_first() -> None:
+def exit_unless_rank_zero() -> None:
     """After training in several processes, one is enough to look at the result."""
-    if process_number() > 0:
+    if get_rank() > 0:
         sys.exit()
 
 

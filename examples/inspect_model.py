@@ -152,9 +152,9 @@ def show_lens(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, args: Any) -
         best = zip(token_labels(tokenizer, ids), shares.tolist(), strict=True)
         print(f"  {layer:<18}", "  ".join(f"{token} {share:.0%}" for token, share in best))
     pieces = score_text(model, tokenizer, args.text)
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ  # no-color.org
-    print(f"\nHow likely it finds the text ({surprise_legend(colour)}):")
-    print(surprise_text(pieces, colour))
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ  # no-color.org
+    print(f"\nHow likely it finds the text ({surprise_legend(color)}):")
+    print(surprise_text(pieces, color))
     mean = sum(piece.logprob for piece in pieces) / token_ids.shape[1]
     print(f"({-mean:.2f} nats per token)")
     contents = {"text": args.text, "lens": lens.summary(tokenizer)}

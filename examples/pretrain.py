@@ -18,18 +18,18 @@ import torch
 from flags import (
     SAMPLE_TEXT,
     draw_losses,
+    exit_unless_rank_zero,
     keeping,
-    leave_the_rest_to_the_first,
     not_negative,
     not_negative_number,
     positive,
     positive_number,
     run,
     run_folder,
+    shard_if_asked,
     sharding_flag,
     share,
     shorten,
-    spread_if_asked,
     training_flags,
     write_summary,
 )
@@ -49,7 +49,7 @@ from gpt2mini.generation import check_language_head
 from gpt2mini.model import TiedHead
 from gpt2mini.tokenizer import train_tokenizer
 from gpt2mini.training import Settings, evaluate_loss, muon_and_adamw, train, warmup_stable_decay
-from gpt2mini.training.distributed import main_process_first, process_number
+from gpt2mini.training.distributed import get_rank, rank_zero_first
 from gpt2mini.training.sharding import save_whole
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     device = pick_device(args.device)
 
     files = text_files(args.data)
-    with main_process_first():
+    with rank_zero_first():
         tokenizer = get_tokenizer(args, files)
         corpus = tokenize_files(files, tokenizer, out / "tokens")
     training, validation = hold_out(
@@ -68,7 +68,7 @@ def main() -> None:
     )
     model = get_model(args, tokenizer).to(device)
     parameters = sum(p.numel() for p in model.parameters())
-    spread_if_asked(args, model)
+    shard_if_asked(args, model)
     print(
         f"{parameters:,} parameters, {tokenizer.vocab_size:,} kinds of token; "
         f"{sum(map(len, training)):,} tokens to learn from, on {device}"
@@ -106,7 +106,7 @@ def main() -> None:
     )
 
     save_whole(GPT2.save_pretrained, model, out / "final")
-    leave_the_rest_to_the_first()
+    exit_unless_rank_zero()
     model = GPT2.from_pretrained(out / "final", device=device)
     tokenizer.save_pretrained(out / "final")
     tokenizer.save_pretrained(out / "best")
@@ -136,7 +136,7 @@ def main() -> None:
 def get_tokenizer(args: argparse.Namespace, files: list[Path]) -> Tokenizer:
     """The vocabulary of an earlier model or of this run, or a new one learned from the text."""
     folder = Path(args.init_from or Path(args.out) / "tokenizer")
-    if args.init_from or (args.resume and folder.is_dir()) or process_number() > 0:
+    if args.init_from or (args.resume and folder.is_dir()) or get_rank() > 0:
         return Tokenizer.from_pretrained(folder)
     pieces = (piece for file in files for piece, _ in read_pieces(file))
     tokenizer = train_tokenizer(pieces, args.vocab_size, show_progress=True)

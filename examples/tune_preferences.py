@@ -27,9 +27,9 @@ import torch
 from flags import (
     below_half,
     draw_losses,
+    exit_unless_rank_zero,
     is_small,
     keeping,
-    leave_the_rest_to_the_first,
     not_negative,
     not_negative_number,
     parse_columns,
@@ -40,9 +40,9 @@ from flags import (
     report_forgetting,
     run,
     run_folder,
+    shard_if_asked,
     sharding_flag,
     share,
-    spread_if_asked,
     template_of,
     training_flags,
     write_summary,
@@ -83,7 +83,7 @@ from gpt2mini.preferences.reward_model import (
 )
 from gpt2mini.preferences.rollouts import RolloutSettings
 from gpt2mini.training import Figures, Settings, adamw, cosine, train
-from gpt2mini.training.distributed import process_count, process_number
+from gpt2mini.training.distributed import get_rank, get_world_size
 
 SAMPLE = Path(__file__).parent / "data" / "preferences.jsonl"
 # of gpt2-nano; larger models take a tenth of these rates
@@ -225,7 +225,7 @@ def tune_on_policy(
     reference = None if args.lora else deepcopy(model).requires_grad_(False)
     choose_what_learns(args, model)
     device, figures = model.tok_emb.weight.device, Figures()
-    generator = torch.Generator(device).manual_seed(args.seed + process_number())
+    generator = torch.Generator(device).manual_seed(args.seed + get_rank())
     prompts = different_prompts(training)
     settings = RolloutSettings(
         rows=args.rollout_rows,
@@ -261,7 +261,7 @@ def tune_on_policy(
     rows = train(
         learner, batches, [optimizer], loop, step, out=out, figures=figures, resume=args.resume
     )
-    leave_the_rest_to_the_first()
+    exit_unless_rank_zero()
     print_rows(rows, FIGURES[args.method])
     save_learned(args, whole=GPT2.save_pretrained)(model, out / "final")
     tokenizer.save_pretrained(out / "final")
@@ -281,19 +281,19 @@ def train_on_pairs(
 ) -> None:
     """The training loop, for the reward model and for DPO; the best model lands in `out`/best."""
     batches = PreferenceBatches(pairs, args.batch_size, args.seed)
-    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / process_count())
+    steps = args.steps or math.ceil(args.epochs * batches.batches_per_epoch / get_world_size())
     settings = loop_settings(args, steps, max(1, steps // 20))
 
     def validate() -> dict[str, float]:
         report = evaluate()
         return {"validation_loss": report.loss, "validation_accuracy": report.accuracy}
 
-    spread_if_asked(args, model)
+    shard_if_asked(args, model)
     optimizer = adamw(model, lr=peak_rate(args, model))
     rows = train(
         model, batches, [optimizer], settings, step, validate, out, args.resume, save, figures
     )
-    leave_the_rest_to_the_first()
+    exit_unless_rank_zero()
     validated = [row for row in rows if "validation_loss" in row]
     print_rows(validated, ["validation_loss", "validation_accuracy"])
 

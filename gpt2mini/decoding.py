@@ -31,7 +31,7 @@ from gpt2mini.quantize import (
 
 # (rows, into) -> (rows, out)
 Layer = Callable[[Tensor], Tensor]
-# stream (rows, emb), may_attend (rows or 1, 1, 1, total) or None, cache -> stream (rows, emb)
+# stream (rows, emb), attn_mask (rows or 1, 1, 1, total) or None, cache -> stream (rows, emb)
 Block = Callable[[Tensor, Tensor | None, LayerCache], Tensor]
 
 HAS_MKL = torch.backends.mkl.is_available()
@@ -88,10 +88,10 @@ class Decoder:
         """`model.hidden_states(token_ids, cache=cache)[:, 0]`, to be called without gradients."""
         if getattr(self.model.hidden_states, "__func__", None) is not GPT2.hidden_states:
             return self.model.hidden_states(token_ids, cache=cache)[:, 0]  # it is your own
-        x, may_attend = self.model.embed(token_ids, cache=cache)
+        x, attn_mask = self.model.embed(token_ids, cache=cache)
         x = x[:, 0]  # (rows, emb)
         for block, layer_cache in zip(self.blocks, cache.layers, strict=True):
-            x = block(x, may_attend, layer_cache)
+            x = block(x, attn_mask, layer_cache)
         return self.model.final_norm(x[:, None])[:, 0]
 
 
@@ -101,17 +101,17 @@ def block_function(block: nn.Module) -> Block:
         isinstance(block, TransformerBlock)
         and all(map(does_only_its_work, (block, block.attn, block.mlp, block.drop)))
     ):
-        return lambda x, may_attend, cache: block(x[:, None], may_attend, cache)[:, 0]
+        return lambda x, attn_mask, cache: block(x[:, None], attn_mask, cache)[:, 0]
     attn, mlp = block.attn, block.mlp
     norm1, norm2 = layer_function(block.norm1), layer_function(block.norm2)
     project, attn_out = projection_function(attn), layer_function(attn.attn_out)
     mlp_in, gelu, mlp_out = map(layer_function, (mlp.mlp_in, mlp.gelu, mlp.mlp_out))
 
-    def run(x: Tensor, may_attend: Tensor | None, cache: LayerCache) -> Tensor:
+    def run(x: Tensor, attn_mask: Tensor | None, cache: LayerCache) -> Tensor:
         heads = (len(x), attn.n_heads, 1, -1)
         query, key, value = (part.view(heads) for part in project(norm1(x)))
         key, value = cache.append(key, value)  # (rows, heads, total, head_dim)
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=may_attend)
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
         x = x + attn_out(context.reshape(x.shape))
         return x + mlp_out(gelu(mlp_in(norm2(x))))
 

@@ -23,7 +23,7 @@ from gpt2mini.sampling import (
     forbid_repeated_ngrams,
     keep_top_k,
     keep_top_p,
-    penalise_repetition,
+    penalize_repetition,
 )
 from gpt2mini.tokenizer import Tokenizer
 
@@ -60,7 +60,7 @@ class Sampling:
     ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
         """(next token of each row, its log-probability after all rules), given the text so far."""
         if self.repetition_penalty != 1.0:
-            logits = penalise_repetition(logits, token_ids, is_real, self.repetition_penalty)
+            logits = penalize_repetition(logits, token_ids, is_real, self.repetition_penalty)
         if self.no_repeat_ngram_size:
             logits = forbid_repeated_ngrams(logits, token_ids, is_real, self.no_repeat_ngram_size)
             if (logits == FORBIDDEN).all(dim=1).any():
@@ -104,7 +104,7 @@ def generate(
     """Continue each row by up to `max_new_tokens` tokens; a row ends early at any of `stop_ids`.
 
     attention_mask: 0 for padding, on either side of a prompt. num_samples: continuations of each
-    prompt, in neighbouring rows. overflow: what to do when a row outgrows the context; "error", or
+    prompt, in neighboring rows. overflow: what to do when a row outgrows the context; "error", or
     "slide": forget its older half and read the newer half again (GPT-2's positions are absolute, so
     a window cannot move without that). Several threads may share a model that is in eval mode.
     Raises ValueError for settings that make no sense.
@@ -210,9 +210,9 @@ class Reader:
         if self.cache is None:
             if self.slide:
                 text, is_real = self.windows(text, is_real, longest=self.context)
-            logits = self.read_afresh(text, is_real)  # (rows, vocab)
+            logits = self.prefill(text, is_real)  # (rows, vocab)
         elif self.cache.length == self.cache.max_tokens:  # only when sliding
-            logits = self.read_afresh(*self.windows(text, is_real, max(1, self.context // 2)))
+            logits = self.prefill(*self.windows(text, is_real, max(1, self.context // 2)))
         else:
             logits = self.decoder.logits(text[:, -1:], self.cache)  # (rows, vocab)
         return logits.float()
@@ -234,7 +234,7 @@ class Reader:
         text, is_real = pad_right([ids[real][-columns:] for ids, real, columns in rows])
         return text, is_real.to(text.device)
 
-    def read_afresh(
+    def prefill(
         self, text: Int[Tensor, "rows columns"], is_real: Bool[Tensor, "rows columns"]
     ) -> Float[Tensor, "rows vocab"]:
         """Fill a new cache with the text; the logits of each row's last token."""

@@ -7,7 +7,7 @@ each absolute position. And every token may at least attend to itself, so that n
 nothing.
 
 Short texts can also share a row. A mask that numbers them, 1 1 1 2 2 3 3 3 0, keeps them apart:
-each sees itself alone, from position 0, as if its neighbours were not there.
+each sees itself alone, from position 0, as if its neighbors were not there.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 IGNORED = -100  # a label that asks for nothing: padding, or a prompt that is only read
 
 
-def text_numbers(
+def segment_ids(
     token_ids: Tensor, attention_mask: Tensor | None, cache: "KeyValueCache | None"
 ) -> Int[Tensor, "batch total"] | None:
     """Which text each cached and each new token belongs to, 0 for padding; None: one text a row."""
-    earlier = None if cache is None else cache.text_numbers  # (batch, past)
+    earlier = None if cache is None else cache.segment_ids  # (batch, past)
     if attention_mask is None and earlier is None:
         return None
     batch, tokens = token_ids.shape
@@ -47,22 +47,22 @@ def count_positions(
     config: GPT2Config,
     token_ids: Tensor,
     numbers: Tensor | None,
-    may_attend: Tensor | None,
+    attn_mask: Tensor | None,
     past: int,
 ) -> Int[Tensor, "_ tokens"]:
     """Position of each new token: how many tokens of its own text stand before it, which are those
     that it may attend to. Raises ValueError where a text is too long."""
     tokens = token_ids.shape[1]
-    if numbers is None or may_attend is None:
+    if numbers is None or attn_mask is None:
         check_length(config, past + tokens)  # without waiting for a GPU to tell the positions
         return torch.arange(past, past + tokens, device=token_ids.device)[None]  # (1, tokens)
-    seen = may_attend[:, 0].sum(dim=2)  # (batch, tokens), itself included
+    seen = attn_mask[:, 0].sum(dim=2)  # (batch, tokens), itself included
     positions = torch.where(numbers[:, -tokens:] > 0, seen - 1, 0)  # (batch, tokens)
     check_positions(config, positions)
     return positions
 
 
-def attention_pattern(
+def build_attn_mask(
     token_ids: Tensor, numbers: Tensor | None, past: int
 ) -> Bool[Tensor, "_ 1 tokens total"] | None:
     """True where a new token (row) may attend to a token (column): of its text, and not after it.
@@ -71,14 +71,14 @@ def attention_pattern(
     """
     tokens = token_ids.shape[1]
     if numbers is not None:
-        return same_text_so_far(numbers, tokens)[:, None]  # (batch, 1, tokens, total)
+        return same_segment_and_causal(numbers, tokens)[:, None]  # (batch, 1, tokens, total)
     if past == 0 or tokens == 1:
         return None
     one_text = torch.ones(1, past + tokens, dtype=torch.long, device=token_ids.device)
-    return same_text_so_far(one_text, tokens)[:, None]  # (1, 1, tokens, total)
+    return same_segment_and_causal(one_text, tokens)[:, None]  # (1, 1, tokens, total)
 
 
-def same_text_so_far(numbers: Tensor, tokens: int) -> Bool[Tensor, "_ tokens total"]:
+def same_segment_and_causal(numbers: Tensor, tokens: int) -> Bool[Tensor, "_ tokens total"]:
     """Which tokens (columns) are of the same text as each of the last `tokens` (rows), up to it.
 
     Padding counts as a text of its own, number 0, which nobody else looks at.
@@ -193,10 +193,10 @@ def check_cached_part(cached_mask: Tensor, cache: "KeyValueCache") -> None:
     real, or the reverse: what the later tokens have computed from it cannot be taken back."""
     if cached_mask.numel() == 0:  # the mask is of the new tokens alone
         return
-    if cache.text_numbers is None:
+    if cache.segment_ids is None:
         were_real = torch.ones_like(cached_mask, dtype=torch.bool)  # (batch, past)
     else:
-        were_real = cache.text_numbers.bool()  # (batch, past)
+        were_real = cache.segment_ids.bool()  # (batch, past)
     differing = (cached_mask.bool() != were_real).nonzero()  # (n, 2)
     if len(differing):
         row, column = differing[0].tolist()

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from gpt2mini.cache import KeyValueCache, LayerCache
 from gpt2mini.config import GPT2Config
 from gpt2mini.masking import (
-    attention_pattern,
+    build_attn_mask,
     check_input,
     check_positions,
     count_positions,
-    text_numbers,
+    segment_ids,
 )
 
 
@@ -43,7 +43,7 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch tokens emb"],
-        may_attend: Bool[Tensor, "#batch 1 tokens total"] | None = None,
+        attn_mask: Bool[Tensor, "#batch 1 tokens total"] | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch tokens emb"]:
         query, key, value = map(self.split_heads, self.project(x))
@@ -53,9 +53,9 @@ class MultiHeadAttention(nn.Module):
             query,
             key,
             value,
-            attn_mask=may_attend,
+            attn_mask=attn_mask,
             # Without a mask all tokens are new, or there is one, which may see everything.
-            is_causal=may_attend is None and query.shape[2] > 1,
+            is_causal=attn_mask is None and query.shape[2] > 1,
             dropout_p=self.drop_rate if self.training else 0.0,
         )
         return self.attn_out(context.transpose(1, 2).flatten(2))  # (batch, tokens, emb)
@@ -88,7 +88,7 @@ class MLP(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention, then the MLP, each added to a stream that passes by unchanged.
 
-    GPT-2 normalises the input of each part (pre-norm), so the stream itself is never rescaled.
+    GPT-2 normalizes the input of each part (pre-norm), so the stream itself is never rescaled.
     """
 
     def __init__(self, config: GPT2Config) -> None:
@@ -102,10 +102,10 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch tokens emb"],
-        may_attend: Bool[Tensor, "#batch 1 tokens total"] | None = None,
+        attn_mask: Bool[Tensor, "#batch 1 tokens total"] | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch tokens emb"]:
-        x = x + self.drop(self.attn(self.norm1(x), may_attend, cache))
+        x = x + self.drop(self.attn(self.norm1(x), attn_mask, cache))
         x = x + self.drop(self.mlp(self.norm2(x)))
         return x
 
@@ -191,9 +191,9 @@ class GPT2(nn.Module):
         Raises ValueError for too many tokens, ids outside the vocabulary, or shapes that do not
         fit.
         """
-        x, may_attend = self.embed(token_ids, attention_mask, position_ids, cache)
+        x, attn_mask = self.embed(token_ids, attention_mask, position_ids, cache)
         for layer, block in enumerate(self.trf_blocks):
-            x = block(x, may_attend, cache=None if cache is None else cache.layers[layer])
+            x = block(x, attn_mask, cache=None if cache is None else cache.layers[layer])
         return self.final_norm(x)  # (batch, tokens, emb)
 
     def embed(
@@ -207,16 +207,16 @@ class GPT2(nn.Module):
         (None: the plain causal pattern). Arguments as for `hidden_states`."""
         past = 0 if cache is None else cache.length
         check_input(self.config, token_ids, attention_mask, position_ids, cache)
-        numbers = text_numbers(token_ids, attention_mask, cache)  # (batch, total) or None
-        may_attend = attention_pattern(token_ids, numbers, past)  # (batch or 1, 1, tokens, total)
+        numbers = segment_ids(token_ids, attention_mask, cache)  # (batch, total) or None
+        attn_mask = build_attn_mask(token_ids, numbers, past)  # (batch or 1, 1, tokens, total)
         if position_ids is None:
-            position_ids = count_positions(self.config, token_ids, numbers, may_attend, past)
+            position_ids = count_positions(self.config, token_ids, numbers, attn_mask, past)
         else:
             check_positions(self.config, position_ids)  # (batch or 1, tokens)
         if cache is not None:
-            cache.text_numbers = numbers  # later calls need not repeat the mask of earlier tokens
+            cache.segment_ids = numbers  # later calls need not repeat the mask of earlier tokens
         x = self.tok_emb(token_ids) + self.pos_emb(position_ids)  # (batch, tokens, emb)
-        return self.drop_emb(x), may_attend
+        return self.drop_emb(x), attn_mask
 
     @classmethod
     def from_pretrained(

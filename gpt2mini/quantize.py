@@ -2,7 +2,7 @@
 with a quarter of the bytes writes several times as fast.
 
 Only weights are rounded. Activations stay in float32 between layers, norms, biases and the
-embedding as they are, so a row's result never depends on its neighbours in the batch.
+embedding as they are, so a row's result never depends on its neighbors in the batch.
 
     model = GPT2.from_pretrained("gpt2").quantize("int8")
 
@@ -37,7 +37,7 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*axes into"]) -> Float[Tensor, "*axes out"]:
         if torch.is_grad_enabled() and (self.training or x.requires_grad):
             raise RuntimeError(
-                "quantised weights cannot be trained: use the model in eval mode or under "
+                "quantized weights cannot be trained: use the model in eval mode or under "
                 "torch.no_grad(); to train, load it again and quantize() afterwards"
             )
         if x.ndim == 2:
@@ -191,7 +191,7 @@ def can_be_joined(attention: nn.Module) -> bool:
 
 
 class QuantizedHead(TiedHead):
-    """A head over the vocabulary, with a quantised copy of its weight.
+    """A head over the vocabulary, with a quantized copy of its weight.
 
     The mean of the rows is kept apart, in float32. It adds the same to every logit, which is most
     of them in a trained GPT-2: without it, kernels that give bfloat16 have digits for differences.
@@ -203,15 +203,15 @@ class QuantizedHead(TiedHead):
         nn.Module.__init__(self)  # not TiedHead's: there is no embedding to refer to
         self.out_features, self.in_features = head.weight.shape
         self.register_buffer("mean", head.weight.float().mean(dim=0))
-        self.centred = quantized_linear(head.weight.float() - self.mean, None, weights)
+        self.centered = quantized_linear(head.weight.float() - self.mean, None, weights)
 
     @property
     def weight(self) -> Float[Tensor, "vocab emb"]:
-        return self.centred.dequantized() + self.mean
+        return self.centered.dequantized() + self.mean
 
     def forward(self, hidden: Float[Tensor, "*axes emb"]) -> Float[Tensor, "*axes vocab"]:
         shared = hidden @ self.mean.to(hidden.dtype)  # (*axes)
-        return self.centred(hidden) + shared[..., None]
+        return self.centered(hidden) + shared[..., None]
 
 
 @torch.no_grad()
@@ -220,16 +220,16 @@ def quantize_model(model: GPT2, weights: str = "int8") -> GPT2:
 
     The model is frozen and in eval mode afterwards, on the device where it is: move it there
     before. A classification head stays as it is: it is small. Returns the model.
-    Raises ValueError for a format it does not know, adapters, or a model quantised already.
+    Raises ValueError for a format it does not know, adapters, or a model quantized already.
     """
     if weights not in ("int8", "fp16", "bf16"):
         raise ValueError(f"weights must be 'int8', 'fp16' or 'bf16', not {weights!r}")
-    refuse_quantized(model, "to quantise")
+    refuse_quantized(model, "to quantize")
     for name, module in model.trf_blocks.named_modules():
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
             raise ValueError(
                 f"trf_blocks.{name} is a {type(module).__name__}; only plain linear layers can be "
-                "quantised: merge_lora(model) first"
+                "quantized: merge_lora(model) first"
             )
     for block in list(model.trf_blocks.modules()):
         if isinstance(block, TransformerBlock) and can_be_joined(block.attn):
@@ -281,9 +281,9 @@ def emulates_bfloat16(device: torch.device) -> bool:
 
 
 def refuse_quantized(model: nn.Module, purpose: str) -> None:
-    """Raise ValueError for a quantised model, where the weights themselves are needed."""
+    """Raise ValueError for a quantized model, where the weights themselves are needed."""
     if any(isinstance(module, QuantizedLinear) for module in model.modules()):
         raise ValueError(
-            f"the weights are quantised, which cannot be undone, and {purpose} needs the weights "
+            f"the weights are quantized, which cannot be undone, and {purpose} needs the weights "
             "themselves: load the model again and quantize() it last"
         )

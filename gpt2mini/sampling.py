@@ -11,7 +11,7 @@ from torch import Tensor
 FORBIDDEN = float("-inf")
 
 
-def penalise_repetition(
+def penalize_repetition(
     logits: Float[Tensor, "rows vocab"],
     token_ids: Int[Tensor, "rows tokens"],
     is_real: Bool[Tensor, "rows tokens"],
@@ -85,13 +85,13 @@ def draw(
         return token_ids, torch.zeros_like(logits[:, 0])
     probabilities = logits.softmax(dim=1)  # (rows, vocab)
     if logits.device.type == "cpu":
-        token_ids = throw_dart(probabilities, generator)  # (rows, 1)
+        token_ids = sample_by_inverse_cdf(probabilities, generator)  # (rows, 1)
     else:
         token_ids = torch.multinomial(probabilities, 1, generator=generator)  # (rows, 1)
     return token_ids[:, 0], logits.log_softmax(dim=1).gather(1, token_ids)[:, 0]
 
 
-def throw_dart(
+def sample_by_inverse_cdf(
     probabilities: Float[Tensor, "rows vocab"], generator: torch.Generator | None
 ) -> Int[Tensor, "rows 1"]:
     """Lay the probabilities end to end, and take the token in whose share a random point lies.

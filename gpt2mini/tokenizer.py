@@ -1,7 +1,7 @@
 """Text <-> token ids: GPT-2's byte-level byte-pair encoding, run by tiktoken on the model's own
 files.
 
-A text is split into words, each word into UTF-8 bytes, and neighbouring bytes are merged as long as
+A text is split into words, each word into UTF-8 bytes, and neighboring bytes are merged as long as
 the vocabulary has the merged piece, the earliest learned first. All 256 bytes are tokens, so any
 text can be encoded. Files come in three forms with one meaning: OpenAI's (`encoder.json`,
 `vocab.bpe`), Hugging Face's (`vocab.json`, `merges.txt`) and its newer single `tokenizer.json`.

@@ -84,7 +84,7 @@ def test_a_new_token_is_waited_for_once(device: torch.device, own_model: GPT2) -
 
 
 @pytest.mark.parametrize("weights", ["fp16", "bf16", "int8"])
-def test_quantised_weights(device: torch.device, own_model: GPT2, weights: str) -> None:
+def test_quantized_weights(device: torch.device, own_model: GPT2, weights: str) -> None:
     expected = own_model(random_ids(2, 8)).detach()
     model = own_model.to(device).quantize(weights)
     with torch.no_grad():
@@ -142,7 +142,7 @@ class Endless:
 
 
 RUNS = [
-    "finetune_text.py --steps 1 --save-every 1 --recompute-blocks --sample-tokens 5",
+    "finetune_text.py --steps 1 --save-every 1 --activation-checkpointing --sample-tokens 5",
     "finetune_lora.py --steps 1 --fraction 0.2 --answers 1 --answer-tokens 5",
     "finetune_classifier.py --steps 1 --method full",
     "finetune_classifier.py --steps 1 --method lora",

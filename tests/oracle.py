@@ -39,9 +39,9 @@ def linear(x, weights, name):  # the published layout is (in, out)
 
 
 def layer_norm(x, weights, name):
-    centred = x - x.mean(axis=1, keepdims=True)
-    variance = (centred**2).mean(axis=1, keepdims=True)
-    return centred / np.sqrt(variance + 1e-5) * weights[name + ".weight"] + weights[name + ".bias"]
+    centered = x - x.mean(axis=1, keepdims=True)
+    variance = (centered**2).mean(axis=1, keepdims=True)
+    return centered / np.sqrt(variance + 1e-5) * weights[name + ".weight"] + weights[name + ".bias"]
 
 
 def gelu(x):  # the tanh form of Hendrycks and Gimpel 2016, with which GPT-2 was trained

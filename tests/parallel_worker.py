@@ -28,7 +28,7 @@ from gpt2mini.preferences.dpo import dpo_step, evaluate_dpo, with_reference
 from gpt2mini.preferences.pairs import EncodedPreference, PreferenceBatches
 from gpt2mini.preferences.reward_model import evaluate_rewards, give_reward_head, reward_step
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
-from gpt2mini.training.distributed import joined_processes, process_count, process_number
+from gpt2mini.training.distributed import get_rank, get_world_size, process_group
 from gpt2mini.training.optimizers import Muon
 from gpt2mini.training.sharding import can_shard_on_cpu, save_whole, shard
 
@@ -63,7 +63,7 @@ def run(
         **{
             "steps": STEPS,
             "schedule": partial(cosine, steps=STEPS, warmup_steps=1),
-            "accumulate": batches_per_step // process_count(),
+            "accumulate": batches_per_step // get_world_size(),
             "precision": "fp32",
             "log_every": 1,
             "progress": False,
@@ -90,7 +90,7 @@ def main(folder: Path) -> None:
         for lora in (False, True):
             model = make_model(lora, spread)
             once: dict[str, Any] = {"steps": 1, "max_grad_norm": 1e9, "schedule": lambda step: 1.0}
-            run(model, sgd, 4, **once, recompute_blocks=spread)
+            run(model, sgd, 4, **once, activation_checkpointing=spread)
             save_whole(save_weights, model, folder / f"{name}{'-lora' * lora}.pt")
 
         model = make_model(spread=spread)
@@ -124,7 +124,7 @@ def classify(folder: Path, spread: bool = False) -> None:
         shard(model, "fp32")
     data = texts_to_train_on(model, rows, [i % 2 for i in range(16)], "fp32")
     assert isinstance(data, FrozenStream) != spread
-    file = folder / f"classifier-{process_count()}{'-spread' * spread}.pt"
+    file = folder / f"classifier-{get_world_size()}{'-spread' * spread}.pt"
     teach(model, shuffled_batches(data, 4, seed=0), last_token_step, file)
     write_figures(file, evaluate_classes(model, data, "fp32"))
 
@@ -145,7 +145,7 @@ def prefer(method: str, folder: Path, spread: bool = False) -> None:
         step, report = dpo_step, partial(evaluate_dpo, precision="fp32")
     if spread:
         shard(model, "fp32")
-    file = folder / f"{method}-{process_count()}{'-spread' * spread}.pt"
+    file = folder / f"{method}-{get_world_size()}{'-spread' * spread}.pt"
     teach(model, PreferenceBatches(pairs, 3, seed=0), step, file)
     write_figures(file, [report(model, pairs).loss])
 
@@ -155,7 +155,7 @@ def teach(model: GPT2, batches: Iterable[Any], step: Callable, file: Path) -> No
     settings = Settings(
         steps=3,
         schedule=lambda step: 1.0,
-        accumulate=2 // process_count(),
+        accumulate=2 // get_world_size(),
         precision="fp32",
         progress=False,
     )
@@ -165,7 +165,7 @@ def teach(model: GPT2, batches: Iterable[Any], step: Callable, file: Path) -> No
 
 
 def write_figures(file: Path, figures: Sequence[float]) -> None:
-    if process_number() == 0:
+    if get_rank() == 0:
         write_json(file.with_name(f"{file.name}.json"), list(figures))
 
 
@@ -187,9 +187,9 @@ def save_weights(model: GPT2, path: Path) -> None:
 def measure(model: GPT2, folder: Path) -> None:
     """How many numbers of the model this process holds."""
     held = sum(p.to_local().numel() for p in model.parameters())  # type: ignore[attr-defined]
-    (folder / f"held-{process_number()}.txt").write_text(str(held), encoding="utf-8")
+    (folder / f"held-{get_rank()}.txt").write_text(str(held), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    with joined_processes():
+    with process_group():
         main(Path(sys.argv[1]))

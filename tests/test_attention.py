@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt2mini import GPT2
-from gpt2mini.masking import same_text_so_far
+from gpt2mini.masking import same_segment_and_causal
 from gpt2mini.training import Settings, attention, loop
-from gpt2mini.training.attention import InPlaceOfTorchs, attention_by_products, blocks, is_fit
+from gpt2mini.training.attention import Bfloat16CPUAttention, attention_by_products, blocks, is_fit
 
 Options = dict[str, Tensor | bool]
 
@@ -27,7 +27,7 @@ def random_heads(batch: int, heads: int, tokens: int, head_dim: int = 8) -> list
 def mask_of(*rows: list[int]) -> Tensor:
     """May-attend of rows of text numbers, a number for every 10 tokens."""
     numbers = torch.tensor(rows).repeat_interleave(10, dim=1)
-    return same_text_so_far(numbers, numbers.shape[1])[:, None]
+    return same_segment_and_causal(numbers, numbers.shape[1])[:, None]
 
 
 def result_and_gradients(
@@ -64,7 +64,7 @@ def check_against_exact(heads: list[Tensor], options: Options) -> None:
     exact = result_and_gradients(
         F.scaled_dot_product_attention, [head.double() for head in heads], options
     )
-    with InPlaceOfTorchs():
+    with Bfloat16CPUAttention():
         found = result_and_gradients(F.scaled_dot_product_attention, heads, options)
     torchs = result_and_gradients(F.scaled_dot_product_attention, heads, options)
     assert not all(map(torch.equal, found, torchs))  # it was not torch's own that was measured
@@ -96,8 +96,8 @@ def test_blocks_computed_again_in_backward_attend_alike(
 ) -> None:
     monkeypatch.setattr(loop, "gains_from_bfloat16", lambda device: True)
     gradients = []
-    for recompute_blocks in (False, True):
-        settings = Settings(1, lambda step: 1.0, recompute_blocks=recompute_blocks)
+    for activation_checkpointing in (False, True):
+        settings = Settings(1, lambda step: 1.0, activation_checkpointing=activation_checkpointing)
         own_model.zero_grad()
         with loop.prepared(own_model, settings):
             with torch.autocast("cpu", torch.bfloat16):
@@ -142,6 +142,6 @@ def test_any_other_call_is_left_to_torch(change: dict) -> None:
     key = torch.zeros(1, 2, change.get("keys", tokens), 8, dtype=dtype)
     assert is_fit(*[torch.zeros(1, 2, 64, 8, dtype=torch.bfloat16)] * 3)
     assert not is_fit(query, key, key, **change.get("options", {}))
-    with InPlaceOfTorchs():
+    with Bfloat16CPUAttention():
         result = F.scaled_dot_product_attention(query, key, key, **change.get("options", {}))
     assert result.shape == query.shape and result.dtype == dtype

@@ -31,10 +31,10 @@ from gpt2mini.classification.frozen import (
     shuffled_batches,
 )
 from gpt2mini.classification.labeled import (
-    LabelledTexts,
+    LabeledTexts,
     balanced,
     pad_texts,
-    read_labelled,
+    read_labeled,
     stratified_split,
 )
 from gpt2mini.classification.last_token import attention_of_last_token
@@ -69,7 +69,7 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
-EXPECTED = LabelledTexts(
+EXPECTED = LabeledTexts(
     ["see you at six", "WIN a prize, now", "é — 漢字"], [0, 1, 0], ["ham", "spam"]
 )
 
@@ -90,29 +90,29 @@ FORMS = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_of_file_is_read_alike(tmp_path: Path, name: str) -> None:
-    assert read_labelled(write(tmp_path / name, FORMS[name])) == EXPECTED
+    assert read_labeled(write(tmp_path / name, FORMS[name])) == EXPECTED
 
 
 def test_a_header_of_lines_is_any_of_the_usual_names(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", "Sentiment\tReview\nbad\tx\ngood\ty\n")
-    assert read_labelled(path) == LabelledTexts(["x", "y"], [0, 1], ["bad", "good"])
+    assert read_labeled(path) == LabeledTexts(["x", "y"], [0, 1], ["bad", "good"])
 
 
 def test_columns_without_a_name_do_no_harm(tmp_path: Path) -> None:
     path = write(tmp_path / "spam.csv", "v1,v2,,,\nham,x,,,\nspam,y,,,\n")  # as the SMS data are
-    found = read_labelled(path, {"label": "v1", "text": "v2"})
-    assert found == LabelledTexts(["x", "y"], [0, 1], ["ham", "spam"])
+    found = read_labeled(path, {"label": "v1", "text": "v2"})
+    assert found == LabeledTexts(["x", "y"], [0, 1], ["ham", "spam"])
 
 
 def test_labels_may_be_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"label": 1, "text": "x"}\n{"label": 0, "text": "y"}')
-    assert read_labelled(path) == LabelledTexts(["x", "y"], [1, 0], ["0", "1"])
+    assert read_labeled(path) == LabeledTexts(["x", "y"], [1, 0], ["0", "1"])
 
 
 @pytest.mark.parametrize(
     ("name", "contents", "message"),
     [
-        ("a.tsv", "", "no labelled text"),
+        ("a.tsv", "", "no labeled text"),
         ("a.tsv", "ham\tx\nham\ty\n", "only the class 'ham'"),
         ("a.tsv", "".join(f"x{i}\tham\n" for i in range(20)), "has 20 classes in 20 texts, 'x0' f"),
         ("a.tsv", "ham\tx\nspam y\n", "line 2: expected label<TAB>text, found 'spam y'"),
@@ -130,46 +130,46 @@ def test_a_bad_file_is_refused_with_the_line(
     tmp_path: Path, name: str, contents: str | bytes, message: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"{name}.*{message}"):
-        read_labelled(write(tmp_path / name, contents))
+        read_labeled(write(tmp_path / name, contents))
 
 
 def test_labels_that_are_the_same_number_are_one_class(tmp_path: Path) -> None:
     lines = ['{"label": 1, "text": "x"}', '{"label": 1.0, "text": "y"}', '{"label": 0, "text": ""}']
     path = write(tmp_path / "a.jsonl", "\n".join([*lines, '{"label": 0.5, "text": "z"}']))
-    assert read_labelled(path) == LabelledTexts(["x", "y", "z"], [1, 1, 0], ["0.5", "1"])
+    assert read_labeled(path) == LabeledTexts(["x", "y", "z"], [1, 1, 0], ["0.5", "1"])
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_the_end_of_a_file_s_name_may_be_in_capitals(tmp_path: Path, name: str) -> None:
-    assert read_labelled(write(tmp_path / name.upper(), FORMS[name])) == EXPECTED
+    assert read_labeled(write(tmp_path / name.upper(), FORMS[name])) == EXPECTED
 
 
 def test_a_header_of_tab_separated_lines_is_no_text(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", "\ufeffLabel\tText\r\n" + FORMS["a.tsv"])
-    assert read_labelled(path) == EXPECTED
+    assert read_labeled(path) == EXPECTED
     path = write(tmp_path / "a.tsv", FORMS["a.tsv"] + "label\ttext\n")
-    assert read_labelled(path).class_names == ["ham", "label", "spam"]
+    assert read_labeled(path).class_names == ["ham", "label", "spam"]
 
 
 def test_lines_without_named_columns_refuse_their_names(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", FORMS["a.tsv"])
     with pytest.raises(ValueError, match="no named columns"):
-        read_labelled(path, {"label": "stars"})
+        read_labeled(path, {"label": "stars"})
 
 
 def test_how_many_texts_are_empty_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "a.tsv", FORMS["a.tsv"] + "ham\t\nspam\t  \n")
-    assert read_labelled(path) == EXPECTED
+    assert read_labeled(path) == EXPECTED
     assert "a.tsv: 2 of 5 texts are empty and were left out" in caplog.text
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing.tsv"):
-        read_labelled(tmp_path / "nothing.tsv")
+        read_labeled(tmp_path / "nothing.tsv")
 
 
 def test_the_sms_spam_collection() -> None:
-    data = read_labelled(shared_data("sms-spam/SMSSpamCollection"))
+    data = read_labeled(shared_data("sms-spam/SMSSpamCollection"))
     assert data.counts() == {"ham": 4827, "spam": 747}
     assert balanced(data, seed=0).counts() == {"ham": 747, "spam": 747}
 
@@ -177,9 +177,9 @@ def test_the_sms_spam_collection() -> None:
 # ---- choosing
 
 
-def labelled(counts: list[int]) -> LabelledTexts:
+def labeled(counts: list[int]) -> LabeledTexts:
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
-    return LabelledTexts(
+    return LabeledTexts(
         [f"text {i}" for i in range(len(labels))],
         labels,
         [f"class {i}" for i in range(len(counts))],
@@ -188,7 +188,7 @@ def labelled(counts: list[int]) -> LabelledTexts:
 
 @given(st.lists(st.integers(3, 60), min_size=2, max_size=6), st.integers(0, 99))
 def test_a_split_is_stratified_disjoint_and_whole(counts: list[int], seed: int) -> None:
-    data = labelled(counts)
+    data = labeled(counts)
     parts = stratified_split(data, (0.7, 0.1, 0.2), seed)
     texts = [text for part in parts for text in part.texts]
     assert sorted(texts) == sorted(data.texts)
@@ -202,7 +202,7 @@ def test_a_split_is_stratified_disjoint_and_whole(counts: list[int], seed: int) 
 def test_a_class_with_one_text_keeps_it_for_training_and_the_user_is_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    training, validation, test = stratified_split(labelled([30, 1]), (0.7, 0.1, 0.2), seed=0)
+    training, validation, test = stratified_split(labeled([30, 1]), (0.7, 0.1, 0.2), seed=0)
     assert training.counts()["class 1"] == 1
     assert validation.counts()["class 1"] == test.counts()["class 1"] == 0
     assert "'class 1' has only 1 texts" in caplog.text
@@ -210,7 +210,7 @@ def test_a_class_with_one_text_keeps_it_for_training_and_the_user_is_told(
 
 def test_too_few_texts_to_split_are_refused() -> None:
     with pytest.raises(ValueError, match="4 texts are too few"):
-        stratified_split(labelled([2, 2]), (0.7, 0.1, 0.2), seed=0)
+        stratified_split(labeled([2, 2]), (0.7, 0.1, 0.2), seed=0)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=300), st.integers(1, 40))

@@ -337,7 +337,7 @@ document_lengths = st.lists(st.integers(1, 30), min_size=1, max_size=40)
 
 
 def laid_out(lengths: list[int], gap: int = 0) -> list[range]:
-    """Documents of these lengths, one behind the other, with a gap between neighbours."""
+    """Documents of these lengths, one behind the other, with a gap between neighbors."""
     ends = itertools.accumulate(length + gap for length in lengths)
     return [range(end - gap - length, end - gap) for end, length in zip(ends, lengths, strict=True)]
 

@@ -19,7 +19,7 @@ from gpt2mini.generation import cache_dtype
 from gpt2mini.lora import add_lora
 from gpt2mini.model import MLP, MultiHeadAttention, TransformerBlock
 from gpt2mini.modes import evaluating
-from gpt2mini.training import recompute_blocks
+from gpt2mini.training import activation_checkpointing
 
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 LAYERS = {
@@ -84,8 +84,8 @@ class OwnLinear(nn.Module):
 
 
 class OwnAttention(MultiHeadAttention):
-    def forward(self, x: Tensor, may_attend: Any = None, cache: Any = None) -> Tensor:
-        return 2 * super().forward(x, may_attend, cache)
+    def forward(self, x: Tensor, attn_mask: Any = None, cache: Any = None) -> Tensor:
+        return 2 * super().forward(x, attn_mask, cache)
 
 
 def with_own_layers(model: GPT2) -> None:
@@ -255,7 +255,7 @@ def test_a_method_that_was_replaced_is_obeyed(
 def test_blocks_that_are_recomputed_or_compiled_run_as_such(
     own_model: GPT2, no_shape_checks: None
 ) -> None:
-    with recompute_blocks(own_model):
+    with activation_checkpointing(own_model):
         assert not does_only_its_work(own_model.trf_blocks[0])
         assert_same_numbers(own_model)
     assert does_only_its_work(own_model.trf_blocks[0])

@@ -380,7 +380,7 @@ def test_running_texts_and_the_table(model: GPT2, tokenizer: Tokenizer, tmp_path
     assert first["paper"]["1542M"] == 18.34
 
 
-# ---- de-tokenisers
+# ---- de-tokenizers
 
 
 word = st.sampled_from(["net", "Harbour", "<unk>", "1890", "it", "Mr.", "U.S.", "°", "girls '"])

@@ -148,7 +148,7 @@ def test_a_generator_leaves_the_global_random_state_alone(model: GPT2) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_samples_of_a_prompt_are_neighbours_and_differ(model: GPT2) -> None:
+def test_samples_of_a_prompt_are_neighbors_and_differ(model: GPT2) -> None:
     ids, mask = ragged_prompts()
     out = generate(model, ids, 10, mask, num_samples=3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(out.token_ids[:, :12], ids.repeat_interleave(3, dim=0))

@@ -475,7 +475,7 @@ def test_the_nearest_token_of_an_embedding_is_itself(tiny_model: GPT2) -> None:
 
 
 @pytest.mark.usefixtures("no_shape_checks")
-def test_a_vector_of_another_shape_has_no_neighbours(tiny_model: GPT2) -> None:
+def test_a_vector_of_another_shape_has_no_neighbors(tiny_model: GPT2) -> None:
     with pytest.raises(ValueError, match=r"must have the shape \(48,\) of an embedding"):
         nearest_tokens(tiny_model, torch.zeros(2, 48))
 
@@ -521,9 +521,9 @@ def test_coloured_text_never_steers_the_terminal(text: str, logprob: float) -> N
     assert all(c.isprintable() or c == "\n" for c in plain)
 
 
-def test_surprise_is_seen_without_colour() -> None:
+def test_surprise_is_seen_without_color() -> None:
     pieces = [Piece("a", [0], -0.1), Piece("b\n", [1], -3.0), Piece("c", [2], -9.0)]
-    assert surprise_text(pieces, colour=False) == "a[b\\n]\n[[[c]]]"
+    assert surprise_text(pieces, color=False) == "a[b\\n]\n[[[c]]]"
 
 
 # ---- heads

@@ -275,7 +275,7 @@ def test_the_loss_does_not_depend_on_packing(
         assert found == pytest.approx(alone, rel=1e-5)
 
 
-def test_neighbours_in_a_row_change_no_logit(tiny_model: GPT2) -> None:
+def test_neighbors_in_a_row_change_no_logit(tiny_model: GPT2) -> None:
     encoded = random_exchanges(6, seed=3)
     batches = ExchangeBatches(encoded, 1, 0, packed=True, longest=64)
     for row, batch in enumerate(batches.batch([r]) for r in range(len(batches.rows))):

@@ -50,7 +50,7 @@ PRECISION = 1e-5
 ids = random_ids(2, 9)
 
 
-def randomise(model: GPT2) -> None:
+def randomize(model: GPT2) -> None:
     """Adapters that do something, as training leaves them."""
     for layer in lora_layers(model).values():
         nn.init.normal_(layer.lora_B, std=0.1)
@@ -69,7 +69,7 @@ def assert_same_state(found: dict[str, torch.Tensor], expected: dict[str, torch.
 @pytest.fixture
 def adapted(own_model: GPT2) -> GPT2:
     add_lora(own_model, rank=3, alpha=7, targets=EVERYTHING)
-    randomise(own_model)
+    randomize(own_model)
     return own_model
 
 
@@ -80,15 +80,15 @@ def test_the_formula(own_model: GPT2) -> None:
     """h = W x + b + (alpha / rank) B A x, written out."""
     base: Any = copy.deepcopy(own_model.trf_blocks[0].get_submodule("attn.query"))
     add_lora(own_model, rank=4, alpha=6, targets=["query"])
-    randomise(own_model)
+    randomize(own_model)
     layer = lora_layers(own_model)["trf_blocks.0.attn.query"]
     x = torch.randn(5, TINY.emb_dim)
     expected = x @ base.weight.T + base.bias + 6 / 4 * (x @ layer.lora_A.T) @ layer.lora_B.T
     assert_close(layer(x), expected)
 
 
-def test_rank_stabilised_scaling(own_model: GPT2) -> None:
-    add_lora(own_model, rank=4, alpha=6, rank_stabilised=True)
+def test_rank_stabilized_scaling(own_model: GPT2) -> None:
+    add_lora(own_model, rank=4, alpha=6, rank_stabilized=True)
     assert lora_layers(own_model)["trf_blocks.0.attn.query"].scaling == 6 / 2
 
 
@@ -144,7 +144,7 @@ def test_dropout_is_on_the_low_path_and_in_training_only(own_model: GPT2) -> Non
     add_lora(own_model, rank=2, dropout=0.5)
     own_model.train()
     assert_close(own_model(ids), before)  # B is zero
-    randomise(own_model)
+    randomize(own_model)
     assert not torch.equal(own_model(ids), own_model(ids))
     own_model.eval()
     assert torch.equal(own_model(ids), own_model(ids))
@@ -164,7 +164,7 @@ def test_train_and_eval_change_no_number(adapted: GPT2) -> None:
 def test_disabled_it_is_the_base_exactly(own_model: GPT2) -> None:
     before = own_model(ids)
     add_lora(own_model, targets=EVERYTHING)
-    randomise(own_model)
+    randomize(own_model)
     adapted = own_model(ids)
     assert not torch.equal(adapted, before)
     with lora_disabled(own_model):
@@ -195,10 +195,10 @@ def test_what_is_not_there_or_merged_cannot_be_disabled(own_model: GPT2) -> None
 
 
 @pytest.mark.parametrize("target", EVERYTHING)
-@pytest.mark.parametrize("rank_stabilised", [False, True])
-def test_merged_equals_unmerged(own_model: GPT2, target: str, rank_stabilised: bool) -> None:
-    add_lora(own_model, rank=3, alpha=5, targets=[target], rank_stabilised=rank_stabilised)
-    randomise(own_model)
+@pytest.mark.parametrize("rank_stabilized", [False, True])
+def test_merged_equals_unmerged(own_model: GPT2, target: str, rank_stabilized: bool) -> None:
+    add_lora(own_model, rank=3, alpha=5, targets=[target], rank_stabilized=rank_stabilized)
+    randomize(own_model)
     before = own_model(ids)
     merge_lora(own_model)
     assert_close(own_model(ids), before, atol=PRECISION, rtol=PRECISION)
@@ -336,13 +336,13 @@ def base_folder(tiny_model: GPT2, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("targets", TARGET_SETS, ids="+".join)
-@pytest.mark.parametrize("rank_stabilised", [False, True])
+@pytest.mark.parametrize("rank_stabilized", [False, True])
 def test_saved_and_loaded_it_is_the_same_adapter(
-    own_model: GPT2, tmp_path: Path, targets: tuple[str, ...], rank_stabilised: bool
+    own_model: GPT2, tmp_path: Path, targets: tuple[str, ...], rank_stabilized: bool
 ) -> None:
     fresh = copy.deepcopy(own_model)
-    add_lora(own_model, 3, 7, 0.25, targets, rank_stabilised)
-    randomise(own_model)
+    add_lora(own_model, 3, 7, 0.25, targets, rank_stabilized)
+    randomize(own_model)
     save_adapter(own_model, tmp_path)
     load_adapter(fresh, tmp_path)
     assert_same_state(fresh.state_dict(), dict(own_model.state_dict()))
@@ -356,16 +356,16 @@ def test_saved_and_loaded_it_is_the_same_adapter(
 
 
 @pytest.mark.parametrize("targets", TARGET_SETS, ids="+".join)
-@pytest.mark.parametrize("rank_stabilised", [False, True])
+@pytest.mark.parametrize("rank_stabilized", [False, True])
 def test_peft_reads_our_adapters(
     own_model: GPT2,
     base_folder: Path,
     tmp_path: Path,
     targets: tuple[str, ...],
-    rank_stabilised: bool,
+    rank_stabilized: bool,
 ) -> None:
-    add_lora(own_model, 3, 7, targets=targets, rank_stabilised=rank_stabilised)
-    randomise(own_model)
+    add_lora(own_model, 3, 7, targets=targets, rank_stabilized=rank_stabilized)
+    randomize(own_model)
     save_adapter(own_model, tmp_path / "adapter")
     theirs = peft.PeftModel.from_pretrained(
         GPT2LMHeadModel.from_pretrained(base_folder), tmp_path / "adapter"
@@ -454,7 +454,7 @@ def test_peft_reads_our_adapter_of_a_classifier_with_its_head(
 ) -> None:
     own_model.out_head = nn.Linear(TINY.emb_dim, 3, bias=False)
     add_lora(own_model)
-    randomise(own_model)
+    randomize(own_model)
     save_adapter(own_model, tmp_path / "adapter")
     base = GPT2ForSequenceClassification.from_pretrained(base_folder, num_labels=3, pad_token_id=0)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
@@ -469,7 +469,7 @@ def test_a_head_comes_back_with_the_adapter(
     fresh = copy.deepcopy(own_model)
     own_model.out_head = nn.Linear(TINY.emb_dim, 2, bias=bias)
     add_lora(own_model)
-    randomise(own_model)
+    randomize(own_model)
     own_model.out_head.requires_grad_(True)
     with caplog.at_level(logging.WARNING):
         save_adapter(own_model, tmp_path)
@@ -511,7 +511,7 @@ def test_a_classifier_saved_over_its_adapter_is_that_classifier_to_transformers(
     """PEFT is installed: an adapter left in the folder would be applied once more."""
     own_model.out_head = nn.Linear(TINY.emb_dim, 3, bias=False)
     add_lora(own_model, targets=EVERYTHING)
-    randomise(own_model)
+    randomize(own_model)
     save_adapter(own_model, tmp_path)
     merge_lora(own_model)
     own_model.save_pretrained(tmp_path, class_names=["a", "b", "c"])
@@ -553,7 +553,7 @@ def test_an_adapter_takes_the_place_of_an_earlier_run_s_model(
     for _ in range(2):
         model = copy.deepcopy(own_model)
         add_lora(model, targets=EVERYTHING)
-        randomise(model)
+        randomize(model)
         save_adapter(model, tmp_path, replace=True)
         assert names_in(tmp_path) == ADAPTER_FILES
         expected = model(ids)
@@ -591,7 +591,7 @@ def test_a_reward_model_is_the_whole_one_or_the_adapter(
 ) -> None:
     own_model.out_head = nn.Linear(TINY.emb_dim, 1, bias=False)
     add_lora(own_model)
-    randomise(own_model)
+    randomize(own_model)
     save_adapter(own_model, tmp_path)
     stale = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     expected = own_model(ids)
@@ -618,7 +618,7 @@ def test_an_adapter_s_folder_is_no_model_and_says_what_it_is(adapted: GPT2, tmp_
 def nano_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = GPT2.from_pretrained("gpt2-nano")
     add_lora(model, rank=2)
-    randomise(model)
+    randomize(model)
     save_adapter(model, folder := tmp_path_factory.mktemp("nano"))
     return folder
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from gpt2mini import GPT2
 from gpt2mini.cache import KeyValueCache
-from gpt2mini.masking import attention_pattern
+from gpt2mini.masking import build_attn_mask
 
 PRECISION = 1e-5  # float32, logits of the size of 1; padded and unpadded sums differ in order only
 LONGEST = 12  # tokens in a row, padding counted
@@ -112,9 +112,9 @@ def test_a_row_of_nothing_but_padding_gives_finite_gradients(
 @given(batch=batches())
 def test_no_token_is_left_with_nothing_to_attend_to(batch: Batch) -> None:
     """Some attention kernels make NaN of a softmax over nothing; torch's own, of late, do not."""
-    may_attend = attention_pattern(batch.token_ids, batch.mask.bool(), past=0)
-    assert may_attend is not None
-    assert may_attend.any(dim=3).all()
+    attn_mask = build_attn_mask(batch.token_ids, batch.mask.bool(), past=0)
+    assert attn_mask is not None
+    assert attn_mask.any(dim=3).all()
 
 
 @pytest.mark.parametrize(("left", "right"), [(30, 0), (0, 30), (7, 23)])

@@ -16,8 +16,8 @@ from torch.testing import assert_close
 
 from gpt2mini import GPT2
 from gpt2mini.losses import chunked_next_token_loss
-from gpt2mini.training import memory, recompute_activations, recompute_blocks
-from gpt2mini.training.attention import attend_by_products
+from gpt2mini.training import activation_checkpointing, memory, recompute_activations
+from gpt2mini.training.attention import bfloat16_cpu_attention
 
 
 def gradients(model: GPT2, ids: Tensor) -> list[Tensor]:
@@ -101,7 +101,7 @@ def test_in_half_precision_no_copy_is_kept_for_query_key_and_value(
             assert (p.grad - exact).norm() < 0.05 * exact.norm(), name
 
 
-CONTEXTS = [recompute_activations, recompute_blocks, attend_by_products]
+CONTEXTS = [recompute_activations, activation_checkpointing, bfloat16_cpu_attention]
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -247,7 +247,7 @@ def test_blocks_computed_again_give_the_same_gradients() -> None:
     torch.manual_seed(5)
     expected = [gradient.clone() for gradient in gradients(model, ids)]
     torch.manual_seed(5)
-    with recompute_blocks(model):
+    with activation_checkpointing(model):
         found = gradients(model, ids)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
     assert not any("forward" in vars(module) for module in model.modules())
@@ -261,7 +261,7 @@ def test_of_a_block_only_the_input_is_kept(own_model: GPT2) -> None:
             sizes.append(tensor.numel())
         return tensor
 
-    with recompute_blocks(own_model), saved_tensors_hooks(note, lambda tensor: tensor):
+    with activation_checkpointing(own_model), saved_tensors_hooks(note, lambda tensor: tensor):
         own_model.hidden_states(ids)
     stream = ids.numel() * TINY.emb_dim
     # each block's input, the final norm's, and what the embeddings and norms need besides

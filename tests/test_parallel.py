@@ -139,7 +139,7 @@ def test_other_losses_teach_the_same(method: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("how", HOW)
 def test_muon_takes_the_same_steps(how: str, folder: Path) -> None:
-    """A matrix that is spread is gathered to be orthogonalised."""
+    """A matrix that is spread is gathered to be orthogonalized."""
     model = make_model()
     run(model, muon, 4, steps=2)
     found = torch.load(folder / f"{how}-muon.pt", weights_only=True)
@@ -155,7 +155,7 @@ def test_each_process_holds_half(folder: Path) -> None:
 
 
 def test_a_torch_that_cannot_spread_a_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2mini.training.sharding.is_joined", lambda: True)
+    monkeypatch.setattr("gpt2mini.training.sharding.is_distributed", lambda: True)
     monkeypatch.setattr("gpt2mini.training.sharding.can_shard_on_cpu", lambda: False)
     with pytest.raises(NotImplementedError, match=r"over GPUs alone: install a newer torch"):
         shard(make_model())
@@ -169,11 +169,11 @@ def test_a_single_process_cannot_spread_a_model() -> None:
 THREADS_AFTERWARDS = """
 import torch, gc
 from pathlib import Path
-from gpt2mini.training.distributed import joined_processes, process_count
-with joined_processes():
+from gpt2mini.training.distributed import process_group, get_world_size
+with process_group():
     loss = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))(torch.ones(2, 3)).sum()
     loss.backward()
-    assert process_count() == 1
+    assert get_world_size() == 1
     del loss
     names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
     assert any("gloo" in name for name in names)

@@ -57,7 +57,7 @@ from gpt2mini.preferences.ppo import (
     ActorCritic,
     KLController,
     PPOSettings,
-    generalised_advantages,
+    generalized_advantages,
     ppo_batches,
     ppo_experience,
     ppo_step,
@@ -877,7 +877,7 @@ def test_advantages_are_those_of_the_definition(
         r, v = (x[row, start : start + length].tolist() for x in (rewards, values))
         for t in range(length):
             expected[row, start + t] = slow_advantages(r, v, gamma, gae_lambda, t)
-    found = generalised_advantages(rewards, values, mask, gamma, gae_lambda)
+    found = generalized_advantages(rewards, values, mask, gamma, gae_lambda)
     assert_close(found, expected, atol=EXACT, rtol=EXACT)
 
 

@@ -1,4 +1,4 @@
-"""Quantised weights: what rounding may cost, and what stays as it was."""
+"""Quantized weights: what rounding may cost, and what stays as it was."""
 
 import io
 import math
@@ -180,8 +180,8 @@ def test_padding_changes_nothing(own_model: GPT2, weights: str) -> None:
     assert error < 0.01
 
 
-def test_a_row_does_not_depend_on_its_neighbours(own_model: GPT2) -> None:
-    """Activations are not quantised, so no scale is shared: here a neighbour is a thousand times
+def test_a_row_does_not_depend_on_its_neighbors(own_model: GPT2) -> None:
+    """Activations are not quantized, so no scale is shared: here a neighbor is a thousand times
     as large."""
     layer = Int8Linear(random_linear(6, 48).weight, None).eval()
     x = torch.randn(3, 48)
@@ -212,7 +212,7 @@ def test_quantising_gives_back_the_model_in_eval_mode_frozen(weights: str) -> No
 
 
 @each_format
-def test_a_quantised_model_needs_no_no_grad(weights: str) -> None:
+def test_a_quantized_model_needs_no_no_grad(weights: str) -> None:
     model = GPT2(TINY).quantize(weights)
     logits = model(random_ids(1, 5))
     assert logits.shape == (1, 5, TINY.vocab_size) and not logits.requires_grad
@@ -258,7 +258,7 @@ def test_without_its_kernel_int8_converts_the_weights(monkeypatch: pytest.Monkey
         torch.testing.assert_close(layer(x), with_kernel, rtol=0, atol=0.02)
 
 
-def test_streaming_a_quantised_model(own_model: GPT2) -> None:
+def test_streaming_a_quantized_model(own_model: GPT2) -> None:
     tokenizer, model = Tokenizer.from_pretrained("gpt2-nano"), GPT2.from_pretrained("gpt2-nano")
     model.quantize("int8").train()  # streaming reads in eval mode and gives the mode back
     pieces = stream(model, tokenizer, "Once", 5, temperature=0)
@@ -310,7 +310,7 @@ def test_a_query_of_ones_own_is_left_alone(own_model: GPT2) -> None:
     assert generate(own_model, ids, 4, temperature=0).token_ids.shape == (1, 10)
 
 
-def test_an_untied_head_is_quantised_too(own_model: GPT2) -> None:
+def test_an_untied_head_is_quantized_too(own_model: GPT2) -> None:
     own_model.out_head = nn.Linear(TINY.emb_dim, TINY.vocab_size, bias=False)
     ids = random_ids(1, 5)
     with torch.no_grad():
@@ -345,7 +345,7 @@ def test_what_needs_the_weights_is_refused(own_model: GPT2, weights: str, tmp_pa
         lambda: resize_vocab(model, 300),
         lambda: model.quantize(weights),
     ):
-        with pytest.raises(ValueError, match=r"quantised.*load the model again"):
+        with pytest.raises(ValueError, match=r"quantized.*load the model again"):
             needs_weights()
     assert not (tmp_path / "model").exists()
 
@@ -360,7 +360,7 @@ def test_training_is_refused(own_model: GPT2, weights: str) -> None:
         model(ids)
 
 
-def test_the_training_loop_refuses_a_quantised_model(own_model: GPT2) -> None:
+def test_the_training_loop_refuses_a_quantized_model(own_model: GPT2) -> None:
     model, ids = own_model.quantize("int8"), random_ids(1, 5)
     model.tok_emb.weight.requires_grad = True
     settings = Settings(steps=1, schedule=lambda step: 1.0, progress=False, recompute=False)
@@ -368,7 +368,7 @@ def test_the_training_loop_refuses_a_quantised_model(own_model: GPT2) -> None:
         list(train(model, [Batch(ids, ids)], [adamw(model, lr=1e-3)], settings))
 
 
-def test_a_model_in_bfloat16_can_be_quantised() -> None:
+def test_a_model_in_bfloat16_can_be_quantized() -> None:
     model = GPT2(GPT2Config(50, 16, 32, 2, 2)).to(torch.bfloat16).quantize("int8")
     out = generate(model, torch.tensor([[1, 2]]), 4, temperature=0)
     assert out.token_ids.shape == (1, 6) and math.isfinite(float(out.logprobs.sum()))

@@ -13,8 +13,8 @@ from gpt2mini.sampling import (
     forbid_repeated_ngrams,
     keep_top_k,
     keep_top_p,
-    penalise_repetition,
-    throw_dart,
+    penalize_repetition,
+    sample_by_inverse_cdf,
 )
 
 # Probabilities that are easy to add up: 0.5, 0.25, 0.15, 0.1, in no particular order.
@@ -69,14 +69,14 @@ def test_rules_treat_each_row_alone() -> None:
 def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() -> None:
     logits = torch.tensor([[2.0, -2.0, 3.0, -3.0]])
     text, real = torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool)
-    penalised = penalise_repetition(logits, text, real, 2.0)
-    assert penalised.tolist() == [[1.0, -4.0, 3.0, -3.0]]
+    penalized = penalize_repetition(logits, text, real, 2.0)
+    assert penalized.tolist() == [[1.0, -4.0, 3.0, -3.0]]
 
 
 def test_repetition_penalty_does_not_see_padding() -> None:
     logits = torch.tensor([[2.0, -2.0, 3.0, -3.0]])
     text, real = torch.tensor([[2, 0]]), torch.tensor([[False, True]])
-    assert penalise_repetition(logits, text, real, 2.0).tolist() == [[1.0, -2.0, 3.0, -3.0]]
+    assert penalize_repetition(logits, text, real, 2.0).tolist() == [[1.0, -2.0, 3.0, -3.0]]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -102,7 +102,7 @@ def test_forbidden_ngrams_ignore_padding() -> None:
         (lambda x, text: keep_top_k(x, 7), logits_process.TopKLogitsWarper(7)),
         (lambda x, text: keep_top_p(x, 0.7), logits_process.TopPLogitsWarper(0.7)),
         (
-            lambda x, text: penalise_repetition(
+            lambda x, text: penalize_repetition(
                 x, text, torch.ones_like(text, dtype=torch.bool), 1.3
             ),
             logits_process.RepetitionPenaltyLogitsProcessor(1.3),
@@ -145,7 +145,7 @@ def test_a_token_without_probability_is_never_drawn(weights: list[float], point:
     with pytest.MonkeyPatch.context() as patch:
         drawn = torch.tensor([[point]], dtype=torch.float64)
         patch.setattr(torch, "rand", lambda *size, **named: drawn)
-        token = int(throw_dart(probabilities, None))
+        token = int(sample_by_inverse_cdf(probabilities, None))
     assert weights[token] > 0
     before, reach = math.fsum(weights[:token]), math.fsum(weights[: token + 1])
     assert before - 1e-9 <= point * math.fsum(weights) <= reach + 1e-9

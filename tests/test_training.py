@@ -36,7 +36,7 @@ from gpt2mini.training import (
     warmup_stable_decay,
 )
 from gpt2mini.training.loop import divide_and_clip
-from gpt2mini.training.optimizers import Muon, orthogonalise
+from gpt2mini.training.optimizers import Muon, orthogonalize
 
 NO_CLIPPING = 1e9  # a gradient norm that nothing here reaches
 LR = 0.01
@@ -84,29 +84,29 @@ def modes_of(model: nn.Module) -> list[bool]:
 spans = st.tuples(st.integers(2, 200), st.floats(0, 0.5)).map(lambda s: (s[0], int(s[0] * s[1])))
 
 
-@given(span=spans, final_share=st.floats(0, 1))
+@given(span=spans, final_multiplier=st.floats(0, 1))
 def test_cosine_warms_up_to_one_and_falls_to_its_final_share(
-    span: tuple[int, int], final_share: float
+    span: tuple[int, int], final_multiplier: float
 ) -> None:
     steps, warmup = span
-    shares = [cosine(step, steps, warmup, final_share) for step in range(steps + 1)]
+    shares = [cosine(step, steps, warmup, final_multiplier) for step in range(steps + 1)]
     assert shares[0] == pytest.approx(1 / max(1, warmup))
     assert shares[warmup] == pytest.approx(1)  # and one step before: the peak is the full rate
-    assert shares[-1] == pytest.approx(final_share)
+    assert shares[-1] == pytest.approx(final_multiplier)
     assert shares[:warmup] == sorted(shares[:warmup])
     assert shares[warmup:] == sorted(shares[warmup:], reverse=True)
 
 
-@given(span=spans, final_share=st.floats(0, 1))
-def test_cosine_makes_no_jumps(span: tuple[int, int], final_share: float) -> None:
+@given(span=spans, final_multiplier=st.floats(0, 1))
+def test_cosine_makes_no_jumps(span: tuple[int, int], final_multiplier: float) -> None:
     steps, warmup = span
-    shares = [cosine(step, steps, warmup, final_share) for step in range(steps + 1)]
+    shares = [cosine(step, steps, warmup, final_multiplier) for step in range(steps + 1)]
     steepest = max(1 / max(1, warmup), math.pi / 2 / (steps - warmup))  # of line and half cosine
     assert all(abs(b - a) <= steepest + 1e-9 for a, b in itertools.pairwise(shares))
 
 
 def test_cosine_is_half_way_down_in_the_middle() -> None:
-    assert cosine(60, steps=100, warmup_steps=20, final_share=0.2) == pytest.approx(0.6)
+    assert cosine(60, steps=100, warmup_steps=20, final_multiplier=0.2) == pytest.approx(0.6)
 
 
 @given(span=spans, decay_share=st.floats(0.05, 0.5))
@@ -142,7 +142,7 @@ def both_kinds(model: GPT2) -> list[tuple[Optimizer, ...]]:
 
 
 @pytest.mark.parametrize("head", ["tied", "own"])
-def test_every_trainable_parameter_is_optimised_once(own_model: GPT2, head: str) -> None:
+def test_every_trainable_parameter_is_optimized_once(own_model: GPT2, head: str) -> None:
     if head == "own":
         own_model.out_head = nn.Linear(TINY.emb_dim, 2)
     for optimizers in both_kinds(own_model):
@@ -150,7 +150,7 @@ def test_every_trainable_parameter_is_optimised_once(own_model: GPT2, head: str)
         assert sorted(found) == sorted(map(id, own_model.parameters()))
 
 
-def test_frozen_parameters_are_not_optimised(own_model: GPT2) -> None:
+def test_frozen_parameters_are_not_optimized(own_model: GPT2) -> None:
     frozen = [*own_model.tok_emb.parameters(), *own_model.trf_blocks[0].parameters()]
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -205,7 +205,7 @@ def orthogonalised_by_svd(matrix: Tensor) -> Tensor:
 
 @shapes
 def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int]) -> None:
-    values = torch.linalg.svdvals(orthogonalise(random_matrices(5, *shape)))
+    values = torch.linalg.svdvals(orthogonalize(random_matrices(5, *shape)))
     # Jordan 2024 gives 0.7 to 1.2; the least singular values of a square matrix start from far.
     assert 0.65 < values.min() < values.max() < 1.25
 
@@ -214,17 +214,17 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int,
 def test_orthogonalising_is_a_polynomial_of_the_singular_values(shape: tuple[int, int]) -> None:
     matrices = random_matrices(5, *shape)
     expected = torch.stack([orthogonalised_by_svd(matrix) for matrix in matrices])
-    assert_close(orthogonalise(matrices), expected, atol=1e-10, rtol=0)
+    assert_close(orthogonalize(matrices), expected, atol=1e-10, rtol=0)
 
 
 @given(scale=st.floats(1e-3, 1e3))
 def test_orthogonalising_forgets_the_scale(scale: float) -> None:
     matrices = random_matrices(2, 4, 6)
-    assert_close(orthogonalise(scale * matrices), orthogonalise(matrices))
+    assert_close(orthogonalize(scale * matrices), orthogonalize(matrices))
 
 
 def test_orthogonalising_zeros_gives_zeros() -> None:
-    assert orthogonalise(torch.zeros(2, 4, 6)).count_nonzero() == 0
+    assert orthogonalize(torch.zeros(2, 4, 6)).count_nonzero() == 0
 
 
 def muon_parameters() -> list[nn.Parameter]:
@@ -508,7 +508,7 @@ def test_metrics_are_the_rows_returned_one_json_object_a_line(
     assert [json.loads(line) for line in lines] == rows
     training = [row for row in rows if "loss" in row]
     assert [row["step"] for row in training] == [2, 4, 5]
-    assert [row["learning_rate_share"] for row in training] == [1 / 2, 1 / 4, 1 / 5]
+    assert [row["lr_multiplier"] for row in training] == [1 / 2, 1 / 4, 1 / 5]
     assert all(row["tokens_per_second"] > 0 and row["grad_norm"] > 0 for row in training)
     validation = [row for row in rows if "loss" not in row]
     assert validation == [{"step": step, "validation_loss": 2.5} for step in (0, 4, 5)]

@@ -109,7 +109,7 @@ def describe(checkpoint: Checkpoint) -> str:
 
 
 class Unfilled(TorchFunctionMode):
-    """Make modules without numbers in them: no random initialisation, memory of one dtype only.
+    """Make modules without numbers in them: no random initialization, memory of one dtype only.
 
     (Building on the meta device would do the same, but its random functions import torch's
     compiler: 800 modules and several seconds, for a model of any size.)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gpt2mini.classification.labeled import LabelledBatch, pad_texts
+from gpt2mini.classification.labeled import LabeledBatch, pad_texts
 from gpt2mini.classification.last_token import (
     last_token_logits,
     logits_from_block,
@@ -117,7 +117,7 @@ def allocate(tokens: int, model: GPT2) -> Tensor:
 
 def shuffled_batches(
     data: "FrozenStream | PlainTexts", batch_size: int, seed: int
-) -> "Iterator[StreamBatch | LabelledBatch]":
+) -> "Iterator[StreamBatch | LabeledBatch]":
     """Batches of similar length without end, epoch after epoch in a new seeded order."""
     generator = np.random.default_rng(seed)
     while True:
@@ -132,17 +132,17 @@ class PlainTexts:
         self.rows, self.labels = list(rows), list(labels)
         self.lengths = [len(row) for row in rows]
 
-    def batch(self, indices: Sequence[int]) -> LabelledBatch:
+    def batch(self, indices: Sequence[int]) -> LabeledBatch:
         return pad_texts([self.rows[i] for i in indices], [self.labels[i] for i in indices])
 
 
-def last_token_step(model: GPT2, batch: StreamBatch | LabelledBatch) -> tuple[Tensor, Tensor]:
+def last_token_step(model: GPT2, batch: StreamBatch | LabeledBatch) -> tuple[Tensor, Tensor]:
     """(sum of the cross entropy of each text's class at its last token, number of texts)."""
     return last_token_loss(batch_logits(model, batch)[:, None], batch.labels)
 
 
 def batch_logits(
-    model: GPT2, batch: StreamBatch | LabelledBatch | PreferenceBatch
+    model: GPT2, batch: StreamBatch | LabeledBatch | PreferenceBatch
 ) -> Float[Tensor, "batch classes"]:
     """The head's logits at each text's last token."""
     if isinstance(batch, StreamBatch):

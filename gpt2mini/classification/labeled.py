@@ -1,4 +1,4 @@
-"""Labelled texts: files -> balanced, split, padded batches for classification."""
+"""Labeled texts: files -> balanced, split, padded batches for classification."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ TEXT_NAMES = ("text", "sentence", "message", "review", "content")
 
 
 @dataclass(frozen=True)
-class LabelledTexts:
+class LabeledTexts:
     """Texts and the number of each one's class; the names of the classes in alphabetical order."""
 
     texts: list[str]
@@ -30,8 +30,8 @@ class LabelledTexts:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def subset(self, indices: Sequence[int]) -> "LabelledTexts":
-        return LabelledTexts(
+    def subset(self, indices: Sequence[int]) -> "LabeledTexts":
+        return LabeledTexts(
             [self.texts[i] for i in indices], [self.labels[i] for i in indices], self.class_names
         )
 
@@ -44,7 +44,7 @@ class LabelledTexts:
 # ---- files
 
 
-def read_labelled(source: str | Path, columns: Mapping[str, str] | None = None) -> LabelledTexts:
+def read_labeled(source: str | Path, columns: Mapping[str, str] | None = None) -> LabeledTexts:
     """Read records (.csv, .jsonl, .json, hf:owner/name:split) or else `label<TAB>text` lines.
 
     The label and the text are the fields called so, or by another usual name, or what `columns`
@@ -60,14 +60,14 @@ def read_labelled(source: str | Path, columns: Mapping[str, str] | None = None) 
     elif path.is_file():
         found = list(read_tsv(path))
     else:
-        raise FileNotFoundError(f"{path} is no file of labelled texts")
+        raise FileNotFoundError(f"{path} is no file of labeled texts")
     pairs = [(label, text) for label, text in found if text.strip()]
     if len(pairs) < len(found):
         message = "%s: %d of %d texts are empty and were left out"
         logger.warning(message, source, len(found) - len(pairs), len(found))
     class_names = sorted({label for label, _ in pairs})
     if len(class_names) < 2:
-        what = f"only the class {class_names[0]!r}" if pairs else "no labelled text"
+        what = f"only the class {class_names[0]!r}" if pairs else "no labeled text"
         raise ValueError(f"{source} has {what}: there is nothing to tell apart")
     if len(class_names) > max(10, len(pairs) // 2):
         raise ValueError(
@@ -75,7 +75,7 @@ def read_labelled(source: str | Path, columns: Mapping[str, str] | None = None) 
             "first: is that the column of the labels?"
         )
     number = {name: i for i, name in enumerate(class_names)}
-    return LabelledTexts(
+    return LabeledTexts(
         [text for _, text in pairs], [number[label] for label, _ in pairs], class_names
     )
 
@@ -110,7 +110,7 @@ def read_named(source: str | Path, columns: Mapping[str, str] | None) -> Iterato
 # ---- choosing
 
 
-def balanced(data: LabelledTexts, seed: int) -> LabelledTexts:
+def balanced(data: LabeledTexts, seed: int) -> LabeledTexts:
     """As many texts of every class as the rarest has, a seeded choice, in the order of the file."""
     generator = np.random.default_rng(seed)
     labels = np.array(data.labels)
@@ -123,8 +123,8 @@ def balanced(data: LabelledTexts, seed: int) -> LabelledTexts:
 
 
 def stratified_split(
-    data: LabelledTexts, shares: tuple[float, float, float], seed: int
-) -> tuple[LabelledTexts, LabelledTexts, LabelledTexts]:
+    data: LabeledTexts, shares: tuple[float, float, float], seed: int
+) -> tuple[LabeledTexts, LabeledTexts, LabeledTexts]:
     """(training, validation, test): every class in the same shares in each, up to rounding.
 
     A class with one text keeps it for training; from three texts on, a class is in all three.
@@ -155,20 +155,20 @@ def stratified_split(
 
 
 @dataclass(frozen=True)
-class LabelledBatch:
+class LabeledBatch:
     """Texts side by side, each with its class. `attention_mask` None: all tokens are real."""
 
     token_ids: Int[Tensor, "batch tokens"]
     labels: Int[Tensor, " batch"]
     attention_mask: Int[Tensor, "batch tokens"] | None = None
 
-    def to(self, device: torch.device) -> "LabelledBatch":
+    def to(self, device: torch.device) -> "LabeledBatch":
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        return LabelledBatch(self.token_ids.to(device), self.labels.to(device), mask)
+        return LabeledBatch(self.token_ids.to(device), self.labels.to(device), mask)
 
 
-def pad_texts(rows: Sequence[Tensor], labels: Sequence[int]) -> LabelledBatch:
+def pad_texts(rows: Sequence[Tensor], labels: Sequence[int]) -> LabeledBatch:
     """Right-pad to the longest of the batch; the mask comes from the lengths."""
     token_ids, is_real = pad_right(rows)  # (batch, tokens), both
     mask = None if is_real.all() else is_real.long()
-    return LabelledBatch(token_ids, torch.tensor(labels), mask)
+    return LabeledBatch(token_ids, torch.tensor(labels), mask)

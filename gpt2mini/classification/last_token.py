@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gpt2mini.classification.labeled import pad_texts
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length, encode_texts
-from gpt2mini.masking import attention_pattern, last_token
+from gpt2mini.masking import build_attn_mask, last_token
 from gpt2mini.model import GPT2, MultiHeadAttention, TransformerBlock
 from gpt2mini.modes import evaluating, has_hooks
 from gpt2mini.tokenizer import Tokenizer
@@ -96,9 +96,9 @@ def run_blocks(
     attention_mask: Tensor | None,
 ) -> Float[Tensor, "batch tokens emb"]:
     """The stream after some of the blocks, one after another."""
-    may_attend = attention_pattern(x[..., 0], attention_mask, past=0)
+    attn_mask = build_attn_mask(x[..., 0], attention_mask, past=0)
     for i in blocks:
-        x = model.trf_blocks[i](x, may_attend)
+        x = model.trf_blocks[i](x, attn_mask)
     return x
 
 
@@ -126,7 +126,7 @@ def block_at_last_token(
 ) -> Float[Tensor, "batch 1 emb"]:
     """What a block gives at the last real token, for a fraction of its work."""
     if not (isinstance(block, TransformerBlock) and is_plain(block)):
-        pattern = attention_pattern(x[..., 0], attention_mask, past=0)
+        pattern = build_attn_mask(x[..., 0], attention_mask, past=0)
         return last_token(block(x, pattern), attention_mask)[:, None]
     if attention_mask is None:
         attention_mask = x.new_ones(x.shape[:2], dtype=torch.bool)  # (batch, tokens)
@@ -138,7 +138,7 @@ def block_at_last_token(
 
 
 def is_plain(block: TransformerBlock) -> bool:
-    """Whether it is as `model.py` makes it: no adapters or quantised weights in its attention, no
+    """Whether it is as `model.py` makes it: no adapters or quantized weights in its attention, no
     class of your own, no hook that looks on."""
     attn = block.attn
     return (

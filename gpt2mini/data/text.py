@@ -1,6 +1,6 @@
 """Plain text -> a memory-mapped file of token ids -> shuffled batches for next-token training.
 
-A corpus may be larger than memory. It is read in pieces, tokenised by all cores at once, and
+A corpus may be larger than memory. It is read in pieces, tokenized by all cores at once, and
 written to disk as it goes; training then maps that file, so that the operating system holds in
 memory only the parts in use.
 """
@@ -137,7 +137,7 @@ class TokenFile:
 def tokenize_files(
     files: list[Path], tokenizer: Tokenizer, folder: str | Path, progress: bool = True
 ) -> TokenFile:
-    """Tokenise text files into `folder`, once: the same files and vocabulary are found done the
+    """Tokenize text files into `folder`, once: the same files and vocabulary are found done the
     next time.
 
     Every document ends in <|endoftext|>. All cores work at once (tiktoken lets go of Python's
@@ -150,7 +150,7 @@ def tokenize_files(
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     groups, total = [], 0
     size = sum(file.stat().st_size for file in files)
-    bar = tqdm(total=size, unit="B", unit_scale=True, desc="tokenising", disable=not progress)
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc="tokenizing", disable=not progress)
     aside = folder / f"tokens.{os.getpid()}.npy"
     try:
         with aside.open("wb") as output, bar:

@@ -1,6 +1,6 @@
 """Published test texts come cut into words; GPT-2 reads plain prose. This puts them back together.
 
-Radford et al. 2019, section 3.1: the data sets of language modelling are "far from" what GPT-2 was
+Radford et al. 2019, section 3.1: the data sets of language modeling are "far from" what GPT-2 was
 trained on, "due to tokenization artifacts such as disconnected punctuation and contractions"; so
 they undo those with "invertible de-tokenizers", which lose nothing, and divide the text's nats by
 the number of its original tokens. The authors did not publish theirs. These follow the rules of the

@@ -14,7 +14,7 @@ from gpt2mini.evaluation.table import PAPER, Options, Row, percent
 from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
 
-# English stop words of the Snowball project (M. Porter, BSD licence), which NLTK has too.
+# English stop words of the Snowball project (M. Porter, BSD license), which NLTK has too.
 SNOWBALL = """
     i me my myself we our ours ourselves you your yours yourself yourselves he him his himself
     she her hers herself it its itself they them their theirs themselves what which who whom this

@@ -44,7 +44,7 @@ def hellaswag(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) -
     acc, acc_norm = accuracy(logprobs, questions), accuracy(per_character, questions)
     return [
         Row("HellaSwag", "accuracy %", acc, n, "questions", "log p of the whole ending"),
-        Row("HellaSwag", "normalised acc. %", acc_norm, n, "questions", "log p per character"),
+        Row("HellaSwag", "normalized acc. %", acc_norm, n, "questions", "log p per character"),
     ]
 
 
@@ -56,7 +56,7 @@ def childrens_books(
     the rest of its sentence, and Penn Treebank's marks are undone."""
     questions = read_childrens_books(path)[: options.limit]
     found = accuracy(score_endings(model, tokenizer, questions, options), questions)
-    setting = "log p of word and rest of sentence, de-tokenised"
+    setting = "log p of word and rest of sentence, de-tokenized"
     return [Row(task, "accuracy %", found, len(questions), "questions", setting, PAPER[task])]
 
 

@@ -1,4 +1,4 @@
-"""Perplexity of a text, in the three normalisations that people compare.
+"""Perplexity of a text, in the three normalizations that people compare.
 
 Per token it depends on the vocabulary, so it compares models of one tokenizer only. Per word and
 per byte it does not: there the same text has the same length for every model.

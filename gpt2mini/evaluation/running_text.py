@@ -20,7 +20,7 @@ def wikitext(
     found = measure(model, tokenizer, detokenize_wikitext(text), options)
     tokens = count_wikitext_tokens(text)
     value = exponential(found.nats / tokens)
-    setting = f"{describe_window(model, options)}, de-tokenised, per original token"
+    setting = f"{describe_window(model, options)}, de-tokenized, per original token"
     return [Row(task, "perplexity", value, tokens, "tokens", setting, PAPER[task])]
 
 
@@ -38,7 +38,7 @@ def bits(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options, task: 
 
 
 def any_text(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) -> list[Row]:
-    """Every normalisation of the perplexity of a file of your own."""
+    """Every normalization of the perplexity of a file of your own."""
     text = read_text(path, options.limit)
     found = measure(model, tokenizer, text, options)
     setting = describe_window(model, options)

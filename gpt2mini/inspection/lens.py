@@ -1,4 +1,4 @@
-"""What the model thinks on its way: the logit lens, neighbours of an embedding, and how surprised
+"""What the model thinks on its way: the logit lens, neighbors of an embedding, and how surprised
 it is by each token of a text.
 
 The **logit lens** (nostalgebraist 2020, "interpreting GPT: the logit lens") reads the residual
@@ -152,7 +152,7 @@ def whole_characters(
             decoder.setstate((text.encode() + decoder.getstate()[0], 0))
 
 
-# The least probability of each degree of surprise, its brackets, and its ANSI colours (of the 256:
+# The least probability of each degree of surprise, its brackets, and its ANSI colors (of the 256:
 # from black on white to white on dark red, so that lightness alone tells them apart).
 DEGREES = (
     (0.1, 0, "30;48;5;231"),
@@ -162,29 +162,29 @@ DEGREES = (
 )
 
 
-def surprise_text(pieces: Sequence[Piece], colour: bool = True) -> str:
-    """A text for the terminal, in which surprising tokens stand out: by colour, or in brackets,
+def surprise_text(pieces: Sequence[Piece], color: bool = True) -> str:
+    """A text for the terminal, in which surprising tokens stand out: by color, or in brackets,
     the more the less likely. Control characters are escaped, so that no text steers the terminal.
     """
-    return "".join(mark(escape(piece.text), piece.logprob, colour) for piece in pieces)
+    return "".join(mark(escape(piece.text), piece.logprob, color) for piece in pieces)
 
 
-def surprise_legend(colour: bool = True) -> str:
-    """What the colours or brackets of `surprise_text` mean."""
+def surprise_legend(color: bool = True) -> str:
+    """What the colors or brackets of `surprise_text` mean."""
     names = ("p >= 0.1", "p >= 0.01", "p >= 0.001", "less likely")
     samples = [
-        mark(name, math.log(max(least, 1e-9)), colour)
+        mark(name, math.log(max(least, 1e-9)), color)
         for name, (least, _, _) in zip(names, DEGREES, strict=True)
     ]
     return "  ".join(samples)
 
 
-def mark(text: str, logprob: float, colour: bool) -> str:
+def mark(text: str, logprob: float, color: bool) -> str:
     depth, code = next(
         (depth, code) for least, depth, code in DEGREES if least == 0 or logprob >= math.log(least)
     )
     shown, line_end, _ = text.partition("\n") if text.endswith("\n") else (text, "", "")
-    if colour:
+    if color:
         return f"\x1b[{code}m{shown}\x1b[0m{line_end}"
     return "[" * depth + shown + "]" * depth + line_end
 

@@ -140,13 +140,13 @@ def plot_runs(
         if not points:
             raise ValueError(f"{metrics} has no figure {name!r}")
         steps, figures = np.array(points, dtype=float).T
-        colour = ("black", "0.4", "0.6")[i % 3]
+        color = ("black", "0.4", "0.6")[i % 3]
         if average_every > 1:
-            axes.plot(steps, figures, color=colour, alpha=0.4, linewidth=0.6)
+            axes.plot(steps, figures, color=color, alpha=0.4, linewidth=0.6)
             steps, figures = averaged(steps, average_every), averaged(figures, average_every)
             label += f" (mean of {average_every})"
         style = {"linestyle": ("-", "--", ":", "-.")[i % 4], "marker": "os^Dv"[i % 5]}
-        axes.plot(steps, figures, label=label, color=colour, markevery=0.1, markersize=4, **style)
+        axes.plot(steps, figures, label=label, color=color, markevery=0.1, markersize=4, **style)
     axes.set(title=title, xlabel="step", ylabel=f"{name.replace('_', ' ')} ({unit})")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -232,9 +232,9 @@ def plot_lens(
     for layer in range(layers):
         for place, text in enumerate(token_labels(tokenizer, ids[layer].tolist())):
             shown = drawable(text if len(text) <= 9 else text[:8] + "\u2026")
-            colour = "white" if probabilities[layer, place] > 0.6 else "black"
+            color = "white" if probabilities[layer, place] > 0.6 else "black"
             style = {"ha": "center", "va": "center", "fontsize": 7, "parse_math": False}
-            axes.text(place, layer, shown, color=colour, **style)
+            axes.text(place, layer, shown, color=color, **style)
     read = token_labels(tokenizer, token_ids.flatten()[-n_tokens:].tolist())
     axes.set_xticks(range(n_tokens), map(drawable, read), fontsize=8, rotation=45, parse_math=False)
     names = [name.removesuffix(".stream").replace("blocks.", "block ") for name in lens.layers]

@@ -228,7 +228,7 @@ class AttentionPatch:
 
     def __init__(self, attn: MultiHeadAttention, edit: Edit) -> None:
         self.attn, self.edit = attn, edit
-        self.call: tuple[Any, ...] = ()  # x, may_attend, cache of the pass that is under way
+        self.call: tuple[Any, ...] = ()  # x, attn_mask, cache of the pass that is under way
         self.weights = torch.empty(0)  # those of the pass before, after `edit`
 
     def remember(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -250,12 +250,12 @@ class AttentionPatch:
 def attention_weights(
     attn: MultiHeadAttention,
     x: Float[Tensor, "batch tokens emb"],
-    may_attend: Bool[Tensor, "#batch 1 tokens total"] | None = None,
+    attn_mask: Bool[Tensor, "#batch 1 tokens total"] | None = None,
     cache: LayerCache | None = None,
 ) -> Float[Tensor, "batch heads tokens total"]:
     """softmax(query @ key.T / sqrt(head_dim)), which the fast kernel computes piece by piece.
 
-    x: what the layer reads, the stream after `norm1`. may_attend: as the layer's own; None is the
+    x: what the layer reads, the stream after `norm1`. attn_mask: as the layer's own; None is the
     plain causal pattern. A cache must hold the keys of x already. In float32 or better.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -263,10 +263,10 @@ def attention_weights(
     with torch.autocast(x.device.type, enabled=False):
         scores = query.to(wide) @ key.to(wide).mT  # (batch, heads, tokens, total)
     scores = scores / math.sqrt(query.shape[3])
-    if may_attend is None:
+    if attn_mask is None:
         tokens, total = scores.shape[2:]
-        may_attend = scores.new_ones(tokens, total, dtype=torch.bool).tril(total - tokens)
-    return scores.masked_fill(~may_attend, -math.inf).softmax(dim=3)
+        attn_mask = scores.new_ones(tokens, total, dtype=torch.bool).tril(total - tokens)
+    return scores.masked_fill(~attn_mask, -math.inf).softmax(dim=3)
 
 
 def queries_keys_values(

@@ -48,12 +48,12 @@ class LoRALinear(nn.Linear):
     """
 
     def __init__(
-        self, base: nn.Linear, rank: int, alpha: float, dropout: float, rank_stabilised: bool
+        self, base: nn.Linear, rank: int, alpha: float, dropout: float, rank_stabilized: bool
     ) -> None:
         nn.Module.__init__(self)  # not nn.Linear's: the weight is there already
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        self.rank, self.alpha, self.rank_stabilised = rank, alpha, rank_stabilised
+        self.rank, self.alpha, self.rank_stabilized = rank, alpha, rank_stabilized
         self.lora_dropout = nn.Dropout(dropout)
         self.lora_A = nn.Parameter(base.weight.new_empty(rank, base.in_features))
         self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
@@ -63,7 +63,7 @@ class LoRALinear(nn.Linear):
     def scaling(self) -> float:
         """alpha / rank, so that a change of rank asks for no other learning rate; or alpha /
         sqrt(rank), with which large ranks learn more (Kalajdzievski 2023, rsLoRA)."""
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     def forward(self, input: Float[Tensor, "*axes into"]) -> Float[Tensor, "*axes out"]:
         output = F.linear(input, self.weight, self.bias)
@@ -85,7 +85,7 @@ def add_lora(
     alpha: float = 16,
     dropout: float = 0.0,
     targets: Sequence[str] = ("query", "value"),
-    rank_stabilised: bool = False,
+    rank_stabilized: bool = False,
 ) -> None:
     """Give every block adapters, in place, and freeze everything else.
 
@@ -103,7 +103,7 @@ def add_lora(
         for target in targets:
             base = block.get_submodule(TARGETS[target])
             assert isinstance(base, nn.Linear)
-            adapted = LoRALinear(base, rank, alpha, dropout, rank_stabilised)
+            adapted = LoRALinear(base, rank, alpha, dropout, rank_stabilized)
             nn.init.kaiming_uniform_(adapted.lora_A, a=math.sqrt(5))  # as nn.Linear's own weights
             replace_layer(block, TARGETS[target], adapted.train(base.training))
 

@@ -155,7 +155,7 @@ def check_not_base(model: GPT2, folder: Path) -> None:
 def side_by_side(parts: list[LoRALinear | None], published: str) -> tuple[Tensor, Tensor, float]:
     """(A, B, alpha) of one adapter for layers that lie side by side in the published one."""
     present = [part for part in parts if part is not None]
-    if len({(part.rank, part.alpha, part.rank_stabilised) for part in present}) > 1:
+    if len({(part.rank, part.alpha, part.rank_stabilized) for part in present}) > 1:
         raise ValueError(
             f"the adapters that are one in the published {published} differ in rank or alpha, "
             "which PEFT's format has no place for"
@@ -166,7 +166,7 @@ def side_by_side(parts: list[LoRALinear | None], published: str) -> tuple[Tensor
     for number, part in enumerate(present):
         b[parts.index(part), :, number * rank : (number + 1) * rank] = part.lora_B.detach()
     # Times the factor by which the rank grows, so that the scaling stays what it is.
-    growth = math.sqrt(len(present)) if present[0].rank_stabilised else len(present)
+    growth = math.sqrt(len(present)) if present[0].rank_stabilized else len(present)
     return a, b.flatten(0, 1), growth * present[0].alpha
 
 
@@ -206,7 +206,7 @@ def peft_config(
         "r": layer.rank,
         "lora_alpha": layer.alpha,
         "lora_dropout": layer.lora_dropout.p,
-        "use_rslora": layer.rank_stabilised,
+        "use_rslora": layer.rank_stabilized,
         "target_modules": published if in_every_block else list(sizes),
         "modules_to_save": ["score"] if head else None,
         "fan_in_fan_out": True,  # the published layers are stored (in, out)
@@ -415,10 +415,10 @@ def make_layer(
     """One of our layers: some ranks of a published adapter, and the outputs of its `number`th
     part."""
     rank = ranks.stop - ranks.start
-    stabilised = bool(config.get("use_rslora"))
+    stabilized = bool(config.get("use_rslora"))
     share = rank / len(adapter.a)
-    alpha = adapter.alpha * (math.sqrt(share) if stabilised else share)
-    layer = LoRALinear(base, rank, alpha, config.get("lora_dropout", 0.0), stabilised)
+    alpha = adapter.alpha * (math.sqrt(share) if stabilized else share)
+    layer = LoRALinear(base, rank, alpha, config.get("lora_dropout", 0.0), stabilized)
     outputs = slice(number * base.out_features, (number + 1) * base.out_features)
     with torch.no_grad():
         layer.lora_A.copy_(adapter.a[ranks])

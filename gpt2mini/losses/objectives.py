@@ -155,7 +155,7 @@ def dpo_loss(
 
     Arguments are the log-probabilities of whole answers, from `sequence_logprobs`. Without those of
     a reference all its answers count as equally likely (reference-free). label_smoothing: the share
-    of pairs that may be labelled the wrong way round. variant "ipo": the squared distance of the
+    of pairs that may be labeled the wrong way round. variant "ipo": the squared distance of the
     margin from 1 / (2 beta) instead (Azar et al. 2023, equation 17), which does not drive it to
     infinity.
     """
@@ -194,7 +194,7 @@ def ppo_loss(
     response_mask: Bool[Tensor, "batch tokens"],
     clip: float = 0.2,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """The clipped objective (Schulman et al. 2017, equation 7), to be minimised, summed over the
+    """The clipped objective (Schulman et al. 2017, equation 7), to be minimized, summed over the
     response's tokens: (sum, number of tokens).
 
     A token that has become more likely by more than `clip` earns nothing for becoming more likely

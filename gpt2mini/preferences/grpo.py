@@ -28,12 +28,12 @@ from gpt2mini.training.figures import Figures
 
 
 def group_advantages(rewards: Float[Tensor, " batch"], num_samples: int) -> Float[Tensor, " batch"]:
-    """How many standard deviations each reward lies above its group's mean; neighbouring rows are a
+    """How many standard deviations each reward lies above its group's mean; neighboring rows are a
     group. A group whose rewards are all the same teaches nothing: 0."""
     check_group(num_samples)
     groups = rewards.view(-1, num_samples)  # (prompts, samples)
-    centred = groups - groups.mean(dim=1, keepdim=True)
-    return (centred / (groups.std(dim=1, keepdim=True) + 1e-4)).flatten()
+    centered = groups - groups.mean(dim=1, keepdim=True)
+    return (centered / (groups.std(dim=1, keepdim=True) + 1e-4)).flatten()
 
 
 def check_group(num_samples: int) -> None:

@@ -28,7 +28,7 @@ from gpt2mini.preferences.reward_functions import RewardFunction
 from gpt2mini.preferences.reward_model import check_reward_head
 from gpt2mini.preferences.rollouts import Experience, OnPolicyBatches, Rollout, RolloutSettings
 from gpt2mini.tokenizer import Tokenizer
-from gpt2mini.training.distributed import sum_over_processes
+from gpt2mini.training.distributed import sum_over_ranks
 from gpt2mini.training.figures import Figures
 
 
@@ -123,7 +123,7 @@ def token_rewards(
     return found
 
 
-def generalised_advantages(
+def generalized_advantages(
     rewards: Float[Tensor, "batch tokens"],
     values: Float[Tensor, "batch tokens"],
     response_mask: Bool[Tensor, "batch tokens"],
@@ -234,13 +234,13 @@ def ppo_experience(
     of_tokens = token_rewards(rollout, rewards, controller.coefficient, settings.kl_estimator)
     if settings.whiten_rewards:
         of_tokens = whiten(of_tokens, rollout.response_mask, keep_mean=True)
-    advantages = generalised_advantages(
+    advantages = generalized_advantages(
         of_tokens, values, rollout.response_mask, settings.gamma, settings.gae_lambda
     )
     if figures is not None:
         figures.add(kl_coefficient=torch.tensor(controller.coefficient))
     kl = [float(rollout.kl.sum()), float(len(rollout.kl))]
-    kl_sum, n_answers = sum_over_processes(kl, rollout.kl.device)
+    kl_sum, n_answers = sum_over_ranks(kl, rollout.kl.device)
     controller.update(kl_sum / n_answers)
     return Experience(
         **vars(rollout),

@@ -31,7 +31,7 @@ from gpt2mini.training.figures import Figures
 
 
 @runtime_checkable
-class HasState(Protocol):
+class Stateful(Protocol):
     """What a checkpoint can hold."""
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -128,7 +128,7 @@ def roll_out(
     reference: GPT2 | None = None,
     generator: torch.Generator | None = None,
 ) -> Rollout:
-    """Answer each prompt `num_samples` times, in neighbouring rows; then read the answers again,
+    """Answer each prompt `num_samples` times, in neighboring rows; then read the answers again,
     with the policy and with the reference (the default is the policy without its adapters)."""
     device = policy.tok_emb.weight.device
     token_ids, is_real = (tensor.to(device) for tensor in pad_left(prompts))
@@ -195,7 +195,7 @@ class OnPolicyBatches:
         generator: torch.Generator,
         reference: GPT2 | None = None,
         figures: Figures | None = None,
-        controller: HasState | None = None,
+        controller: Stateful | None = None,
     ) -> None:
         check_no_dropout(policy)
         self.policy, self.tokenizer, self.reward = policy, tokenizer, reward

@@ -15,7 +15,7 @@ courage dance dancing dear dearest delicious delight delighted delightful dream 
 easy enjoy enjoyed excellent fair faithful festival fine flower flowers fresh friend friendly
 friends friendship garden gay generous gentle gently gift glad gladly glorious golden good
 goodness grace gracious grand grateful great green happily happiness happy health hearty heaven
-holiday home honest honour hope hopeful hopes jolly joy joyful joyous kind kindly kindness kiss
+holiday home honest honor hope hopeful hopes jolly joy joyful joyous kind kindly kindness kiss
 kissed laugh laughed laughing laughter light lively love loved lovely lovers loves loving lucky
 marvellous mercy merrily merry mirth music nice noble peace peaceful perfect play playful
 playing pleasant please pleased pleasure praise praised precious pretty pride proud pure rejoice

@@ -2,7 +2,7 @@
 
 from gpt2mini.training.figures import Figures
 from gpt2mini.training.loop import LossFunction, evaluate_loss, next_token_step, train
-from gpt2mini.training.memory import recompute_activations, recompute_blocks
+from gpt2mini.training.memory import activation_checkpointing, recompute_activations
 from gpt2mini.training.optimizers import adamw, muon_and_adamw
 from gpt2mini.training.schedules import cosine, warmup_stable_decay
 from gpt2mini.training.settings import Settings
@@ -13,13 +13,13 @@ __all__ = [
     "LossFunction",
     "Settings",
     "TrainingStopped",
+    "activation_checkpointing",
     "adamw",
     "cosine",
     "evaluate_loss",
     "muon_and_adamw",
     "next_token_step",
     "recompute_activations",
-    "recompute_blocks",
     "train",
     "warmup_stable_decay",
 ]

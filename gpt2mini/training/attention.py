@@ -22,7 +22,7 @@ from gpt2mini.modes import forwards_replaced
 
 
 @contextmanager
-def attend_by_products(model: nn.Module) -> Iterator[None]:
+def bfloat16_cpu_attention(model: nn.Module) -> Iterator[None]:
     """Inside, `attention_by_products` is what the model's attention computes with, where it fits.
 
     Each layer by itself and not by one mode around all: blocks that are computed again do so in the
@@ -34,11 +34,11 @@ def attend_by_products(model: nn.Module) -> Iterator[None]:
 
 
 def by_products(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    with InPlaceOfTorchs():
+    with Bfloat16CPUAttention():
         return forward(*args, **kwargs)
 
 
-class InPlaceOfTorchs(TorchFunctionMode):
+class Bfloat16CPUAttention(TorchFunctionMode):
     """In force, `F.scaled_dot_product_attention` is `attention_by_products` where that fits."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -70,7 +70,7 @@ def attention_by_products(
     query: Float[Tensor, "batch heads tokens head_dim"],
     key: Float[Tensor, "batch heads tokens head_dim"],
     value: Float[Tensor, "batch heads tokens head_dim"],
-    may_attend: Bool[Tensor, "#batch 1 tokens tokens"] | None = None,
+    attn_mask: Bool[Tensor, "#batch 1 tokens tokens"] | None = None,
     is_causal: bool = False,
 ) -> Float[Tensor, "batch heads tokens head_dim"]:
     """softmax(query @ key.T / sqrt(head_dim)) @ value, as `F.scaled_dot_product_attention`.
@@ -78,17 +78,17 @@ def attention_by_products(
     The scores are rounded to the inputs' format, which torch's kernel keeps in float32: twice the
     rounding error that the inputs' own format brings.
     """
-    return Attention.apply(query, key, value, score_bias(query, may_attend, is_causal), is_causal)
+    return Attention.apply(query, key, value, score_bias(query, attn_mask, is_causal), is_causal)
 
 
 def score_bias(
-    query: Tensor, may_attend: Tensor | None, is_causal: bool
+    query: Tensor, attn_mask: Tensor | None, is_causal: bool
 ) -> Float[Tensor, "#batch tokens tokens"]:
     """0 where a token may attend to another, minus infinity where it may not."""
     tokens = query.shape[2]
-    if may_attend is not None:
-        bias = query.new_zeros(len(may_attend), tokens, tokens)
-        return bias.masked_fill_(~may_attend[:, 0], -torch.inf)
+    if attn_mask is not None:
+        bias = query.new_zeros(len(attn_mask), tokens, tokens)
+        return bias.masked_fill_(~attn_mask[:, 0], -torch.inf)
     bias = query.new_full((1, tokens, tokens), -torch.inf if is_causal else 0.0)
     return bias.triu_(1)
 

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from gpt2mini.config import GPT2Config
 from gpt2mini.files import read_json, write_json
 from gpt2mini.model import GPT2
-from gpt2mini.training.distributed import process_number, sum_over_processes, wait_for_all
+from gpt2mini.training.distributed import barrier, get_rank, sum_over_ranks
 from gpt2mini.training.random_states import generator_states, restore_generators
 
 logger = logging.getLogger(__name__)
@@ -102,14 +102,14 @@ class Checkpoints:
         whole = self.path(progress.step)
         aside = whole.with_suffix(PARTIAL)
         try:
-            if process_number() == 0:
+            if get_rank() == 0:
                 self.remove_leftovers()
                 aside.mkdir(parents=True)
-            wait_for_all()
+            barrier()
             save_tensors(aside, tensors_of(model, optimizers))
-            torch.save(states, aside / f"process-{process_number()}.pt")
-            wait_for_all()
-            if process_number() == 0:
+            torch.save(states, aside / f"process-{get_rank()}.pt")
+            barrier()
+            if get_rank() == 0:
                 sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
                 config = vars(model.config) if isinstance(model, GPT2) else None
                 facts = {"progress": asdict(progress), "config": config, "files": sizes}
@@ -118,9 +118,9 @@ class Checkpoints:
         except Exception as error:  # of a full disk, torch says in many ways
             shutil.rmtree(aside, ignore_errors=True)
             raise OSError(f"cannot save the run in {whole}: {error}") from error
-        if process_number() == 0:
+        if get_rank() == 0:
             self.drop_all_but_the_last(whole)
-        wait_for_all()
+        barrier()
         return whole
 
     def load_newest(
@@ -150,7 +150,7 @@ class Checkpoints:
 
     def put_in_place(self, aside: Path, whole: Path) -> None:
         """Rename, over a broken one of the same step if there is one."""
-        doomed = put_aside(whole) if whole.exists() else None
+        doomed = rename_aside(whole) if whole.exists() else None
         aside.replace(whole)
         if doomed is not None:
             shutil.rmtree(doomed, ignore_errors=True)
@@ -160,14 +160,14 @@ class Checkpoints:
         later = [folder for folder in self.all() if folder.name > newest.name]
         earlier = [folder for folder in self.all() if folder.name <= newest.name]
         for folder in later + earlier[self.keep_last :]:
-            shutil.rmtree(put_aside(folder), ignore_errors=True)
+            shutil.rmtree(rename_aside(folder), ignore_errors=True)
 
     def remove_leftovers(self) -> None:
         for folder in self.folder.glob(f"*{PARTIAL}"):
             shutil.rmtree(folder)
 
 
-def put_aside(folder: Path) -> Path:
+def rename_aside(folder: Path) -> Path:
     """Take its good name from a folder that is to go, so that no half of it is ever found there."""
     return folder.replace(folder.with_suffix(".old" + PARTIAL))
 
@@ -182,7 +182,7 @@ def read_in_all_processes(folder: Path, model: nn.Module) -> tuple[Progress, dic
         found = read_progress(facts), read_states(folder)
     except Exception as error:  # whatever a broken file makes the readers raise
         problem = error
-    if sum_over_processes([float(problem is not None)], torch.device("cpu")) == [0.0]:
+    if sum_over_ranks([float(problem is not None)], torch.device("cpu")) == [0.0]:
         return found
     logger.warning("skipped %s, which cannot be read: %s", folder, problem or "by another process")
     return None
@@ -191,10 +191,10 @@ def read_in_all_processes(folder: Path, model: nn.Module) -> tuple[Progress, dic
 def read_states(folder: Path) -> dict[str, Any]:
     """The states of this process. One that the run did not have begins with other random numbers
     and takes from the first only what all have in common: the scale of the gradients."""
-    own = folder / f"process-{process_number()}.pt"
+    own = folder / f"process-{get_rank()}.pt"
     if own.is_file():
         return torch.load(own, map_location="cpu", weights_only=True)
-    logger.warning("the run had fewer processes: number %d is new to it", process_number())
+    logger.warning("the run had fewer processes: number %d is new to it", get_rank())
     first = torch.load(folder / "process-0.pt", map_location="cpu", weights_only=True)
     return {"scaler": first.get("scaler")}
 

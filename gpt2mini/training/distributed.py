@@ -14,7 +14,7 @@ from torch import distributed
 
 
 @contextmanager
-def joined_processes() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Inside, this is one of the processes that torchrun has started, if it has. Each has a GPU of
     its own, which is what the device "cuda" means to it, or they share the processor."""
     if "LOCAL_RANK" not in os.environ:
@@ -40,27 +40,27 @@ def joined_processes() -> Iterator[None]:
         time.sleep(0.5)
 
 
-def is_joined() -> bool:
+def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def process_count() -> int:
-    return distributed.get_world_size() if is_joined() else 1
+def get_world_size() -> int:
+    return distributed.get_world_size() if is_distributed() else 1
 
 
-def process_number() -> int:
-    return distributed.get_rank() if is_joined() else 0
+def get_rank() -> int:
+    return distributed.get_rank() if is_distributed() else 0
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Go on when every process has come this far."""
-    if process_count() > 1:
-        sum_over_processes([0.0], torch.device("cpu"))
+    if get_world_size() > 1:
+        sum_over_ranks([0.0], torch.device("cpu"))
 
 
-def sum_over_processes(values: list[float], device: torch.device) -> list[float]:
+def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     """Each value, summed over all processes."""
-    if process_count() == 1:
+    if get_world_size() == 1:
         return values
     # float64, or counts above 2**24 would be rounded; which Apple's GPUs do not have
     together = torch.tensor(values, dtype=torch.float64, device=device)
@@ -68,17 +68,17 @@ def sum_over_processes(values: list[float], device: torch.device) -> list[float]
     return together.tolist()
 
 
-def of_the_first(value: float, device: torch.device) -> float:
+def broadcast_from_rank_zero(value: float, device: torch.device) -> float:
     """The first process's value: what all decide by has to be one number, to the last bit."""
-    return sum_over_processes([value if process_number() == 0 else 0.0], device)[0]
+    return sum_over_ranks([value if get_rank() == 0 else 0.0], device)[0]
 
 
 @contextmanager
-def main_process_first() -> Iterator[None]:
-    """For what all need and one can prepare, such as tokenising a corpus: the others wait, and find
+def rank_zero_first() -> Iterator[None]:
+    """For what all need and one can prepare, such as tokenizing a corpus: the others wait, and find
     it done."""
-    if process_number() != 0:
-        wait_for_all()
+    if get_rank() != 0:
+        barrier()
     yield
-    if process_number() == 0:
-        wait_for_all()
+    if get_rank() == 0:
+        barrier()

@@ -17,11 +17,11 @@ from gpt2mini.device import autocast, gains_from_bfloat16, gradient_scaler
 from gpt2mini.losses.objectives import check_labels_not_shifted, chunked_next_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating, mode
-from gpt2mini.training.attention import attend_by_products
+from gpt2mini.training.attention import bfloat16_cpu_attention
 from gpt2mini.training.compiled import compiled_blocks
-from gpt2mini.training.distributed import process_count, process_number, sum_over_processes
-from gpt2mini.training.memory import recompute_activations, recompute_blocks
-from gpt2mini.training.parallel import sharing, whole_tensor, with_shared_gradients
+from gpt2mini.training.distributed import get_rank, get_world_size, sum_over_ranks
+from gpt2mini.training.memory import activation_checkpointing, recompute_activations
+from gpt2mini.training.parallel import gradient_sync, whole_tensor, with_averaged_gradients
 from gpt2mini.training.run import Run, Step, next_batch, remaining_batches
 from gpt2mini.training.settings import Settings
 
@@ -66,7 +66,7 @@ def train(
     optimizers = list(optimizers)
     scaler = gradient_scaler(next(model.parameters()).device, settings.precision)
     parts = {"batches": batches, "figures": figures, "scaler": scaler}
-    loss_of = with_shared_gradients(model, loss_function)
+    loss_of = with_averaged_gradients(model, loss_function)
     run = Run(model, optimizers, settings, out, save, parts)
     with (
         run.begun(resume),
@@ -87,7 +87,7 @@ def train(
             step = accumulate_gradients(loss_of, supply, settings, scaler)
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
-            own_count = step.count / process_count()  # gradients are means over the processes
+            own_count = step.count / get_world_size()  # gradients are means over the processes
             step.grad_norm = divide_and_clip(model.parameters(), own_count, settings.max_grad_norm)
             try:
                 accepted = run.judge(step)
@@ -114,7 +114,7 @@ def train(
 
 
 def progress_bar(settings: Settings, step: int) -> tqdm:
-    shown = settings.progress and process_number() == 0
+    shown = settings.progress and get_rank() == 0
     return tqdm(desc="training", total=settings.steps, initial=step, disable=not shown)
 
 
@@ -140,17 +140,17 @@ def accumulate_gradients(
     loss_sum, count = torch.zeros((), device=device), torch.zeros((), device=device)
     for left in reversed(range(settings.accumulate)):
         batch = next_batch(supply).to(device)
-        with sharing(loss_of, now=left == 0):
+        with gradient_sync(loss_of, now=left == 0):
             with autocast(device, settings.precision):
                 batch_sum, batch_count = loss_of(batch)
             scaler.scale(batch_sum).backward()
         loss_sum, count = loss_sum + batch_sum.detach(), count + batch_count
-    total, targets = sum_over_processes([float(loss_sum), float(count)], device)
+    total, targets = sum_over_ranks([float(loss_sum), float(count)], device)
     if targets == 0:
         raise ValueError("a step has nothing to learn from: its batches hold no target")
     # a scale that small has not overflowed: the gradient is no number whatever the scale
     may_overflow = scaler.is_enabled() and scaler.get_scale() > SMALLEST_SCALE
-    return Step(total, targets, settings.accumulate * process_count(), may_overflow)
+    return Step(total, targets, settings.accumulate * get_world_size(), may_overflow)
 
 
 def divide_and_clip(parameters: Iterable[nn.Parameter], count: float, max_norm: float) -> float:
@@ -168,13 +168,13 @@ def prepared(model: nn.Module, settings: Settings) -> Iterator[None]:
     with ExitStack() as inside:
         if settings.compile:
             inside.enter_context(compiled_blocks(model))  # it chooses what to compute again
-        elif settings.recompute_blocks:
-            inside.enter_context(recompute_blocks(model))
+        elif settings.activation_checkpointing:
+            inside.enter_context(activation_checkpointing(model))
         elif settings.recompute:
             inside.enter_context(recompute_activations(model))
         device = next(model.parameters()).device
         if device.type == "cpu" and gains_from_bfloat16(device) and not settings.compile:
-            inside.enter_context(attend_by_products(model))
+            inside.enter_context(bfloat16_cpu_attention(model))
         yield
 
 

@@ -4,7 +4,7 @@ Backward needs the inputs of every layer, and most of a training step's memory i
 wait. Those of the linear layers are the outputs of LayerNorm and GELU, whose own inputs wait too.
 Computing them a second time costs a few percent of a step and saves more than a third of all
 activations. (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", do it to whole
-layers; `recompute_blocks` does.)
+layers; `activation_checkpointing` does.)
 """
 
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ def recompute_activations(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def recompute_blocks(model: nn.Module) -> Iterator[None]:
+def activation_checkpointing(model: nn.Module) -> Iterator[None]:
     """Inside, of each block only the input is kept; the rest is computed again in backward. Memory
     no longer grows with what happens inside a block, for a third more work."""
     blocks = [module for module in model.modules() if isinstance(module, TransformerBlock)]

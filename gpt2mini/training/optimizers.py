@@ -39,14 +39,14 @@ def muon_and_adamw(
 
 
 class Muon(Optimizer):
-    """Momentum whose step is orthogonalised: all directions of a weight matrix move equally far.
+    """Momentum whose step is orthogonalized: all directions of a weight matrix move equally far.
 
     Jordan et al. 2024, kellerjordan.github.io/posts/muon. The same update as `torch.optim.Muon`,
     which computes in bfloat16 whatever the processor: where bfloat16 is emulated (CPUs before
     AVX512-BF16) that is ten times slower than this, which then stays in the gradient's precision,
     and takes all matrices of one shape at once.
 
-    precision: in which float32 gradients are orthogonalised, "bf16" or "fp32"; "auto" takes the
+    precision: in which float32 gradients are orthogonalized, "bf16" or "fp32"; "auto" takes the
         faster one.
     """
 
@@ -77,7 +77,7 @@ class Muon(Optimizer):
     ) -> None:
         """One step of matrices that have one shape."""
         averages = torch.stack([whole_tensor(self.momentum_step(p, momentum)) for p in parameters])
-        directions = orthogonalise(self.rounded(averages)).to(averages.dtype)
+        directions = orthogonalize(self.rounded(averages)).to(averages.dtype)
         rows, columns = parameters[0].shape
         scale = lr * max(1.0, rows / columns) ** 0.5
         for parameter, direction in zip(parameters, directions, strict=True):
@@ -94,7 +94,7 @@ class Muon(Optimizer):
         return gradient.lerp(average, momentum)
 
     def rounded(self, averages: Tensor) -> Tensor:
-        """In the format that they are to be orthogonalised in."""
+        """In the format that they are to be orthogonalized in."""
         half = best_precision(averages.device, self.precision) == "bf16"
         return averages.bfloat16() if half and averages.dtype == torch.float32 else averages
 
@@ -105,7 +105,7 @@ def stacks(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
     return [parameters[i : i + n] for i in range(0, len(parameters), n)]
 
 
-def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     """U V.T of each matrix U S V.T in a stack (n, rows, columns), nearly, without an SVD.
 
     A Newton-Schulz iteration: an odd polynomial of the matrix acts on its singular values alone,

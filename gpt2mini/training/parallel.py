@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt2mini.training.distributed import process_count, process_number
+from gpt2mini.training.distributed import get_rank, get_world_size
 
 
 class LossOfModel(nn.Module):
@@ -27,19 +27,19 @@ class LossOfModel(nn.Module):
         return self.loss_function(self.model, batch)
 
 
-def with_shared_gradients(model: nn.Module, loss_function: Callable) -> nn.Module:
+def with_averaged_gradients(model: nn.Module, loss_function: Callable) -> nn.Module:
     """batch -> (sum, count), whose backward also averages the gradients over the processes."""
     loss = LossOfModel(model, loss_function)
-    if process_count() == 1:
+    if get_world_size() == 1:
         return loss
     # else all processes would drop the same activations
-    torch.manual_seed(torch.initial_seed() + process_number())
+    torch.manual_seed(torch.initial_seed() + get_rank())
     if is_sharded(model):
         return loss
     return DistributedDataParallel(loss)
 
 
-def sharing(loss: nn.Module, now: bool) -> AbstractContextManager:
+def gradient_sync(loss: nn.Module, now: bool) -> AbstractContextManager:
     """Whether backward inside is to average the gradients: only that of a step's last micro-batch
     needs to, since the others' pile up first."""
     if isinstance(loss, DistributedDataParallel):

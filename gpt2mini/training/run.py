@@ -20,10 +20,10 @@ from gpt2mini.files import alone_in
 from gpt2mini.model import GPT2, TiedHead
 from gpt2mini.training.checkpoints import Checkpoints, Progress, states_of
 from gpt2mini.training.distributed import (
-    of_the_first,
-    process_count,
-    process_number,
-    sum_over_processes,
+    broadcast_from_rank_zero,
+    get_rank,
+    get_world_size,
+    sum_over_ranks,
 )
 from gpt2mini.training.metrics import MetricsLog
 from gpt2mini.training.random_states import generator_states, restore_generators
@@ -109,7 +109,7 @@ class Run:
                 )
             self.progress = found or self.progress
         self.untimed = self.progress.count  # targets since the last row that another run has read
-        writes = self.out is not None and process_number() == 0
+        writes = self.out is not None and get_rank() == 0
         path = self.out / "metrics.jsonl" if writes and self.out is not None else None
         self.log = MetricsLog(path, self.progress.step)
 
@@ -119,7 +119,7 @@ class Run:
         evaluated = any(row["step"] == step and "grad_norm" not in row for row in rows)
         lacks = not rows or (self.is_due(self.settings.evaluate_every) and not evaluated)
         device = next(self.model.parameters()).device
-        return of_the_first(float(lacks), device) == 1.0
+        return broadcast_from_rank_zero(float(lacks), device) == 1.0
 
     # ---- around each step
 
@@ -190,7 +190,7 @@ class Run:
                 "step": progress.step,
                 "loss": loss,
                 f"{unit}_per_second": speed,
-                "learning_rate_share": share,
+                "lr_multiplier": share,
                 "grad_norm": step.grad_norm,
                 **figures,
             }
@@ -210,7 +210,9 @@ class Run:
                 raise
             self.log.write({"step": self.progress.step, **row})
             reshard(self.model)
-            loss = of_the_first(row["validation_loss"], next(self.model.parameters()).device)
+            loss = broadcast_from_rank_zero(
+                row["validation_loss"], next(self.model.parameters()).device
+            )
             if loss < self.progress.best and self.out is not None:
                 save_whole(self.save_model, self.model, self.out / "best")
             self.progress.best = min(self.progress.best, loss)
@@ -226,7 +228,7 @@ class Run:
         """The steps before an evaluation that fails are not lost: resumed, the run evaluates again
         and goes on. (Not so in several processes, where it may have failed in one alone.)"""
         reshard(self.model)
-        if self.checkpoints is None or process_count() > 1 or self.progress.step == 0:
+        if self.checkpoints is None or get_world_size() > 1 or self.progress.step == 0:
             return
         try:
             saved = self.save(self.states_before)
@@ -247,7 +249,7 @@ class Run:
     def stop_if_asked(self) -> None:
         """If a signal has come, to any of the processes: save, and say how to go on."""
         device = next(self.model.parameters()).device
-        if sum_over_processes([float(self.signals.received)], device) == [0.0]:
+        if sum_over_ranks([float(self.signals.received)], device) == [0.0]:
             return
         raise TrainingStopped(
             f"stopped after step {self.progress.step} of {self.settings.steps}; saved in "
@@ -270,12 +272,12 @@ def only_run_in(folder: Path) -> Iterator[None]:
     of this run, if one is."""
     with ExitStack() as stack:
         problem = None
-        if process_number() == 0:
+        if get_rank() == 0:
             try:
                 stack.enter_context(alone_in(folder))
             except BlockingIOError as error:
                 problem = error
-        if of_the_first(float(problem is not None), torch.device("cpu")):
+        if broadcast_from_rank_zero(float(problem is not None), torch.device("cpu")):
             raise problem or BlockingIOError(f"another run is at work in {folder}")
         yield
 
@@ -342,7 +344,7 @@ def remaining_batches(batches: Iterable[Any], first: int) -> Iterator[Any]:
     Batches with a state have found their place themselves; those that know a short way to it
     (`part`) are asked; of all others, those before it are read and dropped.
     """
-    first, every = first + process_number(), process_count()
+    first, every = first + get_rank(), get_world_size()
     if hasattr(batches, "load_state_dict"):
         return iter(batches)
     if hasattr(batches, "part"):

@@ -3,13 +3,13 @@
 import math
 
 
-def cosine(step: int, steps: int, warmup_steps: int, final_share: float = 0.1) -> float:
-    """Linear warm-up, then half a cosine down to `final_share` (Loshchilov & Hutter 2017; GPT-3's
-    schedule)."""
+def cosine(step: int, steps: int, warmup_steps: int, final_multiplier: float = 0.1) -> float:
+    """Linear warm-up, then half a cosine down to `final_multiplier` (Loshchilov & Hutter 2017;
+    GPT-3's schedule)."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
-    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+    return final_multiplier + (1 - final_multiplier) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def warmup_stable_decay(

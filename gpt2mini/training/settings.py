@@ -22,7 +22,7 @@ class Settings:
     progress: bool = True
     unit: str = "tokens"  # what the loss function counts, for the log: tokens, or texts
     recompute: bool = True  # a third less memory for a few percent of the time
-    recompute_blocks: bool = False  # far less memory for a third more time
+    activation_checkpointing: bool = False  # far less memory for a third more time
     compile: bool = False  # each block by torch.compile: a minute's wait; gains little on CPUs
 
     def __post_init__(self) -> None:

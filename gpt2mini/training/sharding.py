@@ -14,7 +14,7 @@ from torch import nn
 
 from gpt2mini.device import best_precision
 from gpt2mini.model import GPT2
-from gpt2mini.training.distributed import is_joined, process_number, wait_for_all
+from gpt2mini.training.distributed import barrier, get_rank, is_distributed
 from gpt2mini.training.parallel import is_sharded, whole_tensor
 
 
@@ -25,7 +25,7 @@ def shard(model: GPT2, precision: str = "auto") -> None:
     a CPU with a torch (2.6) that can do it on GPUs alone."""
     from torch.distributed import fsdp  # hundreds of modules, for those who need them
 
-    if not is_joined():
+    if not is_distributed():
         raise ValueError("there are no processes to spread the model over: start it with torchrun")
     if model.tok_emb.weight.device.type == "cpu" and not can_shard_on_cpu():
         raise NotImplementedError(
@@ -59,20 +59,20 @@ def save_whole(save: Callable[[Any, Path], object], model: nn.Module, folder: Pa
     """Let the first process save the model, gathered from all if it is spread over them."""
     if is_sharded(model):
         model = gathered(model)
-    if process_number() == 0:
+    if get_rank() == 0:
         save(model, folder)
-    wait_for_all()
+    barrier()
 
 
 @torch.no_grad()
 def gathered(model: nn.Module) -> nn.Module:
     """The whole model in the first process's memory, a tensor at a time; empty in the others."""
     whole: nn.Module = deepcopy(model.whole_model[0])  # type: ignore[index, assignment]
-    if process_number() == 0:
+    if get_rank() == 0:
         whole.to_empty(device="cpu")
     places = whole.state_dict(keep_vars=True)
     for name, tensor in model.state_dict().items():
         full = whole_tensor(tensor)
-        if process_number() == 0:
+        if get_rank() == 0:
             places[name].copy_(full)
     return whole

@@ -6,7 +6,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from gpt2mini.training.distributed import process_count
+from gpt2mini.training.distributed import get_world_size
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class StopSignals:
     def note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         once_more = ""
-        if process_count() == 1:
+        if get_world_size() == 1:
             self.restore()
             once_more = "; once more stops at once, and saves nothing"
         logger.warning("stopping after this step or evaluation%s", once_more)

@@ -48,7 +48,7 @@ from gpt2mini.classification.frozen import (
     shuffled_batches,
     texts_to_train_on,
 )
-from gpt2mini.classification.labeled import LabelledTexts, balanced, read_labelled, stratified_split
+from gpt2mini.classification.labeled import LabeledTexts, balanced, read_labeled, stratified_split
 from gpt2mini.data.batching import encode_texts
 from gpt2mini.training import Settings, adamw, cosine, train
 
@@ -99,9 +99,9 @@ def main() -> None:
 PARTS = ("training", "validation", "test")
 
 
-def some_texts(args: argparse.Namespace) -> LabelledTexts:
+def some_texts(args: argparse.Namespace) -> LabeledTexts:
     """As many texts of both classes, at most --texts of each."""
-    data = balanced(read_labelled(present(args.data, "data")), args.seed)
+    data = balanced(read_labeled(present(args.data, "data")), args.seed)
     labels = np.array(data.labels)
     chosen = [np.flatnonzero(labels == label)[: args.texts] for label in np.unique(labels)]
     return data.subset(np.sort(np.concatenate(chosen)).tolist())
@@ -138,7 +138,7 @@ def is_small(model: GPT2) -> bool:
 
 
 def run_recipe(
-    args: argparse.Namespace, parts: tuple[LabelledTexts, ...], tokenizer: Tokenizer
+    args: argparse.Namespace, parts: tuple[LabeledTexts, ...], tokenizer: Tokenizer
 ) -> Result:
     model = new_classifier(args, len(parts[0].class_names))
     rate = args.plain_lr or (4 * OUR_RATE if is_small(model) else PLAIN_RATE)
@@ -164,7 +164,7 @@ def run_recipe(
 
 
 def padded_loaders(
-    parts: tuple[LabelledTexts, ...],
+    parts: tuple[LabeledTexts, ...],
     tokenizer: Tokenizer,
     pad_to: int | None,
     generator: torch.Generator,
@@ -268,7 +268,7 @@ def seconds_of_all_epochs(
 
 
 def run_gpt2mini(
-    args: argparse.Namespace, parts: tuple[LabelledTexts, ...], tokenizer: Tokenizer
+    args: argparse.Namespace, parts: tuple[LabeledTexts, ...], tokenizer: Tokenizer
 ) -> Result:
     model = new_classifier(args, len(parts[0].class_names))
     rate = args.lr or OUR_RATE * (4 if is_small(model) else 1)

@@ -72,11 +72,11 @@ def main() -> None:
 def print_ratios(speeds: dict[str, float], batch_size: int) -> None:
     """The best of ours, whole and in int8, beside the best of each peer."""
     ours = {row: speed for row, speed in speeds.items() if row.startswith("gpt2mini")}
-    not_quantised = {row: speed for row, speed in ours.items() if row != "gpt2mini:int8"}
+    not_quantized = {row: speed for row, speed in ours.items() if row != "gpt2mini:int8"}
     int8 = {row: speed for row, speed in ours.items() if row == "gpt2mini:int8"}
     for peer in ("transformers", "ctranslate2"):
         theirs = {row: speed for row, speed in speeds.items() if row.startswith(peer)}
-        for mine in (not_quantised, int8):
+        for mine in (not_quantized, int8):
             if theirs and mine:
                 best, rival = max(mine, key=mine.__getitem__), max(theirs, key=theirs.__getitem__)
                 ratio = mine[best] / theirs[rival]

@@ -5,8 +5,8 @@
 On paper: weights, gradients and AdamW's two averages, four bytes a number each, divided by the
 number of processes; and what is whole for a moment: the embeddings, which the first and the last
 layer need, and two blocks, one computing and one being gathered, with their gradients.
-Activations come on top: with --recompute-blocks, one input for each block and token. The same sums
-are then checked on a small model in 1 and 2 processes of this machine, by the sizes of the tensors
+Activations come on top: with --activation-checkpointing, one input for each block and token. The
+same sums are then checked on a small model in 1 and 2 processes of this machine, by the sizes of the tensors
 that each holds after a step, on the processor, through gloo.
 """
 
@@ -20,7 +20,7 @@ import torch
 from gpt2mini import GPT2, GPT2Config
 from gpt2mini.data.text import Batch
 from gpt2mini.training import Settings, adamw, train
-from gpt2mini.training.distributed import joined_processes, process_number
+from gpt2mini.training.distributed import get_rank, process_group
 from gpt2mini.training.sharding import shard
 
 BYTES = 4
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--size", default="gpt2-xl", help="on paper (default gpt2-xl)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     if parser.parse_args().worker:
-        with joined_processes():
+        with process_group():
             measure()
         return
     name = parser.parse_args().size
@@ -49,7 +49,7 @@ def main() -> None:
             f"{passing / 1e9:18.2f}   {(kept + passing) / 1e9:8.2f}"
         )
     row = 1024 * config.emb_dim * (config.n_layers + 1) * BYTES
-    print(f"activations with --recompute-blocks: {row / 1e9:.2f} GB for each text of 1,024 tokens")
+    print(f"activations with --activation-checkpointing: {row / 1e9:.2f} GB per 1,024 tokens")
     print("\nmeasured: a model of 12 blocks of 256, after a step of AdamW")
     for processes in (1, 2):
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -87,7 +87,7 @@ def measure() -> None:
     tensors += [t for state in optimizer.state.values() for t in state.values() if t.ndim]
     held = sum(t.to_local().numel() * t.element_size() for t in tensors)  # type: ignore[attr-defined]
     gradients = sum(p.to_local().numel() * 4 for p in model.parameters())  # type: ignore[attr-defined]
-    if process_number() == 0:
+    if get_rank() == 0:
         print(json.dumps(held + gradients))
 
 

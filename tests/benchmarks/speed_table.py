@@ -158,15 +158,15 @@ def generation(args: argparse.Namespace) -> list[Row]:
     return [Row("generation, speed", "transformers, CTranslate2", "-", "see above")]
 
 
-def tokenising(args: argparse.Namespace) -> list[Row]:
+def tokenizing_rows(args: argparse.Namespace) -> list[Row]:
     if not args.data:
-        return [Row("tokenising", "one-process tiktoken", "number of cores", "needs --data")]
+        return [Row("tokenizing", "one-process tiktoken", "number of cores", "needs --data")]
     size = ["--megabytes", "5"] if args.quick else []
     flags = ["--tokenizer", args.tokenizer, "--no-training", *size]
     found = tokenizing.compare(["--data", *args.data, *flags])
     ratio = found["gpt2mini"]["speed"] / found["tiktoken"]["speed"]
     cores = f"{tokenizing.core_count()} cores"
-    return [Row("tokenising, speed", "one-process tiktoken", cores, f"{ratio:.2f} x")]
+    return [Row("tokenizing, speed", "one-process tiktoken", cores, f"{ratio:.2f} x")]
 
 
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
@@ -174,7 +174,7 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "memory": memory,
     "lora": lora_step,
     "generation": generation,
-    "tokenising": tokenising,
+    "tokenizing": tokenizing_rows,
 }
 
 

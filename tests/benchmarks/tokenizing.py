@@ -1,4 +1,4 @@
-"""Tokenising a large corpus beside one-process tiktoken: speed and memory, and training on it.
+"""Tokenizing a large corpus beside one-process tiktoken: speed and memory, and training on it.
 
     python tests/benchmarks/tokenizing.py --data english/ chinese/                # 200 MB
     python tests/benchmarks/tokenizing.py --data books/ --megabytes 40 --tokenizer models/gpt2
