@@ -46,6 +46,7 @@ from gpt2mini.classification.frozen import (
 )
 from gpt2mini.classification.labeled import LabeledTexts, balanced, read_labeled, stratified_split
 from gpt2mini.data.batching import encode_texts
+from gpt2mini.data.samples import sample
 from gpt2mini.device import autocast, pick_device
 from gpt2mini.evaluation import ClassificationReport, classification_report
 from gpt2mini.inspection import plot_confusion
@@ -54,7 +55,7 @@ from gpt2mini.model import TiedHead
 from gpt2mini.training import Settings, adamw, cosine, train
 from gpt2mini.training.distributed import get_world_size
 
-SAMPLE = Path(__file__).parent / "data" / "messages.tsv"
+SAMPLE = sample("messages.tsv")
 # of the 124M model; small ones take four times these rates
 PEAK_RATES = {"last-blocks": 5e-4, "full": 5e-5, "lora": 5e-4}
 

@@ -14,6 +14,7 @@ import torch
 
 from gpt2mini import GPT2, Tokenizer, generate
 from gpt2mini.data.instructions import TEMPLATES
+from gpt2mini.data.samples import sample
 from gpt2mini.files import writable_folder, write_json
 from gpt2mini.training.checkpoints import Checkpoints
 from gpt2mini.training.distributed import get_rank, process_group
@@ -21,9 +22,9 @@ from gpt2mini.training.run import only_run_in
 from gpt2mini.training.sharding import shard
 from gpt2mini.training.signals import TrainingStopped
 
-SAMPLE_TEXT = Path(__file__).parent / "data" / "sample.txt"
-SAMPLE_EXCHANGES = Path(__file__).parent / "data" / "keeper.jsonl"
-GENERAL_TEXT = Path(__file__).parent / "data" / "general.txt"  # letters, a recipe, news, a dialogue
+SAMPLE_TEXT = sample("sample.txt")
+SAMPLE_EXCHANGES = sample("keeper.jsonl")
+GENERAL_TEXT = sample("general.txt")  # letters, a recipe, news, a dialogue
 
 
 SMALL = 50_000_000  # parameters; larger models want smaller steps

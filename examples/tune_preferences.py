@@ -50,6 +50,7 @@ from flags import (
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import holds_adapter
+from gpt2mini.data.samples import sample
 from gpt2mini.device import pick_device
 from gpt2mini.inspection import plot_calibration, plot_figures
 from gpt2mini.lora import (
@@ -85,7 +86,7 @@ from gpt2mini.preferences.rollouts import RolloutSettings
 from gpt2mini.training import Figures, Settings, adamw, cosine, train
 from gpt2mini.training.distributed import get_rank, get_world_size
 
-SAMPLE = Path(__file__).parent / "data" / "preferences.jsonl"
+SAMPLE = sample("preferences.jsonl")
 # of gpt2-nano; larger models take a tenth of these rates
 PEAK_RATES = {"reward": 2e-4, "dpo": 2e-5, "ppo": 1e-3, "grpo": 1e-3}
 WITH_LORA = 10  # times these rates: adapters begin at zero

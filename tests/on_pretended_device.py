@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from gpt2mini import GPT2, generate
 from gpt2mini import device as devices
+from gpt2mini.data.samples import sample
 from gpt2mini.data.text import Batch
 from gpt2mini.training import Settings, adamw, muon_and_adamw, next_token_step, train
 
@@ -170,7 +171,7 @@ def test_examples(
     if script != "generate.py":
         flags += ["--out", str(tmp_path)]
     if script == "pretrain.py":
-        flags += ["--data", str(EXAMPLES / "data" / "sample.txt")]
+        flags += ["--data", str(sample("sample.txt"))]
     monkeypatch.setattr(devices, "pick_device", lambda name: device)
     monkeypatch.setattr(sys, "argv", [script, *flags])
     monkeypatch.syspath_prepend(EXAMPLES)

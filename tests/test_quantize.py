@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer, generate, quantize, resize_vocab
 from gpt2mini.classification import last_token_logits
+from gpt2mini.data.samples import sample
 from gpt2mini.data.text import Batch
 from gpt2mini.evaluation import perplexity
 from gpt2mini.generation import stream
@@ -34,7 +35,7 @@ from gpt2mini.training import Settings, adamw, train
 
 FORMATS = ("int8", "fp16", "bf16")
 each_format = pytest.mark.parametrize("weights", FORMATS)
-GENERAL = Path(__file__).parents[1] / "examples" / "data" / "general.txt"
+GENERAL = sample("general.txt")
 
 
 def random_linear(outputs: int, inputs: int, seed: int = 0) -> nn.Linear:

@@ -38,9 +38,10 @@ import torch
 from measuring import transformers_model
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer
+from gpt2mini.data.samples import sample
 from gpt2mini.preferences.pairs import Preference, encode_preferences, pad_pairs, read_preferences
 
-SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "preferences.jsonl"
+SAMPLE = sample("preferences.jsonl")
 EPOCHS = 3  # over which the time for a reference that is computed once is shared out
 WORKERS = {
     "DPO, pairs/s": ("dpo-trl", "dpo-trl-once", "dpo-gpt2mini"),

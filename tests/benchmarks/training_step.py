@@ -10,8 +10,8 @@ All train a GPT-2 of the same size from random weights, without dropout, with fu
 same ids. "-compiled": under torch.compile, which needs a C++ compiler: the whole of transformers'
 model, the blocks of ours, as `Settings(compile=True)` does. "-recomputed": of each block only the
 input is kept for backward, `Settings(activation_checkpointing=True)`; plain gpt2mini computes
-norms and activation functions again, as `Settings` does unless told otherwise. Each measurement has a
-process of its own, so that its peak memory is its own, and a first step (small, but for what is
+norms and activation functions again, as `Settings` does unless told otherwise. Each measurement has
+a process of its own, so that its peak memory is its own, and a first step (small, but for what is
 compiled for one shape) that makes the optimizer's state, so that the measured steps hold everything
 at once. The median step counts. Needs transformers.
 """
