@@ -6,8 +6,8 @@ On paper: weights, gradients and AdamW's two averages, four bytes a number each,
 number of processes; and what is whole for a moment: the embeddings, which the first and the last
 layer need, and two blocks, one computing and one being gathered, with their gradients.
 Activations come on top: with --activation-checkpointing, one input for each block and token. The
-same sums are then checked on a small model in 1 and 2 processes of this machine, by the sizes of the
-tensors that each holds after a step, on the processor, through gloo.
+same sums are then checked on a small model in 1 and 2 processes of this machine, by the sizes of
+the tensors that each holds after a step, on the processor, through gloo.
 """
 
 import argparse
