@@ -35,6 +35,7 @@ from flags import (
 )
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer, complete
+from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.data.text import (
     TokenBatches,
     TokenFile,
@@ -45,7 +46,6 @@ from gpt2mini.data.text import (
     tokenize_files,
 )
 from gpt2mini.device import pick_device
-from gpt2mini.generation import check_language_head
 from gpt2mini.model import TiedHead
 from gpt2mini.tokenizer import train_tokenizer
 from gpt2mini.training import Settings, evaluate_loss, muon_and_adamw, train, warmup_stable_decay
@@ -147,7 +147,7 @@ def get_tokenizer(args: argparse.Namespace, files: list[Path]) -> Tokenizer:
 def get_model(args: argparse.Namespace, tokenizer: Tokenizer) -> GPT2:
     if args.init_from:
         model = GPT2.from_pretrained(args.init_from)
-        check_language_head(model)
+        check_predicts_tokens(model)
         return grow_depth(model, args.layers)
     return GPT2(
         GPT2Config(

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gpt2mini.cache import KeyValueCache
+from gpt2mini.checks import check_generation_request
 from gpt2mini.decoding import Decoder
 from gpt2mini.masking import pad_right
 from gpt2mini.model import GPT2
@@ -166,7 +167,7 @@ def generation_steps(
     """The loop behind `generate` and `stream`: read, choose, feed back; stop when every row has
     ended. To be run in eval mode without gradients."""
     stop_ids = [int(token_id) for token_id in stop_ids]
-    check_request(model, token_ids, attention_mask, max_new_tokens, stop_ids, overflow)
+    check_generation_request(model, token_ids, attention_mask, max_new_tokens, stop_ids, overflow)
     rows, prompt = token_ids.shape
     text = torch.cat(
         [token_ids, token_ids.new_zeros(rows, max_new_tokens)], dim=1
@@ -249,53 +250,6 @@ def cache_dtype(weight: Tensor) -> torch.dtype:
     """The dtype in which attention computes: autocast's if it is on, else the weights'."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-
-
-def check_request(
-    model: GPT2,
-    token_ids: Tensor,
-    attention_mask: Tensor | None,
-    max_new_tokens: int,
-    stop_ids: Sequence[int],
-    overflow: str,
-) -> None:
-    if overflow not in ("error", "slide"):
-        raise ValueError(f"overflow must be 'error' or 'slide', not {overflow!r}")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    if token_ids.ndim != 2 or token_ids.numel() == 0:
-        raise ValueError(
-            f"the prompt must have the shape (batch, tokens) and at least one token, "
-            f"not {tuple(token_ids.shape)}"
-        )
-    check_language_head(model)
-    vocab = model.config.vocab_size
-    if strange := [i for i in stop_ids if not 0 <= i < vocab]:
-        raise ValueError(f"stop id {strange[0]} is outside the vocabulary of {vocab}")
-    if attention_mask is not None and attention_mask.shape != token_ids.shape:
-        raise ValueError(
-            f"attention_mask has the shape {tuple(attention_mask.shape)}; "
-            f"expected {tuple(token_ids.shape)}"
-        )
-    if attention_mask is not None and not attention_mask.bool().any(dim=1).all():
-        raise ValueError("a row of the prompt is nothing but padding: there is nothing to continue")
-    longest = token_ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=1).max())
-    context = model.config.context_length
-    if overflow == "error" and longest + max_new_tokens > context:
-        fewer = f"ask for at most {context - longest}, " if longest < context else ""
-        raise ValueError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the context "
-            f"of {context}: {fewer}shorten the prompt, or pass overflow='slide'"
-        )
-
-
-def check_language_head(model: GPT2) -> None:
-    vocab = getattr(model.out_head, "out_features", model.config.vocab_size)
-    if vocab != model.config.vocab_size:
-        raise ValueError(
-            f"the output head gives {vocab} numbers, but the vocabulary has "
-            f"{model.config.vocab_size} tokens: only a language model head knows how likely each is"
-        )
 
 
 def complete(

@@ -15,14 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2mini.cache import KeyValueCache, LayerCache
+from gpt2mini.checks import check_input, check_length, check_positions
 from gpt2mini.config import GPT2Config
-from gpt2mini.masking import (
-    build_attn_mask,
-    check_input,
-    check_positions,
-    count_positions,
-    segment_ids,
-)
+from gpt2mini.masking import build_attn_mask, count_positions, segment_ids
 
 
 class MultiHeadAttention(nn.Module):
@@ -125,6 +120,10 @@ class TiedHead(nn.Module):
         self._tok_emb = (tok_emb,)
 
     @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    @property
     def weight(self) -> Float[Tensor, "vocab emb"]:
         return self._tok_emb[0].weight
 
@@ -207,14 +206,17 @@ class GPT2(nn.Module):
         (None: the plain causal pattern). Arguments as for `hidden_states`."""
         past = 0 if cache is None else cache.length
         check_input(self.config, token_ids, attention_mask, position_ids, cache)
-        numbers = segment_ids(token_ids, attention_mask, cache)  # (batch, total) or None
-        attn_mask = build_attn_mask(token_ids, numbers, past)  # (batch or 1, 1, tokens, total)
-        if position_ids is None:
-            position_ids = count_positions(self.config, token_ids, numbers, attn_mask, past)
+        segments = segment_ids(token_ids, attention_mask, cache)  # (batch, total) or None
+        attn_mask = build_attn_mask(token_ids, segments, past)  # (batch or 1, 1, tokens, total)
+        if position_ids is None and segments is None:
+            check_length(self.config, past + token_ids.shape[1])  # no wait for a GPU
+            position_ids = count_positions(token_ids, None, None, past)  # (1, tokens)
         else:
+            if position_ids is None:
+                position_ids = count_positions(token_ids, segments, attn_mask, past)
             check_positions(self.config, position_ids)  # (batch or 1, tokens)
         if cache is not None:
-            cache.segment_ids = numbers  # later calls need not repeat the mask of earlier tokens
+            cache.segment_ids = segments  # later calls need not repeat the mask of earlier tokens
         x = self.tok_emb(token_ids) + self.pos_emb(position_ids)  # (batch, tokens, emb)
         return self.drop_emb(x), attn_mask
 

@@ -201,9 +201,12 @@ class QuantizedHead(TiedHead):
 
     def __init__(self, head: TiedHead | nn.Linear, weights: str) -> None:
         nn.Module.__init__(self)  # not TiedHead's: there is no embedding to refer to
-        self.out_features, self.in_features = head.weight.shape
         self.register_buffer("mean", head.weight.float().mean(dim=0))
         self.centered = quantized_linear(head.weight.float() - self.mean, None, weights)
+
+    @property
+    def out_features(self) -> int:
+        return self.centered.out_features
 
     @property
     def weight(self) -> Float[Tensor, "vocab emb"]:

@@ -286,7 +286,7 @@ def test_senseless_prompts_are_refused(model: GPT2) -> None:
 def test_a_classifier_cannot_generate() -> None:
     model = make_model()
     model.out_head = nn.Linear(48, 2)
-    with pytest.raises(ValueError, match="output head gives 2 numbers"):
+    with pytest.raises(ValueError, match="output head has 2 outputs"):
         generate(model, torch.tensor([[1]]), 3)
 
 

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2mini import GPT2
+from gpt2mini.checks import check_in_vocabulary
 from gpt2mini.data.text import Batch, pad_batch
 from gpt2mini.losses import (
     IGNORED,
@@ -24,7 +25,6 @@ from gpt2mini.losses import (
     next_token_loss,
     pairwise_reward_loss,
 )
-from gpt2mini.losses.objectives import check_in_vocabulary
 from gpt2mini.model import TiedHead
 
 EMB, VOCAB = 6, 11

@@ -157,5 +157,5 @@ def test_a_response_that_nothing_predicts_is_refused(
 def test_a_head_over_classes_knows_no_tokens(own_model: GPT2) -> None:
     own_model.out_head = torch.nn.Linear(TINY.emb_dim, 2)
     ids = torch.zeros(1, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match="gives 2 numbers, but the vocabulary has"):
+    with pytest.raises(ValueError, match="output head has 2 outputs"):
         sequence_logprobs(own_model, ids, None, torch.tensor([[False, True, True, True]]))

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length
 from gpt2mini.device import autocast
-from gpt2mini.evaluation.perplexity import check_predicts_tokens
 from gpt2mini.losses.chunked import at_least_float32
 from gpt2mini.masking import pad_right
 from gpt2mini.model import GPT2

@@ -14,14 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.data.text import as_batch, windows
 from gpt2mini.device import autocast
-from gpt2mini.evaluation.perplexity import (
-    Perplexity,
-    check_predicts_tokens,
-    check_window,
-    encode,
-)
+from gpt2mini.evaluation.perplexity import Perplexity, check_window, encode
 from gpt2mini.lora.layers import lora_disabled
 from gpt2mini.losses.chunked import at_least_float32
 from gpt2mini.losses.objectives import next_tokens

@@ -22,6 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
+from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.data.text import Window, as_batch, windows
 from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
@@ -121,18 +122,6 @@ def perplexity(
     bar = tqdm(batches, desc="perplexity", disable=not progress)
     mean = evaluate_loss(model, map(as_batch, bar), precision=precision)
     return Perplexity.of(mean, texts, encoded, rows)
-
-
-def check_predicts_tokens(model: GPT2) -> None:
-    """Raises ValueError for a classifier, whose head gives tokens no probabilities."""
-    with torch.no_grad():
-        outputs = model.out_head(model.tok_emb.weight[None, :1]).shape[2]
-    if outputs != model.config.vocab_size:
-        raise ValueError(
-            f"the head has {outputs} outputs, expected {model.config.vocab_size}, one for each "
-            "token: a classifier cannot score a text; score the model that it was made from, or "
-            "measure the classes with classification_report"
-        )
 
 
 def check_window(model: GPT2, context_length: int | None, stride: int | None) -> tuple[int, int]:

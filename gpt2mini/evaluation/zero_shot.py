@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.evaluation.lambada import lambada
 from gpt2mini.evaluation.multiple_choice import childrens_books, hellaswag
-from gpt2mini.evaluation.perplexity import check_predicts_tokens, check_window
+from gpt2mini.evaluation.perplexity import check_window
 from gpt2mini.evaluation.running_text import any_text, bits, wikitext
 from gpt2mini.evaluation.table import Options, Row, Table
 from gpt2mini.model import GPT2

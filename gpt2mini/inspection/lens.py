@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2mini.evaluation.perplexity import check_predicts_tokens
+from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.inspection.tracing import trace
 from gpt2mini.losses.sequence_logprobs import token_logprobs
 from gpt2mini.model import GPT2

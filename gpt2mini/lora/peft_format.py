@@ -464,7 +464,7 @@ def make_head(model: GPT2, tensors: dict[str, Tensor], config: dict[str, Any]) -
     if weight is None or weight.ndim != 2 or weight.shape[1] != model.config.emb_dim:
         raise ValueError(f"its head does not fit a model of width {model.config.emb_dim}")
     classes = getattr(model.out_head, "out_features", len(weight))
-    if classes != len(weight):
+    if classes != len(weight) and not isinstance(model.out_head, TiedHead):
         raise ValueError(f"its head has {len(weight)} classes; the model's has {classes}")
     like = model.tok_emb.weight
     own = {

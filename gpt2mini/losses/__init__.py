@@ -1,7 +1,7 @@
 """Losses: pure functions that return (sum, count), so that the caller divides once."""
 
+from gpt2mini.checks import check_labels_not_shifted
 from gpt2mini.losses.objectives import (
-    check_labels_not_shifted,
     chunked_next_token_loss,
     dpo_loss,
     kl_from_samples,

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gpt2mini.checks import check_in_vocabulary, check_same_shape
 from gpt2mini.losses.chunked import LinearHead, at_least_float32, summed_cross_entropy
 from gpt2mini.masking import IGNORED, last_token
 
@@ -25,7 +26,7 @@ def next_token_loss(
 
     The textbook form. `chunked_next_token_loss` gives the same number without the logits.
     """
-    check_fits("labels", labels, logits[..., 0])
+    check_same_shape("labels", labels, logits[..., 0])
     targets = next_tokens(labels)  # (batch, tokens - 1)
     check_in_vocabulary(targets, logits.shape[2])
     logits = at_least_float32(logits[:, :-1].flatten(0, 1))  # (batch * (tokens - 1), vocab)
@@ -69,7 +70,7 @@ def last_token_loss(
             f"logits must have the shape (batch, tokens, classes), not {tuple(logits.shape)}: of "
             "the last token alone, logits[:, None]"
         )
-    check_fits("labels", labels, logits[:, 0, 0])
+    check_same_shape("labels", labels, logits[:, 0, 0])
     last = at_least_float32(last_token(logits, attention_mask))  # (batch, classes)
     known = labels != IGNORED  # (batch)
     if not known.any():
@@ -79,14 +80,6 @@ def last_token_loss(
         raise ValueError(f"label {int(wrong[0])} is none of {logits.shape[2]} classes, from 0")
     loss_sum = F.cross_entropy(last, labels.long(), ignore_index=IGNORED, reduction="sum")
     return loss_sum, known.sum()
-
-
-def check_fits(name: str, tensor: Tensor, other: Tensor) -> None:
-    """Raise ValueError for a shape that torch would stretch, or refuse in other words."""
-    if tensor.shape != other.shape:
-        raise ValueError(
-            f"{name} must have the shape {tuple(other.shape)}, not {tuple(tensor.shape)}"
-        )
 
 
 def next_tokens(labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens-1"]:
@@ -100,35 +93,6 @@ def next_tokens(labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch token
     return targets
 
 
-def check_in_vocabulary(targets: Int[Tensor, "batch tokens"], vocab_size: int) -> None:
-    """Raise ValueError for a target that is neither a token id nor IGNORED."""
-    if torch.compiler.is_compiling():
-        return  # reading values would break the compiled graph
-    learned = targets.masked_fill(targets == IGNORED, 0)  # 0 is in every vocabulary
-    smallest, largest = torch.stack(learned.aminmax()).tolist()  # one wait for the device, not two
-    if smallest < 0 or largest >= vocab_size:
-        wrong = smallest if smallest < 0 else largest
-        raise ValueError(
-            f"label {wrong} is outside the vocabulary of {vocab_size} (0 to {vocab_size - 1}): "
-            f"labels are token ids, and {IGNORED}, not -1, where nothing is to be learned"
-        )
-
-
-def check_labels_not_shifted(
-    token_ids: Int[Tensor, "batch tokens"], labels: Int[Tensor, "batch tokens"]
-) -> None:
-    """Raise ValueError if somebody has shifted the labels already, which would train the token
-    after next."""
-    kept = labels[:, :-1] != IGNORED
-    looks_shifted = kept.any() & ((labels[:, :-1] == token_ids[:, 1:]) | ~kept).all()
-    looks_right = ((labels == token_ids) | (labels == IGNORED)).all()
-    if looks_shifted & ~looks_right:  # as one question, for which a GPU is waited for once
-        raise ValueError(
-            "the labels look already shifted by one (labels[:, :-1] equals token_ids[:, 1:]): "
-            "pass the token ids themselves; the loss does the shift"
-        )
-
-
 # ---- preferences
 
 
@@ -137,8 +101,8 @@ def pairwise_reward_loss(
 ) -> tuple[Float[Tensor, ""], int]:
     """-log sigmoid(chosen - rejected): the rewards of the better answers should be the higher ones
     (Bradley and Terry 1952; Ouyang et al. 2022, equation 1). (sum, number of pairs)."""
-    check_fits("chosen", chosen, chosen.flatten())
-    check_fits("rejected", rejected, chosen)
+    check_same_shape("chosen", chosen, chosen.flatten())
+    check_same_shape("rejected", rejected, chosen)
     return -F.logsigmoid(chosen - rejected).sum(), len(chosen)
 
 
@@ -164,11 +128,11 @@ def dpo_loss(
             "beta must be above 0 and label_smoothing in [0, 0.5), "
             f"not {beta} and {label_smoothing}"
         )
-    check_fits("policy_chosen", policy_chosen, policy_chosen.flatten())
-    check_fits("policy_rejected", policy_rejected, policy_chosen)
+    check_same_shape("policy_chosen", policy_chosen, policy_chosen.flatten())
+    check_same_shape("policy_rejected", policy_rejected, policy_chosen)
     for reference in (reference_chosen, reference_rejected):
         if reference is not None:
-            check_fits("the reference's log-probabilities", reference, policy_chosen)
+            check_same_shape("the reference's log-probabilities", reference, policy_chosen)
     margin = policy_chosen - policy_rejected  # (pairs)
     if (reference_chosen is None) != (reference_rejected is None):
         raise ValueError("give the reference's log-probabilities of both answers, or of neither")

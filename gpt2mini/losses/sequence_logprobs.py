@@ -1,10 +1,9 @@
 """How likely a model finds an answer: the one place where DPO, PPO and scoring get it from."""
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gpt2mini.generation import check_language_head
+from gpt2mini.checks import check_predicts_tokens, check_response_mask
 from gpt2mini.losses.chunked import cross_entropy_of_each
 from gpt2mini.model import GPT2
 
@@ -32,9 +31,9 @@ def token_logprobs(
     response_mask: Bool[Tensor, "batch tokens"],
 ) -> Float[Tensor, "batch tokens"]:
     """The same, of every response token by itself; 0 elsewhere."""
-    check_language_head(model)
+    check_predicts_tokens(model)
     hidden = model.hidden_states(token_ids, attention_mask)  # (batch, tokens, emb)
-    check_response(token_ids, attention_mask, response_mask)
+    check_response_mask(token_ids, attention_mask, response_mask)
     return logprobs_from_hidden(hidden, model.out_head, token_ids, response_mask)
 
 
@@ -48,19 +47,3 @@ def logprobs_from_hidden(
     asked = response_mask[:, 1:]  # (batch, tokens - 1)
     found = -cross_entropy_of_each(hidden[:, :-1][asked], out_head, token_ids[:, 1:][asked])
     return found.new_zeros(token_ids.shape).masked_scatter(response_mask, found)
-
-
-def check_response(token_ids: Tensor, attention_mask: Tensor | None, response_mask: Tensor) -> None:
-    if response_mask.shape != token_ids.shape or response_mask.dtype != torch.bool:
-        raise ValueError(
-            f"response_mask must be of bool and the shape {tuple(token_ids.shape)} of token_ids, "
-            f"not {response_mask.dtype} and {tuple(response_mask.shape)}"
-        )
-    numbers = torch.ones_like(token_ids) if attention_mask is None else attention_mask.long()
-    same_text = torch.zeros_like(response_mask)  # as the token to its left; never in column 0
-    same_text[:, 1:] = (numbers[:, 1:] == numbers[:, :-1]) & (numbers[:, 1:] > 0)
-    if (response_mask & ~same_text).any():
-        raise ValueError(
-            "a response token has no real token before it that could predict it: a prompt needs at "
-            "least one token, and padding is no response"
-        )

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gpt2mini.checks import check_predicts_tokens, check_response_mask
 from gpt2mini.device import autocast
-from gpt2mini.generation import check_language_head
 from gpt2mini.losses.objectives import kl_from_samples, ppo_loss, value_loss
-from gpt2mini.losses.sequence_logprobs import check_response, logprobs_from_hidden
+from gpt2mini.losses.sequence_logprobs import logprobs_from_hidden
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.preferences.reward_functions import RewardFunction
@@ -62,7 +62,7 @@ class ActorCritic(nn.Module):
         """value_model: a GPT-2 with one output, for instance a copy of the reward model; by default
         the critic is a linear layer on the policy's own trunk, and expects 0 at first."""
         super().__init__()
-        check_language_head(policy)
+        check_predicts_tokens(policy)
         self.policy, self.value_model = policy, value_model
         if value_model is not None:
             check_reward_head(value_model)
@@ -79,7 +79,7 @@ class ActorCritic(nn.Module):
         response_mask: Bool[Tensor, "batch tokens"],
     ) -> tuple[Float[Tensor, "batch tokens"], Float[Tensor, "batch tokens"]]:
         """(log-probabilities, values) of the response tokens; 0 elsewhere."""
-        check_response(token_ids, attention_mask, response_mask)
+        check_response_mask(token_ids, attention_mask, response_mask)
         hidden = self.policy.hidden_states(token_ids, attention_mask)  # (batch, tokens, emb)
         logprobs = logprobs_from_hidden(hidden, self.policy.out_head, token_ids, response_mask)
         if self.value_model is None:

@@ -12,9 +12,10 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from gpt2mini.checks import check_labels_not_shifted
 from gpt2mini.data.text import Batch
 from gpt2mini.device import autocast, gains_from_bfloat16, gradient_scaler
-from gpt2mini.losses.objectives import check_labels_not_shifted, chunked_next_token_loss
+from gpt2mini.losses.objectives import chunked_next_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating, mode
 from gpt2mini.training.attention import bfloat16_cpu_attention

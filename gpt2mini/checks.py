@@ -1,0 +1,246 @@
+"""Refusals of bad input, in one place: what was wrong, what was expected, what to do.
+
+Each function raises ValueError (or TypeError) before any kernel runs. Checks that read values of a
+tensor are skipped while torch.compile traces, where reading would break the graph.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from gpt2mini.config import GPT2Config
+from gpt2mini.masking import IGNORED
+
+if TYPE_CHECKING:
+    from gpt2mini.cache import KeyValueCache
+    from gpt2mini.model import GPT2
+
+# ---- the model's arguments
+
+
+def check_input(
+    config: GPT2Config,
+    token_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    cache: "KeyValueCache | None",
+) -> None:
+    """Raise ValueError for what would otherwise be a wrong result or a crash inside a kernel."""
+    if not isinstance(token_ids, Tensor):
+        raise TypeError(
+            f"token_ids must be a tensor, not a {type(token_ids).__name__}: torch.tensor([ids])"
+        )
+    if token_ids.ndim != 2 or token_ids.numel() == 0:
+        raise ValueError(
+            f"token_ids must have the shape (batch, tokens) and hold at least one token, "
+            f"not {tuple(token_ids.shape)}; for one text use torch.tensor([ids])"
+        )
+    if token_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"token_ids must be torch.long (or torch.int), not {token_ids.dtype}")
+    batch, tokens = token_ids.shape
+    past = 0 if cache is None else cache.length
+    if cache is not None and len(cache.layers) != config.n_layers:
+        raise ValueError(
+            f"the cache is for {len(cache.layers)} blocks, the model has {config.n_layers}: "
+            "make it with KeyValueCache(model.config, ...)"
+        )
+    if cache is not None and (batch != cache.batch_size or past + tokens > cache.max_tokens):
+        raise ValueError(
+            f"the cache is for {cache.batch_size} rows of at most {cache.max_tokens} tokens and "
+            f"holds {past}; {batch} rows of {tokens} more do not fit: make a larger KeyValueCache"
+        )
+    if attention_mask is not None and tuple(attention_mask.shape) not in {
+        (batch, tokens),
+        (batch, past + tokens),
+    }:
+        raise ValueError(
+            f"attention_mask has the shape {tuple(attention_mask.shape)}; "
+            f"expected that of token_ids, {(batch, tokens)}"
+            + (f", or with the cached tokens {(batch, past + tokens)}" if past else "")
+        )
+    if attention_mask is not None and attention_mask.is_floating_point():
+        raise ValueError(
+            f"attention_mask must be integers or booleans (1 real, 0 padding), "
+            f"not {attention_mask.dtype}"
+        )
+    if position_ids is not None and tuple(position_ids.shape) not in {(batch, tokens), (1, tokens)}:
+        raise ValueError(
+            f"position_ids has the shape {tuple(position_ids.shape)}; expected {(batch, tokens)}"
+        )
+    if torch.compiler.is_compiling():
+        return  # reading values would break the compiled graph; shapes are checked above
+    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        check_mask_values(attention_mask, cache)
+    if attention_mask is not None and cache is not None:
+        check_cached_part(attention_mask[:, :-tokens], cache)
+    outside = (token_ids < 0) | (token_ids >= config.vocab_size)  # (batch, tokens)
+    if outside.any():  # the one number for which a GPU is waited for
+        wrong = int(token_ids[outside][0])
+        raise ValueError(
+            f"token id {wrong} is outside the vocabulary of {config.vocab_size} "
+            f"(0 to {config.vocab_size - 1}): do the tokenizer and the model belong together?"
+        )
+
+
+def check_mask_values(attention_mask: Tensor, cache: "KeyValueCache | None") -> None:
+    if int(attention_mask.min()) < 0:
+        raise ValueError(
+            f"attention_mask holds {int(attention_mask.min())}; expected 0 for padding and 1 for "
+            "real tokens (or 1, 2, 3, ... for several texts in a row)"
+        )
+    if cache is not None and int(attention_mask.max()) > 1:
+        raise ValueError("a cache takes one text a row: an attention_mask of 0 and 1")
+
+
+def check_cached_part(cached_mask: Tensor, cache: "KeyValueCache") -> None:
+    """Raise ValueError where a mask, (batch, past), calls a cached token padding that was read as
+    real, or the reverse: what the later tokens have computed from it cannot be taken back."""
+    if cached_mask.numel() == 0:  # the mask is of the new tokens alone
+        return
+    if cache.segment_ids is None:
+        were_real = torch.ones_like(cached_mask, dtype=torch.bool)  # (batch, past)
+    else:
+        were_real = cache.segment_ids.bool()  # (batch, past)
+    differing = (cached_mask.bool() != were_real).nonzero()  # (n, 2)
+    if len(differing):
+        row, column = differing[0].tolist()
+        was, now = ("real", "padding") if were_real[row, column] else ("padding", "real")
+        raise ValueError(
+            f"attention_mask calls the cached token in row {row}, column {column} {now}, but it "
+            f"was read as {was}: give the mask of padded tokens when they are first read, and "
+            "later the same for them, or that of the new tokens alone"
+        )
+
+
+def check_positions(config: GPT2Config, position_ids: Tensor) -> None:
+    """Raise ValueError for positions that the model has not learned."""
+    if torch.compiler.is_compiling():
+        return
+    smallest, largest = int(position_ids.min()), int(position_ids.max())
+    check_length(config, largest + 1)
+    if smallest < 0:
+        raise ValueError(f"position {smallest} is negative: positions count from 0")
+
+
+def check_length(config: GPT2Config, tokens: int) -> None:
+    if tokens > config.context_length:
+        raise ValueError(
+            f"{tokens} tokens do not fit the context of {config.context_length}: "
+            "shorten or split the text (in generation: overflow='slide')"
+        )
+
+
+def check_predicts_tokens(model: "GPT2") -> None:
+    """Raise ValueError for a head that is not one over the vocabulary, such as a classifier's."""
+    outputs = getattr(model.out_head, "out_features", None)
+    if outputs is None:  # a head of your own, which has to be tried
+        with torch.no_grad():
+            outputs = model.out_head(model.tok_emb.weight[None, :1]).shape[-1]
+    if outputs != model.config.vocab_size:
+        raise ValueError(
+            f"the output head has {outputs} outputs; expected {model.config.vocab_size}, one for "
+            "each token of the vocabulary: a classifier gives no probabilities of tokens. Use the "
+            "language model, or classification_report for a classifier"
+        )
+
+
+# ---- generation
+
+
+def check_generation_request(
+    model: "GPT2",
+    token_ids: Tensor,
+    attention_mask: Tensor | None,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    overflow: str,
+) -> None:
+    if overflow not in ("error", "slide"):
+        raise ValueError(f"overflow must be 'error' or 'slide', not {overflow!r}")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    if token_ids.ndim != 2 or token_ids.numel() == 0:
+        raise ValueError(
+            f"the prompt must have the shape (batch, tokens) and at least one token, "
+            f"not {tuple(token_ids.shape)}"
+        )
+    check_predicts_tokens(model)
+    vocab = model.config.vocab_size
+    if strange := [i for i in stop_ids if not 0 <= i < vocab]:
+        raise ValueError(f"stop id {strange[0]} is outside the vocabulary of {vocab}")
+    if attention_mask is not None and attention_mask.shape != token_ids.shape:
+        raise ValueError(
+            f"attention_mask has the shape {tuple(attention_mask.shape)}; "
+            f"expected {tuple(token_ids.shape)}"
+        )
+    if attention_mask is not None and not attention_mask.bool().any(dim=1).all():
+        raise ValueError("a row of the prompt is nothing but padding: there is nothing to continue")
+    longest = token_ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=1).max())
+    context = model.config.context_length
+    if overflow == "error" and longest + max_new_tokens > context:
+        fewer = f"ask for at most {context - longest}, " if longest < context else ""
+        raise ValueError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the context "
+            f"of {context}: {fewer}shorten the prompt, or pass overflow='slide'"
+        )
+
+
+# ---- losses
+
+
+def check_same_shape(name: str, tensor: Tensor, other: Tensor) -> None:
+    """Raise ValueError for a shape that torch would stretch, or refuse in other words."""
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"{name} must have the shape {tuple(other.shape)}, not {tuple(tensor.shape)}"
+        )
+
+
+def check_in_vocabulary(targets: Int[Tensor, "batch tokens"], vocab_size: int) -> None:
+    """Raise ValueError for a target that is neither a token id nor IGNORED."""
+    if torch.compiler.is_compiling():
+        return  # reading values would break the compiled graph
+    learned = targets.masked_fill(targets == IGNORED, 0)  # 0 is in every vocabulary
+    smallest, largest = torch.stack(learned.aminmax()).tolist()  # one wait for the device, not two
+    if smallest < 0 or largest >= vocab_size:
+        wrong = smallest if smallest < 0 else largest
+        raise ValueError(
+            f"label {wrong} is outside the vocabulary of {vocab_size} (0 to {vocab_size - 1}): "
+            f"labels are token ids, and {IGNORED}, not -1, where nothing is to be learned"
+        )
+
+
+def check_labels_not_shifted(
+    token_ids: Int[Tensor, "batch tokens"], labels: Int[Tensor, "batch tokens"]
+) -> None:
+    """Raise ValueError if somebody has shifted the labels already, which would train the token
+    after next."""
+    kept = labels[:, :-1] != IGNORED
+    looks_shifted = kept.any() & ((labels[:, :-1] == token_ids[:, 1:]) | ~kept).all()
+    looks_right = ((labels == token_ids) | (labels == IGNORED)).all()
+    if looks_shifted & ~looks_right:  # as one question, for which a GPU is waited for once
+        raise ValueError(
+            "the labels look already shifted by one (labels[:, :-1] equals token_ids[:, 1:]): "
+            "pass the token ids themselves; the loss does the shift"
+        )
+
+
+def check_response_mask(
+    token_ids: Tensor, attention_mask: Tensor | None, response_mask: Tensor
+) -> None:
+    if response_mask.shape != token_ids.shape or response_mask.dtype != torch.bool:
+        raise ValueError(
+            f"response_mask must be of bool and the shape {tuple(token_ids.shape)} of token_ids, "
+            f"not {response_mask.dtype} and {tuple(response_mask.shape)}"
+        )
+    numbers = torch.ones_like(token_ids) if attention_mask is None else attention_mask.long()
+    same_text = torch.zeros_like(response_mask)  # as the token to its left; never in column 0
+    same_text[:, 1:] = (numbers[:, 1:] == numbers[:, :-1]) & (numbers[:, 1:] > 0)
+    if (response_mask & ~same_text).any():
+        raise ValueError(
+            "a response token has no real token before it that could predict it: a prompt needs at "
+            "least one token, and padding is no response"
+        )
