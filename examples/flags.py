@@ -17,9 +17,8 @@ from gpt2mini.data.instructions import TEMPLATES
 from gpt2mini.data.samples import sample
 from gpt2mini.files import writable_folder, write_json
 from gpt2mini.training.checkpoints import Checkpoints
-from gpt2mini.training.distributed import get_rank, process_group
+from gpt2mini.training.distributed import get_rank, process_group, shard
 from gpt2mini.training.run import only_run_in
-from gpt2mini.training.sharding import shard
 from gpt2mini.training.signals import TrainingStopped
 
 SAMPLE_TEXT = sample("sample.txt")

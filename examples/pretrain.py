@@ -49,8 +49,7 @@ from gpt2mini.device import pick_device
 from gpt2mini.model import TiedHead
 from gpt2mini.tokenizer import train_tokenizer
 from gpt2mini.training import Settings, evaluate_loss, muon_and_adamw, train, warmup_stable_decay
-from gpt2mini.training.distributed import get_rank, rank_zero_first
-from gpt2mini.training.sharding import save_whole
+from gpt2mini.training.distributed import get_rank, rank_zero_first, save_whole
 
 
 def main() -> None:

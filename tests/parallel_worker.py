@@ -28,9 +28,15 @@ from gpt2mini.preferences.dpo import dpo_step, evaluate_dpo, with_reference
 from gpt2mini.preferences.pairs import EncodedPreference, PreferenceBatches
 from gpt2mini.preferences.reward_model import evaluate_rewards, give_reward_head, reward_step
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
-from gpt2mini.training.distributed import get_rank, get_world_size, process_group
+from gpt2mini.training.distributed import (
+    can_shard_on_cpu,
+    get_rank,
+    get_world_size,
+    process_group,
+    save_whole,
+    shard,
+)
 from gpt2mini.training.optimizers import Muon
-from gpt2mini.training.sharding import can_shard_on_cpu, save_whole, shard
 
 STEPS, STOP = 6, 3
 TOKENS = torch.randint(211, (900,), generator=torch.Generator().manual_seed(1)).numpy()

@@ -16,8 +16,8 @@ import pytest
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.files import alone_in, read_json
 from gpt2mini.lora import load_adapter
+from gpt2mini.training.distributed import can_shard_on_cpu
 from gpt2mini.training.metrics import rows_until
-from gpt2mini.training.sharding import can_shard_on_cpu
 
 ROOT = Path(__file__).parents[1]
 

@@ -26,7 +26,7 @@ from torch.testing import assert_close
 
 from gpt2mini import GPT2
 from gpt2mini.files import read_json
-from gpt2mini.training.sharding import can_shard_on_cpu, shard
+from gpt2mini.training.distributed import can_shard_on_cpu, shard
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch was built without torch.distributed"
@@ -155,8 +155,8 @@ def test_each_process_holds_half(folder: Path) -> None:
 
 
 def test_a_torch_that_cannot_spread_a_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2mini.training.sharding.is_distributed", lambda: True)
-    monkeypatch.setattr("gpt2mini.training.sharding.can_shard_on_cpu", lambda: False)
+    monkeypatch.setattr("gpt2mini.training.distributed.is_distributed", lambda: True)
+    monkeypatch.setattr("gpt2mini.training.distributed.can_shard_on_cpu", lambda: False)
     with pytest.raises(NotImplementedError, match=r"over GPUs alone: install a newer torch"):
         shard(make_model())
 

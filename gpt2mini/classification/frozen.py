@@ -28,7 +28,7 @@ from gpt2mini.masking import last_token, pad_right
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.preferences.pairs import PreferenceBatch
-from gpt2mini.training.parallel import is_sharded
+from gpt2mini.training.distributed import is_sharded
 
 LARGEST_IN_MEMORY = 2**31  # bytes; a larger stream goes to a temporary file
 

@@ -27,7 +27,7 @@ from gpt2mini.model import GPT2
 from gpt2mini.preferences.pairs import EncodedPreference, PreferenceBatch
 from gpt2mini.preferences.reference import using_reference
 from gpt2mini.preferences.reward_model import RewardReport, correct, of_both_answers
-from gpt2mini.training.figures import Figures
+from gpt2mini.training.metrics import Figures
 
 NO_REFERENCE = (
     "the pairs have no log-probabilities of a reference: pairs = with_reference(pairs, model) "

@@ -24,7 +24,7 @@ from gpt2mini.preferences.ppo import clipped
 from gpt2mini.preferences.reward_functions import RewardFunction
 from gpt2mini.preferences.rollouts import Experience, OnPolicyBatches, Rollout, RolloutSettings
 from gpt2mini.tokenizer import Tokenizer
-from gpt2mini.training.figures import Figures
+from gpt2mini.training.metrics import Figures
 
 
 def group_advantages(rewards: Float[Tensor, " batch"], num_samples: int) -> Float[Tensor, " batch"]:

@@ -29,7 +29,7 @@ from gpt2mini.preferences.reward_model import check_reward_head
 from gpt2mini.preferences.rollouts import Experience, OnPolicyBatches, Rollout, RolloutSettings
 from gpt2mini.tokenizer import Tokenizer
 from gpt2mini.training.distributed import sum_over_ranks
-from gpt2mini.training.figures import Figures
+from gpt2mini.training.metrics import Figures
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from gpt2mini.modes import evaluating
 from gpt2mini.preferences.intervals import wilson_interval
 from gpt2mini.preferences.pairs import EncodedPreference, PreferenceBatch, pad_pairs
 from gpt2mini.tokenizer import Tokenizer
-from gpt2mini.training.figures import Figures
+from gpt2mini.training.metrics import Figures
 
 CLASS_NAMES = ["reward"]  # for `save_pretrained(folder, class_names=CLASS_NAMES)`
 

@@ -27,7 +27,7 @@ from gpt2mini.modes import evaluating
 from gpt2mini.preferences.reference import using_reference
 from gpt2mini.preferences.reward_functions import RewardFunction, call_reward
 from gpt2mini.tokenizer import Tokenizer
-from gpt2mini.training.figures import Figures
+from gpt2mini.training.metrics import Figures
 
 
 @runtime_checkable

@@ -1,11 +1,10 @@
 """The training loop and what it needs: optimizers, schedules, precision, checkpoints, processes."""
 
-from gpt2mini.training.figures import Figures
 from gpt2mini.training.loop import LossFunction, evaluate_loss, next_token_step, train
 from gpt2mini.training.memory import activation_checkpointing, recompute_activations
-from gpt2mini.training.optimizers import adamw, muon_and_adamw
-from gpt2mini.training.schedules import cosine, warmup_stable_decay
-from gpt2mini.training.settings import Settings
+from gpt2mini.training.metrics import Figures
+from gpt2mini.training.optimizers import adamw, cosine, muon_and_adamw, warmup_stable_decay
+from gpt2mini.training.run import Settings
 from gpt2mini.training.signals import TrainingStopped
 
 __all__ = [

@@ -13,6 +13,7 @@ leaves whole checkpoints only. What does not learn is not saved: the run gets it
 
 import logging
 import math
+import random
 import re
 import shutil
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -28,7 +30,6 @@ from gpt2mini.config import GPT2Config
 from gpt2mini.files import read_json, write_json
 from gpt2mini.model import GPT2
 from gpt2mini.training.distributed import barrier, get_rank, sum_over_ranks
-from gpt2mini.training.random_states import generator_states, restore_generators
 
 logger = logging.getLogger(__name__)
 
@@ -264,3 +265,30 @@ def states_of(stateful: dict[str, Any]) -> dict[str, Any]:
     """Where the random generators stand, and the `state_dict` of each object, by name."""
     states = {name: one.state_dict() for name, one in stateful.items()}
     return {"generators": generator_states(), **states}
+
+
+def generator_states() -> dict[str, Any]:
+    """Where each of them stands, in types that a checkpoint may hold."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [name, keys.tolist(), *rest],  # type: ignore[union-attr]
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    elif torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    version, numbers, rest = states["python"]
+    random.setstate((version, tuple(numbers), rest))
+    name, keys, *others = states["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *others))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])

@@ -19,12 +19,20 @@ from gpt2mini.losses.objectives import chunked_next_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating, mode
 from gpt2mini.training.attention import bfloat16_cpu_attention
-from gpt2mini.training.compiled import compiled_blocks
-from gpt2mini.training.distributed import get_rank, get_world_size, sum_over_ranks
-from gpt2mini.training.memory import activation_checkpointing, recompute_activations
-from gpt2mini.training.parallel import gradient_sync, whole_tensor, with_averaged_gradients
-from gpt2mini.training.run import Run, Step, next_batch, remaining_batches
-from gpt2mini.training.settings import Settings
+from gpt2mini.training.distributed import (
+    get_rank,
+    get_world_size,
+    gradient_sync,
+    sum_over_ranks,
+    whole_tensor,
+    with_averaged_gradients,
+)
+from gpt2mini.training.memory import (
+    activation_checkpointing,
+    compiled_blocks,
+    recompute_activations,
+)
+from gpt2mini.training.run import Run, Settings, Step, next_batch, remaining_batches
 
 SMALLEST_SCALE = 2.0**-10  # of gradients in fp16
 

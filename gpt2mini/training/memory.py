@@ -112,3 +112,17 @@ def keeping_the_recipe(forward: Callable[..., Tensor], *args: Any, **kwargs: Any
 
     with saved_tensors_hooks(keep, restore):
         return forward(*args, **kwargs)
+
+
+@contextmanager
+def compiled_blocks(model: nn.Module) -> Iterator[None]:
+    """Inside, the blocks run compiled. Raises what torch.compile raises, for instance where there
+    is no C++ compiler."""
+    blocks = [module for module in model.modules() if isinstance(module, TransformerBlock)]
+    try:
+        for block in blocks:
+            block.compile()
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None  # there is no public way back

@@ -1,12 +1,14 @@
 """Optimizers: AdamW as GPT-2's successors use it, and Muon for pretraining from scratch."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from gpt2mini.device import best_precision
 from gpt2mini.model import GPT2
-from gpt2mini.training.parallel import spread_like, whole_tensor
+from gpt2mini.training.distributed import spread_like, whole_tensor
 
 
 def adamw(
@@ -119,3 +121,22 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
+
+
+def cosine(step: int, steps: int, warmup_steps: int, final_multiplier: float = 0.1) -> float:
+    """Linear warm-up, then half a cosine down to `final_multiplier` (Loshchilov & Hutter 2017;
+    GPT-3's schedule)."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    return final_multiplier + (1 - final_multiplier) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_stable_decay(
+    step: int, steps: int, warmup_steps: int, decay_share: float = 0.3
+) -> float:
+    """Linear warm-up, a long level stretch, and a linear fall to zero over the last `decay_share`
+    of all steps (Hu et al. 2024, MiniCPM). Before the fall a run can be prolonged without
+    regret."""
+    decay_steps = max(1, round(decay_share * steps))
+    return max(0.0, min(1.0, (step + 1) / max(1, warmup_steps), (steps - step) / decay_steps))

@@ -20,8 +20,7 @@ import torch
 from gpt2mini import GPT2, GPT2Config
 from gpt2mini.data.text import Batch
 from gpt2mini.training import Settings, adamw, train
-from gpt2mini.training.distributed import get_rank, process_group
-from gpt2mini.training.sharding import shard
+from gpt2mini.training.distributed import get_rank, process_group, shard
 
 BYTES = 4
 SMALL = GPT2Config(vocab_size=8192, context_length=512, emb_dim=256, n_heads=4, n_layers=12)
