@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.data.text import Window, as_batch, windows
+from gpt2mini.losses.steps import evaluate_loss
 from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
-from gpt2mini.training.loop import evaluate_loss
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The training loop and what it needs: optimizers, schedules, precision, checkpoints, processes."""
 
-from gpt2mini.training.loop import LossFunction, evaluate_loss, next_token_step, train
+from gpt2mini.losses.steps import LossFunction, evaluate_loss, next_token_step
+from gpt2mini.training.loop import train
 from gpt2mini.training.memory import activation_checkpointing, recompute_activations
 from gpt2mini.training.metrics import Figures
 from gpt2mini.training.optimizers import adamw, cosine, muon_and_adamw, warmup_stable_decay

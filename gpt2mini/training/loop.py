@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from gpt2mini.checks import check_labels_not_shifted
-from gpt2mini.data.text import Batch
 from gpt2mini.device import autocast, gains_from_bfloat16, gradient_scaler
-from gpt2mini.losses.objectives import chunked_next_token_loss
+from gpt2mini.losses.steps import LossFunction, next_token_step
 from gpt2mini.model import GPT2
-from gpt2mini.modes import evaluating, mode
+from gpt2mini.modes import mode
 from gpt2mini.training.attention import bfloat16_cpu_attention
 from gpt2mini.training.distributed import (
     get_rank,
@@ -35,16 +33,6 @@ from gpt2mini.training.memory import (
 from gpt2mini.training.run import Run, Settings, Step, next_batch, remaining_batches
 
 SMALLEST_SCALE = 2.0**-10  # of gradients in fp16
-
-# A batch is anything with `.to(device)` that the loss function understands.
-LossFunction = Callable[[Any, Any], tuple[Tensor, Tensor | int]]
-
-
-def next_token_step(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(sum of the next-token loss, number of targets) of a batch; the full logits never exist."""
-    check_labels_not_shifted(batch.token_ids, batch.labels)
-    hidden = model.hidden_states(batch.token_ids, batch.attention_mask)
-    return chunked_next_token_loss(hidden, model.out_head, batch.labels)
 
 
 def train(
@@ -185,21 +173,3 @@ def prepared(model: nn.Module, settings: Settings) -> Iterator[None]:
         if device.type == "cpu" and gains_from_bfloat16(device) and not settings.compile:
             inside.enter_context(bfloat16_cpu_attention(model))
         yield
-
-
-def evaluate_loss(
-    model: GPT2,
-    batches: Iterable[Any],
-    loss_function: LossFunction = next_token_step,
-    precision: str = "auto",
-) -> float:
-    """Mean loss over all targets of all batches, in eval mode; the mode found is restored."""
-    device = next(model.parameters()).device
-    loss_sum, count = 0.0, 0
-    with evaluating(model), autocast(device, precision):
-        for batch in batches:
-            batch_sum, batch_count = loss_function(model, batch.to(device))
-            loss_sum, count = loss_sum + float(batch_sum), count + int(batch_count)
-    if count == 0:
-        raise ValueError("there is nothing to evaluate on: the batches hold no target")
-    return loss_sum / count

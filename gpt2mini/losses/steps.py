@@ -1,0 +1,41 @@
+"""Loss functions of a batch, as a training loop or an evaluation calls them."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+
+from gpt2mini.checks import check_labels_not_shifted
+from gpt2mini.data.text import Batch
+from gpt2mini.device import autocast
+from gpt2mini.losses.objectives import chunked_next_token_loss
+from gpt2mini.model import GPT2
+from gpt2mini.modes import evaluating
+
+# A batch is anything with `.to(device)` that the loss function understands.
+LossFunction = Callable[[Any, Any], tuple[Tensor, Tensor | int]]
+
+
+def next_token_step(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(sum of the next-token loss, number of targets) of a batch; the full logits never exist."""
+    check_labels_not_shifted(batch.token_ids, batch.labels)
+    hidden = model.hidden_states(batch.token_ids, batch.attention_mask)
+    return chunked_next_token_loss(hidden, model.out_head, batch.labels)
+
+
+def evaluate_loss(
+    model: GPT2,
+    batches: Iterable[Any],
+    loss_function: LossFunction = next_token_step,
+    precision: str = "auto",
+) -> float:
+    """Mean loss over all targets of all batches, in eval mode; the mode found is restored."""
+    device = next(model.parameters()).device
+    loss_sum, count = 0.0, 0
+    with evaluating(model), autocast(device, precision):
+        for batch in batches:
+            batch_sum, batch_count = loss_function(model, batch.to(device))
+            loss_sum, count = loss_sum + float(batch_sum), count + int(batch_count)
+    if count == 0:
+        raise ValueError("there is nothing to evaluate on: the batches hold no target")
+    return loss_sum / count
