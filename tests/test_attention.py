@@ -1,17 +1,20 @@
 """Attention by plain products is that of torch, in any pattern, forward and backward."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
 from conftest import TINY, random_ids
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import SGD
 
 from gpt2mini import GPT2
+from gpt2mini.data.text import Batch
 from gpt2mini.masking import same_segment_and_causal
-from gpt2mini.training import Settings, attention, loop
+from gpt2mini.training import Settings, attention, loop, train
 from gpt2mini.training.attention import Bfloat16CPUAttention, attention_by_products, blocks, is_fit
 
 Options = dict[str, Tensor | bool]
@@ -73,40 +76,78 @@ def check_against_exact(heads: list[Tensor], options: Options) -> None:
         assert (ours.double() - right).norm() < 0.01 * right.norm()  # bfloat16 rounds to 0.004
 
 
+class OwnAttention(nn.Module):
+    """An attention that knows nothing of the library's, with a cosine for a score."""
+
+    def __init__(self, emb_dim: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads, self.projections = n_heads, nn.Linear(emb_dim, 3 * emb_dim)
+
+    def forward(self, x: Tensor, *arguments: Any, **more: Any) -> Tensor:
+        parts = self.projections(x).chunk(3, dim=2)
+        query, key, value = (
+            part.unflatten(2, (self.n_heads, -1)).transpose(1, 2) for part in parts
+        )
+        query, key = (F.normalize(heads, dim=3).to(value.dtype) for heads in (query, key))
+        return (
+            F.scaled_dot_product_attention(query, key, value, is_causal=True)
+            .transpose(1, 2)
+            .flatten(2)
+        )
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes of the queries that `attention_by_products` gets."""
+    shapes = []
+
+    def counting(query: Tensor, *args: Any) -> Tensor:
+        shapes.append(query.shape)
+        return attention_by_products(query, *args)
+
+    monkeypatch.setattr(attention, "attention_by_products", counting)
+    return shapes
+
+
+def train_a_step(model: GPT2, **changes: Any) -> Tensor:
+    """All weights after one step in bfloat16, in one row."""
+    ids = random_ids(2, 64)
+    settings = Settings(1, lambda step: 1.0, precision="bf16", progress=False, **changes)
+    train(model, [Batch(ids, ids)], [SGD(model.parameters(), lr=1.0)], settings)
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["gpt2", "own attention"])
 @pytest.mark.parametrize("has_bfloat16", [True, False])
 def test_training_uses_it_where_the_processor_has_bfloat16(
-    has_bfloat16: bool, own_model: GPT2, monkeypatch: pytest.MonkeyPatch
+    has_bfloat16: bool,
+    own: bool,
+    own_model: GPT2,
+    calls: list[torch.Size],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls = []
-
-    def counting(*args: Any) -> Tensor:
-        calls.append(args)
-        return attention_by_products(*args)
-
+    if own:
+        for block in own_model.trf_blocks:
+            block.register_module("attn", OwnAttention(TINY.emb_dim, TINY.n_heads))
     monkeypatch.setattr(loop, "gains_from_bfloat16", lambda device: has_bfloat16)
-    monkeypatch.setattr(attention, "attention_by_products", counting)
-    settings = Settings(steps=1, schedule=lambda step: 1.0)
-    with loop.prepared(own_model, settings), torch.autocast("cpu", torch.bfloat16):
-        own_model(random_ids(2, 64)).sum().backward()
-    assert len(calls) == (TINY.n_layers if has_bfloat16 else 0)
+    train_a_step(own_model)
+    shape = (2, TINY.n_heads, 64, TINY.emb_dim // TINY.n_heads)
+    assert calls == ([shape] * TINY.n_layers if has_bfloat16 else [])
 
 
-def test_blocks_computed_again_in_backward_attend_alike(
-    own_model: GPT2, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("own", [False, True], ids=["gpt2", "own attention"])
+def test_recomputed_blocks_use_it_in_backward_too(
+    own: bool, own_model: GPT2, calls: list[torch.Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if own:
+        for block in own_model.trf_blocks:
+            block.register_module("attn", OwnAttention(TINY.emb_dim, TINY.n_heads))
     monkeypatch.setattr(loop, "gains_from_bfloat16", lambda device: True)
-    gradients = []
-    for activation_checkpointing in (False, True):
-        settings = Settings(1, lambda step: 1.0, activation_checkpointing=activation_checkpointing)
-        own_model.zero_grad()
-        with loop.prepared(own_model, settings):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = own_model(random_ids(2, 64)).float().logsumexp(dim=2).sum()
-            loss.backward()
-        grads = [p.grad.flatten() for p in own_model.parameters() if p.grad is not None]
-        gradients.append(torch.cat(grads))
-    found, expected = gradients
-    assert (found - expected).norm() < 0.01 * expected.norm()  # added up in another order
+    expected = train_a_step(deepcopy(own_model), recompute=False)
+    assert len(calls) == TINY.n_layers
+    found = train_a_step(own_model, activation_checkpointing=True)
+    assert len(calls) == 3 * TINY.n_layers
+    assert torch.equal(found, expected)
 
 
 def test_joining_the_heads_of_the_result_copies_nothing() -> None:

@@ -2,22 +2,26 @@
 
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from conftest import TINY, random_ids
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
-from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2mini import GPT2
+from gpt2mini.lora import add_lora
 from gpt2mini.losses import chunked_next_token_loss
-from gpt2mini.training import activation_checkpointing, memory, recompute_activations
-from gpt2mini.training.attention import bfloat16_cpu_attention
+from gpt2mini.training import activation_checkpointing, recompute_activations
+from gpt2mini.training.attention import Bfloat16CPUAttention
 
 
 def gradients(model: GPT2, ids: Tensor) -> list[Tensor]:
@@ -30,7 +34,7 @@ def gradients(model: GPT2, ids: Tensor) -> list[Tensor]:
 def test_gradients_are_the_same_bit_for_bit(own_model: GPT2) -> None:
     ids = random_ids(3, 20)
     expected = [gradient.clone() for gradient in gradients(own_model, ids)]
-    with recompute_activations(own_model):
+    with recompute_activations():
         found = gradients(own_model, ids)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
@@ -48,7 +52,7 @@ def test_more_than_a_third_of_the_activations_is_not_kept(own_model: GPT2) -> No
         plain = own_model.hidden_states(ids)  # held, so that no address is used twice
         without = sum(kept.values())
         kept.clear()
-        with recompute_activations(own_model):
+        with recompute_activations():
             lean = own_model.hidden_states(ids)
     assert plain.shape == lean.shape
     emb, blocks = TINY.emb_dim, TINY.n_layers
@@ -58,75 +62,77 @@ def test_more_than_a_third_of_the_activations_is_not_kept(own_model: GPT2) -> No
 
 
 def test_nothing_else_holds_on_to_what_is_not_kept(own_model: GPT2) -> None:
-    outputs = []
+    inputs = []
 
-    def note(module: nn.Module, arguments: tuple, output: Tensor) -> None:
-        outputs.append(weakref.ref(output))
+    def note(module: nn.Module, arguments: tuple[Tensor]) -> None:
+        inputs.append(weakref.ref(arguments[0]))
 
-    for part in ("norm1", "norm2", "mlp.gelu"):
-        with_hooks(own_model, part, note)
-    with recompute_activations(own_model):
+    for block in own_model.trf_blocks:
+        for part in ("attn.query", "mlp.mlp_in", "mlp.mlp_out"):
+            block.get_submodule(part).register_forward_pre_hook(note)
+    with recompute_activations():
         hidden = own_model.hidden_states(random_ids(3, 20))
-    assert hidden.requires_grad and len(outputs) == 3 * TINY.n_layers
-    assert not any(output() is not None for output in outputs)
+    assert hidden.requires_grad and len(inputs) == 3 * TINY.n_layers
+    assert not any(tensor() is not None for tensor in inputs)
 
 
-def test_in_half_precision_no_copy_is_kept_for_query_key_and_value(
-    own_model: GPT2, monkeypatch: pytest.MonkeyPatch
+class Casts(TorchDispatchMode):
+    """Notes the storage of each tensor that is cast to bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: list[tuple[torch.Size, StorageWeakRef]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and result.dtype == torch.bfloat16:
+            self.storages.append((result.shape, StorageWeakRef(result.untyped_storage())))
+        return result
+
+    def kept(self, shape: torch.Size) -> int:
+        return sum(found == shape and not storage.expired() for found, storage in self.storages)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_in_half_precision_query_key_and_value_keep_no_casts(
+    recompute: bool, own_model: GPT2
 ) -> None:
-    """Autocast would make three copies of the norm's output, and keep them all."""
-    ids, kept = random_ids(3, 20), []
-
-    def noting(keep: Callable, restore: Callable) -> saved_tensors_hooks:
-        def note(tensor: Tensor) -> object:
-            found = keep(tensor)
-            if found is tensor and not isinstance(tensor, torch.nn.Parameter):
-                kept.append(tuple(tensor.shape))
-            return found
-
-        return saved_tensors_hooks(note, restore)
-
-    monkeypatch.setattr(memory, "saved_tensors_hooks", noting)
-    reference = [gradient.clone() for gradient in gradients(own_model, ids)]
-    with torch.autocast("cpu", torch.bfloat16):
-        with recompute_activations(own_model):
-            hidden = own_model.hidden_states(ids)
-        flat = (ids.numel(), TINY.emb_dim)  # what a linear layer would keep of its input
-        assert kept.count(flat) == TINY.n_layers  # the heads' output, which nothing can give again
-        own_model.zero_grad()
-        chunked_next_token_loss(hidden, own_model.out_head, ids)[0].backward()
-    for (name, p), exact in zip(own_model.named_parameters(), reference, strict=True):
-        if not name.endswith("key.bias"):  # which changes nothing: its gradient is rounding alone
-            assert p.grad is not None
-            assert (p.grad - exact).norm() < 0.05 * exact.norm(), name
+    """Autocast makes a copy of the norm's output for each, and autograd keeps them all."""
+    context = recompute_activations() if recompute else nullcontext()
+    with context, torch.autocast("cpu", torch.bfloat16), Casts() as casts:
+        hidden = own_model.hidden_states(random_ids(3, 20))
+    assert casts.kept(hidden.shape) == (0 if recompute else 4 * TINY.n_layers)  # mlp_in's too
 
 
-CONTEXTS = [recompute_activations, activation_checkpointing, bfloat16_cpu_attention]
+def contexts_of(model: GPT2) -> list[AbstractContextManager]:
+    return [recompute_activations(), activation_checkpointing(model), Bfloat16CPUAttention()]
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_the_model_is_given_back_as_it_was(context: Callable, own_model: GPT2) -> None:
-    attn = own_model.get_submodule("trf_blocks.0.attn")
-    vars(attn)["forward"] = partial(attn.forward)
+def test_the_model_is_given_back_as_it_was(own_model: GPT2) -> None:
+    block = own_model.trf_blocks[1]
+    vars(block)["forward"] = partial(block.forward)
     before = [dict(vars(module)) for module in own_model.modules()]
-    with context(own_model):
-        assert any("forward" in vars(m) for m in own_model.trf_blocks[1].modules())
+    with activation_checkpointing(own_model):
+        assert before != [vars(module) for module in own_model.modules()]
     assert before == [vars(module) for module in own_model.modules()]
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_ctrl_c_inside_leaves_nothing_behind(context: Callable, own_model: GPT2) -> None:
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_an_error_inside_leaves_nothing_behind(
+    which: int, error: type[BaseException], own_model: GPT2
+) -> None:
     """torch calls no hook that is always to be called for a KeyboardInterrupt."""
-    ids, attn = random_ids(1, 8), own_model.trf_blocks[1].attn
+    ids = random_ids(1, 8)
 
-    def interrupted(x: Tensor) -> None:
-        raise KeyboardInterrupt
+    def interrupted(*arguments: Any) -> None:
+        raise error
 
     expected = [gradient.clone() for gradient in gradients(own_model, ids)]
-    vars(attn)["project"] = interrupted
-    with pytest.raises(KeyboardInterrupt), context(own_model):
+    broken = own_model.trf_blocks[1].get_submodule("mlp.mlp_out").register_forward_hook(interrupted)
+    with pytest.raises(error), contexts_of(own_model)[which]:
         own_model(ids)
-    del vars(attn)["project"]
+    broken.remove()
     assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
     assert not torch.overrides._get_current_function_mode_stack()
     assert all(torch.equal(a, b) for a, b in zip(expected, gradients(own_model, ids), strict=True))
@@ -140,10 +146,14 @@ def louder_in_place(module: nn.Module, arguments: tuple, output: Tensor) -> Tens
     return output.mul_(1.5)
 
 
+def louder_input_in_place(module: nn.Module, arguments: tuple[Tensor]) -> None:
+    arguments[0].mul_(1.5)
+
+
 class Transposed(nn.Module):
     """A linear layer that looks at its input from another side."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: Any) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
 
@@ -151,17 +161,47 @@ class Transposed(nn.Module):
         return F.conv1d(x.mT, self.weight[:, :, None], self.bias).mT
 
 
-def with_dropout(model: GPT2) -> None:
-    for block in model.trf_blocks:
-        own = nn.Sequential(nn.GELU(approximate="tanh"), nn.Dropout(0.3))
-        block.get_submodule("mlp").register_module("gelu", own)
+class SquaredReLU(nn.Module):
+    """An MLP of one's own (So et al. 2021, "Primer")."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.mlp_in, self.mlp_out = mlp.mlp_in, mlp.mlp_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp_out(F.relu(self.mlp_in(x)).square())
 
 
-def with_transposed(model: GPT2) -> None:
+class Normalized(nn.Module):
+    """Attention between other functions, and no part of it is the library's."""
+
+    def __init__(self, attn: Any) -> None:
+        super().__init__()
+        self.queries, self.others = attn.query, nn.ModuleList([attn.key, attn.value])
+        self.n_heads = TINY.n_heads
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, *rest: Any, **more: Any
+    ) -> Tensor:
+        query, key, value = (
+            layer(x).unflatten(2, (self.n_heads, -1)).transpose(1, 2)
+            for layer in (self.queries, *self.others)
+        )
+        query = F.layer_norm(query, query.shape[-1:])
+        context = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return context.transpose(1, 2).flatten(2)
+
+
+def with_parts(model: GPT2, part: str, make: Callable[[Any], nn.Module]) -> None:
     for block in model.trf_blocks:
-        linear = block.get_submodule("mlp.mlp_in")
-        assert isinstance(linear, nn.Linear)
-        block.get_submodule("mlp").register_module("mlp_in", Transposed(linear))
+        parent, _, name = part.rpartition(".")
+        block.get_submodule(parent).register_module(name, make(block.get_submodule(part)))
+
+
+def dropping(mlp: Any) -> nn.Module:
+    return nn.Sequential(
+        mlp.mlp_in, nn.GELU(approximate="tanh"), nn.Dropout(0.3), mlp.mlp_out
+    ).train()
 
 
 def with_hooks(model: GPT2, part: str, hook: Callable) -> None:
@@ -169,62 +209,71 @@ def with_hooks(model: GPT2, part: str, hook: Callable) -> None:
         block.get_submodule(part).register_forward_hook(hook)
 
 
-OWN = {
-    "dropout": with_dropout,
-    "transposed": with_transposed,
+def with_input_hooks(model: GPT2, part: str, hook: Callable) -> None:
+    for block in model.trf_blocks:
+        block.get_submodule(part).register_forward_pre_hook(hook)
+
+
+def with_lora(model: GPT2) -> None:
+    add_lora(model, rank=2, alpha=4, dropout=0.2, targets=("query", "value", "mlp_in", "mlp_out"))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:  # B begins as zeros, and A gets no gradient
+            nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
+    model.train()
+
+
+OWN: dict[str, Callable[[GPT2], None]] = {
+    "nothing": lambda model: None,
+    "lora": with_lora,
+    "dropout": partial(with_parts, part="mlp", make=dropping),
+    "squared relu": partial(with_parts, part="mlp", make=SquaredReLU),
+    "attention": partial(with_parts, part="attn", make=Normalized),
+    "transposed": partial(with_parts, part="mlp.mlp_in", make=Transposed),
     "hook on norm": partial(with_hooks, part="norm1", hook=louder),
-    "hook on gelu": partial(with_hooks, part="mlp.gelu", hook=louder),
+    "hook on block": partial(with_hooks, part="", hook=louder),
     "in place": partial(with_hooks, part="norm2", hook=louder_in_place),
+    "input in place": partial(with_input_hooks, part="mlp.mlp_in", hook=louder_input_in_place),
 }
 
 
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "autocast"])
+@pytest.mark.parametrize("context", [0, 1], ids=["recomputed", "checkpointed"])
 @pytest.mark.parametrize("change", OWN.values(), ids=OWN.keys())
-def test_what_is_your_own_gets_its_gradients(
-    change: Callable, inside: bool, own_model: GPT2
+def test_what_is_your_own_gets_its_gradients_bit_for_bit(
+    change: Callable[[GPT2], None], context: int, half: bool, own_model: GPT2
 ) -> None:
-    """Changed before, or while some of the norms' and GELUs' outputs are not kept."""
-    changed = deepcopy(own_model)
-    change(changed)
-    torch.manual_seed(0)
-    expected = gradients(changed, random_ids(2, 12))
-    if not inside:
-        change(own_model)
-    with recompute_activations(own_model):
-        if inside:
-            change(own_model)
+    change(own_model)
+    found = []
+    for inside in (False, True):
         torch.manual_seed(0)
-        found = gradients(own_model, random_ids(2, 12))
-    for a, b in zip(expected, found, strict=True):
-        assert_close(a, b)
+        with contexts_of(own_model)[context] if inside else nullcontext():
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                hidden = own_model.hidden_states(random_ids(2, 12))
+            own_model.zero_grad()
+            hidden.square().sum().backward()
+        found.append([p.grad for p in own_model.parameters() if p.grad is not None])
+    assert len(found[0]) > 3
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_a_copy_made_inside_computes_with_its_own_weights(
-    context: Callable, own_model: GPT2
-) -> None:
+def test_an_input_that_was_modified_since_is_refused() -> None:
+    """Nothing else would notice, where the norm is frozen."""
+    norm, linear, x = nn.LayerNorm(4).requires_grad_(False), nn.Linear(4, 2), torch.rand(3, 4)
+    with recompute_activations():
+        y = linear(norm(x))
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an in-place operation"):
+        y.sum().backward()
+
+
+def test_a_copy_made_inside_computes_with_its_own_weights(own_model: GPT2) -> None:
     ids = random_ids(2, 12)
-    with context(own_model):
+    with activation_checkpointing(own_model):
         gradients(own_model, ids)
         copy = deepcopy(own_model)
         for parameter in own_model.parameters():
             parameter.data.zero_()
         assert copy(ids).abs().max() > 0
-
-
-def test_an_error_inside_leaves_nothing_behind(own_model: GPT2) -> None:
-    ids = random_ids(1, 8)
-    expected = [gradient.clone() for gradient in gradients(own_model, ids)]
-    broken = own_model.get_submodule("trf_blocks.1.mlp.mlp_out").register_forward_hook(
-        lambda *_: 1 / 0
-    )
-    try:
-        with recompute_activations(own_model):
-            own_model(ids)
-    except ZeroDivisionError:
-        pass
-    broken.remove()
-    assert all(torch.equal(a, b) for a, b in zip(expected, gradients(own_model, ids), strict=True))
 
 
 def test_frozen_blocks_and_no_grad_work(own_model: GPT2) -> None:
@@ -234,14 +283,14 @@ def test_frozen_blocks_and_no_grad_work(own_model: GPT2) -> None:
         parameter.requires_grad = True
     ids = random_ids(2, 9)
     expected = [gradient.clone() for gradient in gradients(own_model, ids)]
-    with recompute_activations(own_model):
+    with recompute_activations():
         found = gradients(own_model, ids)
         with torch.no_grad():
             own_model(ids)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
-def test_blocks_computed_again_give_the_same_gradients() -> None:
+def test_checkpointed_blocks_give_the_same_gradients() -> None:
     """With dropout too: what was dropped is dropped again."""
     model, ids = GPT2(replace(TINY, drop_rate=0.3)), random_ids(3, 20)
     torch.manual_seed(5)

@@ -788,7 +788,7 @@ def test_the_first_ratio_is_1_and_the_first_kl_0_exactly(
     rollouts = replace(SMALL, precision=precision)
     batches = small_batches(model, tokenizer, reference, Figures(), rollouts=rollouts)
     model.train()
-    with recompute_activations(model), autocast(torch.device("cpu"), precision):  # as training does
+    with recompute_activations(), autocast(torch.device("cpu"), precision):  # as training does
         batch = next(iter(batches))
         logprobs, values = model(batch.token_ids, batch.attention_mask, batch.response_mask)
     assert torch.equal((logprobs - batch.logprobs).exp(), torch.ones_like(logprobs))

@@ -5,37 +5,15 @@ Dao et al. 2022, "FlashAttention", without its tiling of keys: some queries at a
 stay in the cache and are forgotten; backward computes them again (section 3.1, appendix B.2).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-
-from gpt2mini.model import MultiHeadAttention
-from gpt2mini.modes import forwards_replaced
-
-
-@contextmanager
-def bfloat16_cpu_attention(model: nn.Module) -> Iterator[None]:
-    """Inside, `attention_by_products` is what the model's attention computes with, where it fits.
-
-    Each layer by itself and not by one mode around all: blocks that are computed again do so in the
-    midst of `backward`, which is a torch function itself, and inside of one its modes are not in
-    force."""
-    layers = [layer for layer in model.modules() if isinstance(layer, MultiHeadAttention)]
-    with forwards_replaced([(layer, partial(by_products, layer.forward)) for layer in layers]):
-        yield
-
-
-def by_products(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    with Bfloat16CPUAttention():
-        return forward(*args, **kwargs)
 
 
 class Bfloat16CPUAttention(TorchFunctionMode):

@@ -16,7 +16,7 @@ from gpt2mini.device import autocast, gains_from_bfloat16, gradient_scaler
 from gpt2mini.losses.steps import LossFunction, next_token_step
 from gpt2mini.model import GPT2
 from gpt2mini.modes import mode
-from gpt2mini.training.attention import bfloat16_cpu_attention
+from gpt2mini.training.attention import Bfloat16CPUAttention
 from gpt2mini.training.distributed import (
     get_rank,
     get_world_size,
@@ -168,8 +168,8 @@ def prepared(model: nn.Module, settings: Settings) -> Iterator[None]:
         elif settings.activation_checkpointing:
             inside.enter_context(activation_checkpointing(model))
         elif settings.recompute:
-            inside.enter_context(recompute_activations(model))
+            inside.enter_context(recompute_activations())
         device = next(model.parameters()).device
         if device.type == "cpu" and gains_from_bfloat16(device) and not settings.compile:
-            inside.enter_context(bfloat16_cpu_attention(model))
+            inside.enter_context(Bfloat16CPUAttention())
         yield

@@ -1,14 +1,14 @@
-"""Train in less memory: do not keep what is cheap to compute again.
+"""Train in less memory: recompute in backward what is cheap to compute, instead of keeping it.
 
-Backward needs the inputs of every layer, and most of a training step's memory is such inputs that
-wait. Those of the linear layers are the outputs of LayerNorm and GELU, whose own inputs wait too.
-Computing them a second time costs a few percent of a step and saves more than a third of all
-activations. (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", do it to whole
+Backward needs the inputs of every layer, and these activations are most of a training step's
+memory. The inputs of the linear layers are outputs of LayerNorm and GELU, whose own inputs are kept
+too. Computing them a second time costs a few percent of a step and saves more than a third of all
+activations. (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", recompute whole
 layers; `activation_checkpointing` does.)
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,45 +16,120 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
-from gpt2mini.model import MLP, TransformerBlock
+from gpt2mini.model import GPT2
 from gpt2mini.modes import forwards_replaced
 
+# ---- norms and activation functions
 
-@contextmanager
-def recompute_activations(model: nn.Module) -> Iterator[None]:
+
+class recompute_activations(TorchFunctionMode):  # a context manager, as torch.no_grad
     """Inside, forward passes keep less for backward; gradients are the same, bit for bit.
 
-    Norms and activation functions of your own are kept as ever: a second time they might give
-    something else.
+    Where `F.linear` receives the output of `F.layer_norm` or `F.gelu`, autograd does not keep that
+    output, but how to compute it. All other operations keep what they always keep.
     """
-    pairs: list[tuple[nn.Module, nn.Module]] = []  # whose output is computed again, who keeps it
-    for block in model.modules():
-        if isinstance(block, TransformerBlock):
-            pairs.append((block.norm1, block.attn))
-            if isinstance(block.mlp, MLP):
-                pairs += [(block.norm2, block.mlp.mlp_in), (block.mlp.gelu, block.mlp.mlp_out)]
-    replaced: list[tuple[nn.Module, Callable]] = []
-    for producer, consumer in pairs:
-        if type(producer) in (nn.LayerNorm, nn.GELU) and "forward" not in vars(producer):
-            replaced.append((producer, partial(with_recipe, producer.forward)))
-            replaced.append((consumer, partial(keeping_the_recipe, consumer.forward)))
-    with forwards_replaced(replaced):
-        yield
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.is_grad_enabled() and args:
+            if func in (F.layer_norm, F.gelu):
+                return with_recipe(func, *args, **kwargs)
+            if func is F.linear and has_recipe(args[0]):
+                return linear_keeping_recipe(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to compute a tensor a second time. It is an attribute of the tensor, `recipe`, so any
+    other tensor that takes its place, such as a hook's result, has none."""
+
+    compute: Callable[[Tensor], Tensor]
+    source: Tensor
+    source_version: int
+    version: int  # of the tensor itself: each in-place operation adds one
+
+    def __call__(self) -> Tensor:
+        if self.source._version != self.source_version:
+            raise RuntimeError(
+                "the input of a layer norm or GELU was modified by an in-place operation after "
+                "the forward pass: modify a copy, or train without recompute_activations"
+            )
+        return self.compute(self.source)
+
+
+def with_recipe(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    output, source = func(input, *args, **kwargs), input.detach()
+    compute = partial(func_of_input, func, args, kwargs)
+    output.recipe = Recipe(compute, source, source._version, output._version)  # type: ignore[attr-defined]
+    return output
+
+
+def func_of_input(func: Callable[..., Tensor], args: Any, kwargs: Any, input: Tensor) -> Tensor:
+    return func(input, *args, **kwargs)
+
+
+def has_recipe(tensor: Tensor) -> bool:
+    """Whether the tensor's recipe gives what the tensor holds now."""
+    recipe: Recipe | None = getattr(tensor, "recipe", None)
+    return recipe is not None and recipe.version == tensor._version
+
+
+def linear_keeping_recipe(tensor: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """`F.linear`; where autograd would save the first argument (or a view of it), it saves the
+    recipe, and the shape."""
+    recipe: Recipe = tensor.recipe
+    tensor = autocast_input(tensor)
+    # An argument's address is its own. Autograd holds on to these functions, so they must not hold
+    # the argument.
+    address, numel = tensor.data_ptr(), tensor.numel()
+
+    def pack(saved: Tensor) -> Tensor | tuple[torch.Size, torch.dtype]:
+        is_all = saved.data_ptr() == address and saved.numel() == numel and saved.is_contiguous()
+        return (saved.shape, saved.dtype) if is_all else saved
+
+    def unpack(packed: Tensor | tuple[torch.Size, torch.dtype]) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        shape, dtype = packed
+        return recipe().to(dtype).view(shape)
+
+    with saved_tensors_hooks(pack, unpack):
+        return F.linear(tensor, *args, **kwargs)
+
+
+def autocast_input(tensor: Tensor) -> Tensor:
+    """In the dtype to which autocast would cast it inside `F.linear`, where the cast could not be
+    recognized as the tensor; query, key and value would each keep one."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
+        return tensor.to(torch.get_autocast_dtype(device))
+    return tensor
+
+
+# ---- whole blocks
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of each GPT-2 in the model, whatever their class."""
+    return [b for part in model.modules() if isinstance(part, GPT2) for b in part.trf_blocks]
 
 
 @contextmanager
 def activation_checkpointing(model: nn.Module) -> Iterator[None]:
-    """Inside, of each block only the input is kept; the rest is computed again in backward. Memory
-    no longer grows with what happens inside a block, for a third more work."""
-    blocks = [module for module in model.modules() if isinstance(module, TransformerBlock)]
-    with forwards_replaced([(block, partial(recomputed, block.forward)) for block in blocks]):
+    """Inside, each block keeps its input alone for backward, which recomputes the rest: activation
+    memory is one input a block, for a third more computation."""
+    blocks = blocks_of(model)
+    with forwards_replaced([(block, partial(checkpointed, block.forward)) for block in blocks]):
         yield
 
 
-def recomputed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """`forward`, of which backward keeps the arguments alone.
+def checkpointed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """`forward`, of which autograd keeps the arguments alone.
 
     Without autocast's cache, in which the weights' casts of all blocks would pile up until the
     forward pass has ended. Nothing is cast twice: a block uses each weight once.
@@ -62,67 +137,45 @@ def recomputed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Ten
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return checkpoint(
+            forward, *args, use_reentrant=False, context_fn=same_function_modes, **kwargs
+        )
     finally:
         torch.set_autocast_cache_enabled(cached)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How to compute a tensor again. It stands in the tensor's attribute `recipe`, so it goes where
-    the tensor goes, and a tensor that somebody puts in its place has none."""
+def same_function_modes() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of the forward pass and of its recomputation, for `checkpoint`.
 
-    compute: Callable[[Tensor], Tensor]
-    source: Tensor
-    version: int  # of the tensor: more by one whenever it is changed in place
-
-
-def with_recipe(forward: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
-    output, device = forward(input), input.device.type
-    if torch.is_grad_enabled():
-        if torch.is_autocast_enabled(device):
-            # Or query, key and value would each cast it for themselves, and each keep its cast.
-            output = output.to(torch.get_autocast_dtype(device))
-        recipe = Recipe(forward, input.detach(), output._version)
-        output.recipe = recipe  # type: ignore[attr-defined]
-    return output
+    `Tensor.backward` is itself a torch function, inside which no TorchFunctionMode is in force. The
+    recomputation enters those of the forward pass again, or it would take other kernels.
+    """
+    return nullcontext(), entered(_get_current_function_mode_stack())
 
 
-def keeping_the_recipe(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """Where autograd would keep the first argument (or a view of it), it keeps how to compute it
-    again, and its shape."""
-    tensor: Any = args[0] if args else None
-    recipe: Recipe | None = getattr(tensor, "recipe", None)
-    if recipe is None or not torch.is_grad_enabled() or tensor._version != recipe.version:
-        return forward(*args, **kwargs)
+@contextmanager
+def entered(modes: list[TorchFunctionMode]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
+        yield
 
-    # An argument's address is its own. Autograd holds on to these functions, so they must not hold
-    # the argument.
-    address, numel = tensor.data_ptr(), tensor.numel()
 
-    def keep(saved: Tensor) -> Tensor | tuple[torch.Size, torch.dtype]:
-        is_all = saved.data_ptr() == address and saved.numel() == numel and saved.is_contiguous()
-        return (saved.shape, saved.dtype) if is_all else saved
-
-    def restore(kept: Tensor | tuple[torch.Size, torch.dtype]) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
-        shape, dtype = kept
-        return recipe.compute(recipe.source).to(dtype).view(shape)
-
-    with saved_tensors_hooks(keep, restore):
-        return forward(*args, **kwargs)
+# ---- compilation
 
 
 @contextmanager
 def compiled_blocks(model: nn.Module) -> Iterator[None]:
-    """Inside, the blocks run compiled. Raises what torch.compile raises, for instance where there
-    is no C++ compiler."""
-    blocks = [module for module in model.modules() if isinstance(module, TransformerBlock)]
+    """Inside, each block runs through torch.compile, which fuses what lies between two matrix
+    products.
+
+    Blocks are alike, so one compilation serves all. Head and loss are not compiled: the loss works
+    in chunks already. Raises what torch.compile raises, for instance without a C++ compiler.
+    """
     try:
-        for block in blocks:
+        for block in blocks_of(model):
             block.compile()
         yield
     finally:
-        for block in blocks:
+        for block in blocks_of(model):
             block._compiled_call_impl = None  # there is no public way back

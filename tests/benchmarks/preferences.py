@@ -121,7 +121,7 @@ def our_dpo(args: argparse.Namespace) -> float:
     optimizer = adamw(model, lr=1e-6)
 
     def step(i: int) -> None:
-        with recompute_activations(model):
+        with recompute_activations():
             loss_sum, count = dpo_step(model, pad_pairs(pairs[i * args.pairs :][: args.pairs]))
         (loss_sum / count).backward()
         optimizer.step()
