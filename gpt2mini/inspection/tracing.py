@@ -1,46 +1,43 @@
-"""What happens inside a forward pass: read any activation by its name, or put another in its place.
+"""Observe and replace what a forward pass computes: every activation by its name.
 
     activations = trace(model, token_ids)
     activations["blocks.3.attention"]                        # (batch, heads, tokens, tokens)
-    with patched(model, {"blocks.3.head.5": 0}):             # what if that head said nothing?
+    with patched(model, {"blocks.3.head.5": 0}):             # ablate a head
         logits = model(token_ids)
     with patched(model, {"blocks.2.stream": activations["blocks.2.stream"]}):
-        logits = model(other_ids)                            # ... or what it said to another text?
+        logits = model(other_ids)                            # activation patching
 
-The names, in the order in which a forward pass comes by:
+The names, in the order of a forward pass:
 
-    embedding           token and position vectors, added            (batch, tokens, emb)
-    blocks.3.attention  who looks at whom: each row sums to 1        (batch, heads, tokens, total)
-    blocks.3.head.5     what head 5 gathers for attn_out to read     (batch, tokens, head_dim)
-    blocks.3.attn_out   what attention adds to the stream            (batch, tokens, emb)
-    blocks.3.mlp_out    what the MLP adds to the stream              (batch, tokens, emb)
-    blocks.3.stream     the residual stream as it leaves the block   (batch, tokens, emb)
+    embedding           what the first block reads                   (batch, tokens, emb)
+    blocks.3.attention  attention weights: each row sums to 1        (batch, heads, tokens, total)
+    blocks.3.head.5     output of head 5: its weights times values   (batch, tokens, head_dim)
+    blocks.3.attn_out   what attention adds to the residual stream   (batch, tokens, emb)
+    blocks.3.mlp_out    what the MLP adds to the residual stream     (batch, tokens, emb)
+    blocks.3.stream     the residual stream after the block          (batch, tokens, emb)
     final_norm          what the output head reads                   (batch, tokens, emb)
-    logits                                                           (batch, tokens, vocab)
+    logits              what the model returns                       (batch, tokens, vocab)
 
-Everything is done by hooks of `nn.Module`, so model.py knows nothing of it, and a hook sees what a
-forward pass really computes, adapters included. The exception is the attention weights: the fast
-kernel never has them all, so they are computed again from the layer's own queries and keys.
+Modules are observed by forward hooks, attention weights and heads where the block calls
+`F.scaled_dot_product_attention` (attention_calls.py). So the activations are those of the model as
+it is, adapters, replaced layers and hooks of your own included.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from gpt2mini.cache import LayerCache
 from gpt2mini.config import GPT2Config
-from gpt2mini.model import GPT2, MultiHeadAttention, TransformerBlock
+from gpt2mini.inspection.attention_calls import Edit, edited_attention
+from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 
-Edit = Callable[[Tensor], Tensor]  # an activation -> what the forward pass goes on with
 Patch = float | Tensor | Edit
 
 
@@ -49,8 +46,11 @@ class Trace:
     """The activations of one forward pass by their names (above), in the order of the pass."""
 
     activations: dict[str, Tensor]
+    not_observed: Mapping[str, str] = field(default_factory=dict)  # name -> what it would need
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self.not_observed:
+            raise ValueError(self.not_observed[name])
         if name not in self.activations:
             raise ValueError(f"{name!r} is not in the trace, which has {listed(self.names)}")
         return self.activations[name]
@@ -70,7 +70,8 @@ class Trace:
 
     def of_each_block(self, part: str) -> list[Tensor]:
         """One part of every block, the first block first: `of_each_block("mlp_out")`."""
-        found = [x for name, x in self.activations.items() if fnmatchcase(name, f"blocks.*.{part}")]
+        names = [*self.activations, *self.not_observed]
+        found = [self[name] for name in names if fnmatchcase(name, f"blocks.*.{part}")]
         if not found:
             raise ValueError(f"no block has {part!r} in the trace, which has {listed(self.names)}")
         return found
@@ -82,52 +83,61 @@ def trace(
     attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
     names: Sequence[str] = ("*",),
 ) -> Trace:
-    """One forward pass in eval mode without gradients, and everything that it computed on the way.
+    """The activations of one forward pass in eval mode and without gradients.
 
-    names: what to keep, `*` standing for anything, as in "blocks.*.stream". All of it is much for
-    long texts: the attention weights alone take heads x tokens x tokens numbers per block.
-    Raises ValueError for names that the model has not, and for what the model itself refuses.
+    names: what to keep, `*` standing for anything, as in "blocks.*.stream". All activations of a
+    long text need much memory: each block has heads x tokens x tokens attention weights.
+    Raises ValueError for unknown names, for input that the model refuses, and for a name that
+    cannot be observed in this model: a block of your own may compute attention without
+    `F.scaled_dot_product_attention`. Where a `*` matches such a name, reading it raises.
     """
     wanted = matching_names(model.config, names)
-    found: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = {name: [] for name in wanted}
 
-    def keeper(name: str) -> Edit:
-        def keep(x: Tensor) -> Tensor:
-            found[name] = x.detach().clone()  # a later layer may write into it
+    def keep(name: str) -> Edit:
+        def edit(x: Tensor) -> Tensor:
+            found[name].append(x.detach().clone())  # a later layer may write into it
             return x
 
-        return keep
+        return edit
 
-    with evaluating(model), ExitStack() as hooks:
+    with evaluating(model), ExitStack() as edits:
         for name in wanted:
-            for handle in hook(model, name, keeper(name), reads_only=True):
-                hooks.callback(handle.remove)
+            edits.enter_context(edited(model, name, keep(name)))
         model(token_ids, attention_mask)
-    return Trace({name: found[name] for name in wanted})
+    not_observed = {name: requirement(model, name) for name in wanted if len(found[name]) != 1}
+    for name in [names] if isinstance(names, str) else names:
+        if name in not_observed:
+            raise ValueError(not_observed[name])
+    activations = {name: found[name][0] for name in wanted if name not in not_observed}
+    return Trace(activations, not_observed)
 
 
 @contextmanager
 def patched(model: GPT2, patches: Mapping[str, Patch]) -> Iterator[GPT2]:
-    """Inside, the named activations of every forward pass are others: ablation and patching.
+    """Inside, the named activations are replaced in every forward pass: ablation and patching.
 
     A patch is a number (0 ablates), a tensor that has or broadcasts to the activation's shape, or a
-    function of the activation. Gradients flow. Patches of attention weights come before those of
-    heads; of two on one attention, in nested `with`, the inner one counts. Losses and scores in
-    pieces (perplexity, `token_logprobs`) do not call the head: they refuse patches of the logits.
-    Raises ValueError for an unknown name, and in the forward pass for a shape that does not fit.
+    function of the activation. Gradients flow through it. Patches of attention weights come before
+    those of heads; of two patches of one activation, in nested `with`, the inner one reads what the
+    outer one returns. Patches of the logits hold where the model itself is called; losses that
+    apply the output head in chunks need a patch of `final_norm` instead.
+    Raises ValueError for an unknown name, and in the forward pass for a shape that does not fit and
+    for an activation that cannot be observed in this model.
     """
     known = activation_names(model.config)
     if unknown := [name for name in patches if name not in known]:
         raise ValueError(f"no activation is called {unknown[0]!r}; there are {listed(known)}")
-    with ExitStack() as hooks:
+    with ExitStack() as edits:
         for name in (name for name in known if name in patches):
-            for handle in hook(model, name, as_edit(name, patches[name])):
-                hooks.callback(handle.remove)
+            edit = as_edit(name, patches[name])
+            in_block = name.startswith("blocks.")
+            edits.enter_context((edited_once if in_block else edited)(model, name, edit))
         yield model
 
 
 def as_edit(name: str, patch: Patch) -> Edit:
-    """The function that puts a number, a tensor or a function's result in an activation's place."""
+    """A patch as a function that returns the activation's replacement, in its shape and dtype."""
 
     def edit(x: Tensor) -> Tensor:
         new = patch(x) if callable(patch) else torch.as_tensor(patch)
@@ -167,7 +177,7 @@ def matching_names(config: GPT2Config, patterns: Sequence[str]) -> list[str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a message: of many blocks the first and the last, of many heads too."""
+    """Names for a message; of many blocks, and of many heads, the first and the last."""
     if len(names) <= 12:
         return ", ".join(names)
     ends = {name.split(".")[1] for name in names if name.startswith("blocks.")}
@@ -183,98 +193,78 @@ def listed(names: Sequence[str]) -> str:
 # ---- where the names are in the model
 
 
-def hook(model: GPT2, name: str, edit: Edit, reads_only: bool = False) -> list[RemovableHandle]:
-    """Let `edit` see, and replace, a named activation in every forward pass."""
+def edited(model: GPT2, name: str, edit: Edit) -> AbstractContextManager[Any]:
+    """Inside, `edit` reads and replaces the named activation in every forward pass."""
+    if name == "embedding":
+        return edited_input(model.trf_blocks[0], edit)
     if not name.startswith("blocks."):
-        module = {"embedding": model.drop_emb, "final_norm": model.final_norm}.get(name)
-        return [edit_output(model.out_head if module is None else module, edit)]
-    _, layer, part = name.split(".", 2)
-    block = model.trf_blocks[int(layer)]
-    assert isinstance(block, TransformerBlock)
-    if part == "attention":
-        return hook_attention(block.attn, edit, reads_only)
-    if part.startswith("head."):
-        return [edit_head(block.attn, int(part.removeprefix("head.")), edit)]
-    return [edit_output({"attn_out": block.attn, "mlp_out": block.mlp}.get(part, block), edit)]
+        return edited_output(model.final_norm if name == "final_norm" else model, edit)
+    block, part = block_and_part(model, name)
+    if part == "stream":
+        return edited_output(block, edit)
+    if part in ("attn_out", "mlp_out"):
+        module = getattr(block, part.removesuffix("_out"), None)
+        return nullcontext() if module is None else edited_output(module, edit)
+    head = int(part.removeprefix("head.")) if part.startswith("head.") else None
+    return edited_attention(block, model.config.n_heads, edit, head)
 
 
-def edit_output(module: nn.Module, edit: Edit) -> RemovableHandle:
+def edited_input(module: nn.Module, edit: Edit) -> AbstractContextManager[Any]:
+    return module.register_forward_pre_hook(
+        lambda module, arguments: (edit(arguments[0]), *arguments[1:])
+    )
+
+
+def edited_output(module: nn.Module, edit: Edit) -> AbstractContextManager[Any]:
     return module.register_forward_hook(lambda module, arguments, output: edit(output))
 
 
-def edit_head(attn: MultiHeadAttention, head: int, edit: Edit) -> RemovableHandle:
-    """A head's own columns of what `attn_out` reads."""
-
-    def replace(module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
-        heads = list(arguments[0].chunk(attn.n_heads, dim=-1))  # each (batch, tokens, head_dim)
-        new = edit(heads[head])
-        if new is heads[head]:  # only looked at
-            return arguments
-        heads[head] = new
-        return (torch.cat(heads, dim=-1),)
-
-    return attn.attn_out.register_forward_pre_hook(replace)
+def block_and_part(model: GPT2, name: str) -> tuple[nn.Module, str]:
+    _, layer, part = name.split(".", 2)
+    return model.trf_blocks[int(layer)], part
 
 
-def hook_attention(attn: MultiHeadAttention, edit: Edit, reads_only: bool) -> list[RemovableHandle]:
-    """Attention weights are seen, and replaced, just before `attn_out` reads what they gathered."""
-    patch = AttentionPatch(attn, edit)
-    before = attn.register_forward_pre_hook(patch.remember)
-    return [before, attn.attn_out.register_forward_pre_hook(patch.read if reads_only else patch)]
+@contextmanager
+def edited_once(model: GPT2, name: str, edit: Edit) -> Iterator[None]:
+    """`edited`, which raises ValueError in a forward pass of the block that does not compute the
+    activation exactly once: the edit would change nothing, or only a part."""
+    block, _ = block_and_part(model, name)
+    calls = 0
+
+    def counted(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return edit(x)
+
+    def start(block: nn.Module, arguments: Any) -> None:
+        nonlocal calls
+        calls = 0
+
+    def check(block: nn.Module, arguments: Any, output: Any) -> None:
+        if calls != 1:
+            raise ValueError(requirement(model, name))
+
+    with (
+        block.register_forward_pre_hook(start),
+        edited(model, name, counted),
+        block.register_forward_hook(check),
+    ):
+        yield
 
 
-class AttentionPatch:
-    """Attention in plain steps, with `edit` between the weights and the values."""
-
-    def __init__(self, attn: MultiHeadAttention, edit: Edit) -> None:
-        self.attn, self.edit = attn, edit
-        self.call: tuple[Any, ...] = ()  # x, attn_mask, cache of the pass that is under way
-        self.weights = torch.empty(0)  # those of the pass before, after `edit`
-
-    def remember(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        self.call = (*arguments, None, None)[:3]
-
-    def read(self, module: nn.Module, arguments: tuple[Tensor]) -> None:
-        """The weights in use: if somebody has patched them, the patched ones."""
-        hooks = self.attn.attn_out._forward_pre_hooks.values()
-        patches = [hook.weights for hook in hooks if isinstance(hook, AttentionPatch)]
-        self.edit(attention_weights(self.attn, *self.call) if not patches else patches[-1])
-
-    def __call__(self, module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
-        self.weights = self.edit(attention_weights(self.attn, *self.call))
-        _, _, values = queries_keys_values(self.attn, self.call[0], self.call[2])
-        context = self.weights.to(values.dtype) @ values  # (batch, heads, tokens, head_dim)
-        return (context.transpose(1, 2).flatten(2),)
-
-
-def attention_weights(
-    attn: MultiHeadAttention,
-    x: Float[Tensor, "batch tokens emb"],
-    attn_mask: Bool[Tensor, "#batch 1 tokens total"] | None = None,
-    cache: LayerCache | None = None,
-) -> Float[Tensor, "batch heads tokens total"]:
-    """softmax(query @ key.T / sqrt(head_dim)), which the fast kernel computes piece by piece.
-
-    x: what the layer reads, the stream after `norm1`. attn_mask: as the layer's own; None is the
-    plain causal pattern. A cache must hold the keys of x already. In float32 or better.
-    """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    query, key, _ = queries_keys_values(attn, x, cache)
-    with torch.autocast(x.device.type, enabled=False):
-        scores = query.to(wide) @ key.to(wide).mT  # (batch, heads, tokens, total)
-    scores = scores / math.sqrt(query.shape[3])
-    if attn_mask is None:
-        tokens, total = scores.shape[2:]
-        attn_mask = scores.new_ones(tokens, total, dtype=torch.bool).tril(total - tokens)
-    return scores.masked_fill(~attn_mask, -math.inf).softmax(dim=3)
-
-
-def queries_keys_values(
-    attn: MultiHeadAttention, x: Tensor, cache: LayerCache | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of x, (batch, heads, tokens, head_dim); keys and values of all tokens that can be
-    looked at, (batch, heads, total, head_dim): those in the cache, which holds x's already."""
-    query, key, value = map(attn.split_heads, attn.project(x))
-    if cache is not None:
-        key, value = cache.keys[:, :, : cache.length], cache.values[:, :, : cache.length]
-    return query, key, value
+def requirement(model: GPT2, name: str) -> str:
+    """What a model must do so that an activation can be observed, as an error's message."""
+    if not name.startswith("blocks."):
+        return f"{name} cannot be observed: a forward pass must compute it exactly once"
+    block, part = block_and_part(model, name)
+    if part == "stream":
+        must = "run exactly once in a forward pass of the model"
+    elif part in ("attn_out", "mlp_out"):
+        must = f"have a module {part.removesuffix('_out')!r} and call it exactly once"
+    else:
+        must = (
+            "call F.scaled_dot_product_attention exactly once, with a query of the shape "
+            f"(batch, {model.config.n_heads}, tokens, head_dim)"
+        )
+    owner = name.removesuffix(f".{part}")
+    return f"{name} cannot be observed: {owner}, a {type(block).__name__}, must {must}"
