@@ -643,10 +643,10 @@ def test_without_matplotlib_every_picture_says_what_to_install(
 
 
 def test_pictures_refuse_what_they_cannot_show(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="3 tokens for attention of the shape"):
+    with pytest.raises(ValueError, match=r"\(heads, 3, 3\) for 3 tokens, not \(1, 2, 2\)"):
         plot_attention(torch.ones(1, 2, 2), ["a", "b", "c"], tmp_path / "a.png", "")
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="has no figure 'loss'"):
+    with pytest.raises(ValueError, match="has no metric 'loss'"):
         plot_runs({"run": tmp_path / "metrics.jsonl"}, tmp_path / "a.png", "")
     with pytest.raises(ValueError, match="average_every must be at least 1"):
         plot_runs({}, tmp_path / "a.png", "", average_every=0)

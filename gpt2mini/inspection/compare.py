@@ -1,21 +1,21 @@
-"""What has changed from one model to another: training's traces, parameter by parameter.
+"""Differences between two models: what training has changed, parameter by parameter.
 
     comparison = compare_models(base, tuned, token_ids)
     print(comparison)                  # layers, parameters and activations, the most changed first
     comparison.summary()               # the same for JSON
 
-Every line compares two tensors of one shape, a and b, with these figures of the change d = b - a:
+Every row compares two tensors of the same shape, a and b, by the change d = b - a:
 
-    mean |d|, max |d|, std d    over all numbers; std is the root mean square about the mean of d
+    mean |d|, max |d|, std d    over all elements; std is the root mean square about the mean of d
     cosine                      mean cosine similarity of the rows of a and b
     distance                    mean Euclidean length of the rows of d
     relative                    |d| / |a|, Euclidean (Frobenius) norms; the tables' order
     rank                        effective rank of d
 
-A row is what lies along the last axis: a neuron's weights, or one token's activations. Two rows of
-nothing but zeros are alike (cosine 1). The effective rank (Roy and Vetterli 2007) is the
-exponential of the entropy of the singular values divided by their sum: r equal ones give r, and a
-LoRA of rank 8 gives at most 8.
+A row of a tensor lies along its last axis: a neuron's weights, or one token's activations. Two rows
+of zeros have the cosine 1. The effective rank (Roy and Vetterli 2007) is the exponential of the
+entropy of the singular values divided by their sum: r equal ones give r, and a LoRA of rank 8 gives
+at most 8.
 """
 
 import math
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from gpt2mini.files import without_infinities
 from gpt2mini.inspection.tracing import trace
-from gpt2mini.lora.layers import lora_layers
+from gpt2mini.lora import lora_layers
 from gpt2mini.model import GPT2, TiedHead
 
 OF_BLOCKS = ("blocks.*.attn_out", "blocks.*.mlp_out", "blocks.*.stream")
@@ -38,11 +38,11 @@ ACTIVATIONS = ("embedding", *OF_BLOCKS, "final_norm", "logits")
 
 @dataclass(frozen=True)
 class Difference:
-    """How two tensors of one shape, or all tensors of a layer together, differ (see above)."""
+    """The difference of two tensors, or of all tensors of a layer together (see above)."""
 
     name: str
     layer: str
-    shape: tuple[int, ...]  # of a layer: (how many numbers,)
+    shape: tuple[int, ...]  # of a layer: (number of elements,)
     mean_absolute: float
     maximum: float
     standard_deviation: float
@@ -58,7 +58,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """Differences of the parameters, of the layers that they make up, and, if a text was given, of
+    """Differences of the parameters, of the layers that hold them, and, if token ids were given, of
     the activations; each in the order of the model."""
 
     layers: list[Difference]
@@ -73,7 +73,7 @@ class ModelComparison:
         }
 
     def table(self, longest: int | None = None) -> str:
-        """Three tables, the largest relative change first. longest: rows of each; None is all."""
+        """Three tables, the largest relative change first. longest: rows of each; None for all."""
         parts = {
             "layer (all its weights)": self.layers,
             "parameter": self.parameters,
@@ -92,12 +92,13 @@ def compare_models(
     token_ids: Int[Tensor, "batch tokens"] | None = None,
     attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
 ) -> ModelComparison:
-    """How far b is from a, in weights and, on given tokens, in activations (at real tokens only).
+    """The change from a to b in the weights and, with token ids, in the activations (at real tokens
+    only).
 
-    A layer with an adapter counts with its effective weight, W + scaling * B A, so an adapted model
-    and the same one merged are equal. Beside an untied head, a tied one counts like one of its own.
-    The models stay as they are.
-    Raises ValueError, saying what differs, for models that have not the same parameters.
+    A layer with an adapter is compared by its effective weight, so an adapted model equals itself
+    after merging. If one head is untied, the other is compared with it by its tied weight.
+    Raises ValueError, which lists the differences, for models whose parameters differ in name or
+    shape.
     """
     ours, theirs = effective_weights(a), effective_weights(b)
     for model, own, other in ((a, ours, theirs), (b, theirs, ours)):
@@ -141,15 +142,13 @@ def compare_activations(
 
 
 def effective_weights(model: GPT2) -> dict[str, Tensor]:
-    """Every parameter by its name; where there is an enabled adapter, the weight with it."""
-    weights = {
-        name: parameter.detach()
-        for name, parameter in model.named_parameters()
-        if not name.endswith((".lora_A", ".lora_B"))
-    }
-    for name, layer in lora_layers(model).items():
+    """Every parameter of the model by its name, enabled adapters merged into their layers."""
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for layer_name, layer in lora_layers(model).items():
+        for name in dict(layer.named_parameters()).keys() - {"weight", "bias"}:
+            del weights[f"{layer_name}.{name}"]
         if layer.enabled:
-            weights[f"{name}.weight"] = layer.merged_weight().detach()
+            weights[f"{layer_name}.weight"] = layer.merged_weight().detach()
     return weights
 
 
@@ -176,12 +175,12 @@ def shape_in(weights: dict[str, Tensor], name: str) -> str:
     return " x ".join(map(str, weights[name].shape)) if name in weights else "missing"
 
 
-# ---- the figures
+# ---- measures of one difference
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Sums over two tensors, from which every figure follows, also those of several pairs."""
+    """Sums over two tensors, from which every measure follows, also for several pairs together."""
 
     numbers: int
     rows: int
@@ -196,7 +195,7 @@ class Pair:
 
     @staticmethod
     def of(a: Tensor, b: Tensor) -> "Pair":
-        # In float64: a mean over 38 million numbers, and the difference of nearly equal ones.
+        # In float64: means over 38 million elements, and differences of nearly equal ones.
         a, b = a.cpu().double(), b.cpu().double()  # moved first: Apple's GPUs have no float64
         a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])  # (rows, columns)
         d = b - a
@@ -215,7 +214,7 @@ class Pair:
 
     @staticmethod
     def sum(pairs: Sequence["Pair"]) -> "Pair":
-        """All of them together, as if their rows were of one tensor."""
+        """Several pairs as one, as if their rows were of one tensor."""
         return Pair(
             sum(pair.numbers for pair in pairs),
             sum(pair.rows for pair in pairs),
@@ -226,7 +225,7 @@ class Pair:
             sum(pair.squares_of_a for pair in pairs),
             sum(pair.cosines for pair in pairs),
             sum(pair.distances for pair in pairs),
-            torch.empty(0),  # rows of different lengths are no matrix
+            torch.empty(0),  # rows of different lengths form no matrix
         )
 
     def difference(
@@ -252,7 +251,7 @@ class Pair:
 
 def row_cosines(a: Tensor, b: Tensor) -> Float[Tensor, " rows"]:
     cosines = torch.nn.functional.cosine_similarity(a, b, dim=1)
-    return torch.where((a == b).all(dim=1), 1.0, cosines)  # two zero vectors have no angle
+    return torch.where((a == b).all(dim=1), 1.0, cosines)  # of two zero vectors, too
 
 
 def ratio(change: float, size: float) -> float:
@@ -270,11 +269,11 @@ def effective_rank(matrix: Float[Tensor, "rows columns"]) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
-# ---- on the screen
+# ---- as text
 
 
 def table(title: str, differences: Sequence[Difference], longest: int | None = None) -> str:
-    """A line for each, the largest relative change first."""
+    """A line for each difference, the largest relative change first."""
     order = sorted(differences, key=lambda difference: -difference.relative)[:longest]
     width = max(len(title), *(len(difference.name) for difference in order))
     heads = ("relative", "mean |d|", "max |d|", "std d", "cosine", "distance", "rank")

@@ -1,12 +1,12 @@
-"""What does a head do? Two scores that find the best-known kinds, on random tokens said twice.
+"""Attention patterns of heads: two scores on a random sequence of tokens that is repeated.
 
-    A7 K2 Q9 M4 A7 K2 Q9 M4          nothing in them but their order to go by
+    A7 K2 Q9 M4 A7 K2 Q9 M4          only the order of the tokens carries information
 
-A **previous-token head** looks one token back. An **induction head** looks for the earlier place of
-the present token and then at the one after it: at the second K2, at Q9. Together they continue a
-pattern seen once, the simplest learning from context (Elhage et al. 2021, "A Mathematical Framework
-for Transformer Circuits"; Olsson et al. 2022, "In-context Learning and Induction Heads", where the
-induction score is called prefix matching).
+A **previous-token head** attends to the token before. An **induction head** attends to the token
+that followed the current token at its earlier occurrence: at the second K2, to Q9. Together they
+continue a repeated sequence, the simplest form of in-context learning (Elhage et al. 2021, "A
+Mathematical Framework for Transformer Circuits"; Olsson et al. 2022, "In-context Learning and
+Induction Heads", where the induction score is called prefix matching).
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,11 @@ from gpt2mini.model import GPT2
 def previous_token_score(
     attention: Float[Tensor, "batch heads tokens tokens"],
 ) -> Float[Tensor, " heads"]:
-    """mean over t >= 1 of attention[t, t - 1]: 1 if the head always looks one token back."""
+    """mean over t >= 1 of attention[t, t - 1]: 1 if all attention is on the token before."""
     if attention.shape[2] < 2:
-        raise ValueError("the first token has none before it: at least two are needed")
+        raise ValueError(
+            f"expected at least 2 tokens, not {attention.shape[2]}: the first has none before it"
+        )
     return attention.diagonal(-1, dim1=2, dim2=3).mean(dim=(0, 2))
 
 
@@ -32,11 +34,11 @@ def induction_score(
     attention: Float[Tensor, "batch heads tokens tokens"], period: int
 ) -> Float[Tensor, " heads"]:
     """mean over t >= period of attention[t, t - period + 1], for tokens that repeat after `period`:
-    1 if the head always looks at what came after the present token the last time."""
+    1 if all attention is on the token that followed the earlier occurrence of the current one."""
     tokens = attention.shape[2]
     if not 2 <= period < tokens:
         raise ValueError(f"expected 2 <= period ({period}) < tokens ({tokens})")
-    # The diagonal begins at row period - 1, where the token has not been said before: without it.
+    # The diagonal begins at row period - 1, whose token occurs for the first time: without it.
     return attention.diagonal(1 - period, dim1=2, dim2=3)[..., 1:].mean(dim=(0, 2))
 
 
@@ -50,7 +52,7 @@ class HeadScores:
     def strongest(self, kind: str, n: int = 5) -> list[tuple[int, int, float]]:
         """(layer, head, score), the highest score first. kind: previous_token or induction."""
         if kind not in ("previous_token", "induction"):
-            raise ValueError(f"there is no score {kind!r}: previous_token or induction")
+            raise ValueError(f"kind must be previous_token or induction, not {kind!r}")
         scores = getattr(self, kind)
         order = scores.flatten().argsort(descending=True)[:n].tolist()
         n_heads = scores.shape[1]
@@ -58,7 +60,7 @@ class HeadScores:
 
 
 def head_scores(model: GPT2, period: int = 32, batch_size: int = 4, seed: int = 0) -> HeadScores:
-    """Both scores of every head on `batch_size` rows of `period` random tokens, said twice."""
+    """Both scores of every head on `batch_size` rows of `period` random tokens, repeated once."""
     longest = model.config.context_length // 2
     if not 2 <= period <= longest:
         raise ValueError(f"period must be from 2 to {longest}, half of the context, not {period}")

@@ -1,9 +1,8 @@
-"""What the model thinks on its way: the logit lens, neighbors of an embedding, and how surprised
-it is by each token of a text.
+"""The logit lens, the nearest tokens of an embedding, and the log-probabilities of a text.
 
-The **logit lens** (nostalgebraist 2020, "interpreting GPT: the logit lens") reads the residual
-stream after every block as if it were the last: through the final norm and the output head. Early
-layers still name tokens near the input; the answer takes shape in between.
+The **logit lens** (nostalgebraist 2020, "interpreting GPT: the logit lens") applies the final norm
+and the output head to the residual stream after every block. It shows at which layer a prediction
+is formed.
 """
 
 import codecs
@@ -29,8 +28,8 @@ from gpt2mini.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Lens:
-    """The likeliest next tokens after each layer, at each position. Layer 0 is the embedding, layer
-    n the stream after block n - 1; the last is the model's own prediction."""
+    """The most likely next tokens after each layer, at each position. Layer 0 is the embedding,
+    layer n the stream after block n - 1; the last layer is the model's own prediction."""
 
     layers: list[str]  # names as in `trace`
     token_ids: Int[Tensor, "layers batch tokens k"]
@@ -55,8 +54,8 @@ def logit_lens(
     attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
     k: int = 5,
 ) -> Lens:
-    """The k likeliest next tokens after each layer, at each position (the logits of all layers
-    together would take layers x tokens x vocab numbers). Raises ValueError for a classifier."""
+    """The k most likely next tokens after each layer, at each position (all logits would be layers
+    x tokens x vocab numbers). Raises ValueError for a classifier."""
     check_predicts_tokens(model)
     k = min(k, model.config.vocab_size)
     names = ["embedding", "blocks.*.stream"]
@@ -85,8 +84,8 @@ def read_stream(model: GPT2, stream: Float[Tensor, "*axes emb"]) -> Float[Tensor
 def nearest_tokens(
     model: GPT2, token: int | Int[Tensor, ""] | Float[Tensor, " emb"], k: int = 10
 ) -> list[tuple[int, float]]:
-    """(token id, cosine), the most similar first, of a token's embedding (itself among them) or of
-    any vector of the stream's width."""
+    """(token id, cosine similarity), the most similar first, for the embedding of a token (itself
+    included) or for any vector of the width of the residual stream."""
     table = model.tok_emb.weight
     if not isinstance(token, Tensor) or token.ndim == 0:
         token_id = int(token)
@@ -103,20 +102,20 @@ def nearest_tokens(
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
-# ---- a text, token by token
+# ---- log-probabilities of a text
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A token of a text, or the few tokens that only together are a character."""
+    """A token of a text, or several tokens that form one character."""
 
     text: str
     token_ids: list[int]
-    logprob: float  # in nats, given all that stands before it
+    logprob: float  # in nats, given all tokens before it
 
 
 def score_text(model: GPT2, tokenizer: Tokenizer, text: str) -> list[Piece]:
-    """How likely the model finds each token of a text, the first after <|endoftext|>.
+    """The log-probability of each token of a text, the first one after <|endoftext|>.
 
     Raises ValueError for an empty text, one that is too long for the context, and a classifier.
     """
@@ -140,7 +139,7 @@ def score_text(model: GPT2, tokenizer: Tokenizer, text: str) -> list[Piece]:
 def whole_characters(
     tokenizer: Tokenizer, ids: Sequence[int], logprobs: Sequence[float]
 ) -> Iterator[Piece]:
-    """One piece for each token, but for tokens that share a character one together."""
+    """One piece for each token; tokens that share a character form one piece."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     start = 0
     for end, token_id in enumerate(ids, start=1):
@@ -148,12 +147,12 @@ def whole_characters(
         if decoder.getstate()[0] == b"":
             yield Piece(text, list(ids[start:end]), sum(logprobs[start:end]))
             start = end
-        elif text:  # whole characters and the beginning of another: wait with them
+        elif text:  # whole characters and the beginning of another: wait for its end
             decoder.setstate((text.encode() + decoder.getstate()[0], 0))
 
 
-# The least probability of each degree of surprise, its brackets, and its ANSI colors (of the 256:
-# from black on white to white on dark red, so that lightness alone tells them apart).
+# For each range of probabilities its lower bound, its number of brackets, and its ANSI colors (of
+# 256: from black on white to white on dark red, distinct by lightness alone).
 DEGREES = (
     (0.1, 0, "30;48;5;231"),
     (0.01, 1, "30;48;5;223"),
@@ -163,15 +162,14 @@ DEGREES = (
 
 
 def surprise_text(pieces: Sequence[Piece], color: bool = True) -> str:
-    """A text for the terminal, in which surprising tokens stand out: by color, or in brackets,
-    the more the less likely. Control characters are escaped, so that no text steers the terminal.
-    """
+    """A text for the terminal with improbable tokens in color, or in brackets: more for a lower
+    probability. Control characters are escaped, so that no text controls the terminal."""
     return "".join(mark(escape(piece.text), piece.logprob, color) for piece in pieces)
 
 
 def surprise_legend(color: bool = True) -> str:
-    """What the colors or brackets of `surprise_text` mean."""
-    names = ("p >= 0.1", "p >= 0.01", "p >= 0.001", "less likely")
+    """The meaning of the colors or brackets of `surprise_text`."""
+    names = ("p >= 0.1", "p >= 0.01", "p >= 0.001", "p < 0.001")
     samples = [
         mark(name, math.log(max(least, 1e-9)), color)
         for name, (least, _, _) in zip(names, DEGREES, strict=True)
@@ -190,6 +188,6 @@ def mark(text: str, logprob: float, color: bool) -> str:
 
 
 def escape(text: str) -> str:
-    r"""Control and other invisible characters as \x1b, \t, ...; a line's end as \n and itself."""
+    r"""Unprintable characters as \x1b, \t, ...; a final newline as \n and itself."""
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return "".join(shown) + ("\n" if text.endswith("\n") else "")

@@ -1,4 +1,7 @@
-"""Pictures of a run. matplotlib is optional: pip install 'gpt2mini[plots]'."""
+"""Plots of training runs and of activations, as PNG files.
+
+matplotlib is optional: pip install 'gpt2mini[plots]'.
+"""
 
 import json
 import math
@@ -18,12 +21,12 @@ if TYPE_CHECKING:
     from gpt2mini.tokenizer import Tokenizer
 
 
-MOST_POSITIONS = 64  # side by side, each as wide as a word
+MOST_POSITIONS = 64  # of a plot, each as wide as a word
 
 
 def new_figure(width: float, height: float, panels: int = 1, rows: int = 1) -> tuple[Any, Any]:
-    """An empty figure and its axes (several side by side or in rows: an array), drawn without a
-    screen and without global state."""
+    """An empty figure and its axes (an array, if there are several), drawn without a display and
+    without pyplot's global state."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -75,7 +78,7 @@ def plot_losses(
 def plot_figures(
     metrics: str | Path, names: Sequence[str], picture: str | Path, title: str
 ) -> None:
-    """Some of the figures in a run's metrics.jsonl over the steps, three in a row, as a PNG. Raises
+    """Metrics of a run, from its metrics.jsonl, over the steps, three per row, as a PNG. Raises
     ImportError as `plot_losses`."""
     logged = read_metrics(metrics)
     shown = [name for name in names if any(name in row for row in logged)]
@@ -95,8 +98,8 @@ def plot_figures(
 
 
 def plot_calibration(bins: "Sequence[CalibrationBin]", picture: str | Path) -> None:
-    """How often a reward model is right where it is so sure (`rewards.calibration`), as a PNG; on
-    the diagonal it is as good as it believes. Raises ImportError as `plot_losses`."""
+    """The accuracy of a reward model over its confidence (`reward_model.calibration`), as a PNG; on
+    the diagonal it is calibrated. Raises ImportError as `plot_losses`."""
     figure, axes = new_figure(4.5, 4.5)
     axes.plot([0.5, 1], [0.5, 1], color="0.55", linestyle="--", label="perfectly calibrated")
     most = max(one.pairs for one in bins)
@@ -105,9 +108,9 @@ def plot_calibration(bins: "Sequence[CalibrationBin]", picture: str | Path) -> N
         [one.correct for one in bins],
         s=[20 + 200 * one.pairs / most for one in bins],
         color="black",
-        label="pairs (area: how many)",
+        label="pairs (area: their number)",
     )
-    axes.set(xlabel="probability given to the preferred answer", ylabel="share that was right")
+    axes.set(xlabel="confidence (predicted probability)", ylabel="accuracy")
     axes.set(xlim=(0.48, 1.02), ylim=(-0.04, 1.04))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
@@ -127,10 +130,10 @@ def plot_runs(
     unit: str = "nats per token",
     average_every: int = 1,
 ) -> None:
-    """One figure of several runs over the steps, as a PNG; told apart by their dashes and markers.
+    """One metric of several runs over the steps, as a PNG, with a dash pattern and marker for each.
 
-    runs: what to call each -> its metrics.jsonl. average_every: from 2 on, the mean over so many
-    logged steps stands before the raw curve. Raises ImportError as `plot_losses`.
+    runs: label -> metrics.jsonl. average_every: from 2 on, the mean over so many logged steps is
+    drawn over the raw curve. Raises ImportError as `plot_losses`.
     """
     if average_every < 1:
         raise ValueError(f"average_every must be at least 1, not {average_every}")
@@ -138,7 +141,7 @@ def plot_runs(
     for i, (label, metrics) in enumerate(runs.items()):
         points = [(row["step"], row[name]) for row in read_metrics(metrics) if name in row]
         if not points:
-            raise ValueError(f"{metrics} has no figure {name!r}")
+            raise ValueError(f"{metrics} has no metric {name!r}")
         steps, figures = np.array(points, dtype=float).T
         color = ("black", "0.4", "0.6")[i % 3]
         if average_every > 1:
@@ -154,15 +157,15 @@ def plot_runs(
 
 
 def averaged(figures: np.ndarray, n: int) -> np.ndarray:
-    """The mean of every n in a row; fewer may be left for the last."""
+    """The mean of every n consecutive figures; the last mean may be of fewer."""
     return np.array([figures[i : i + n].mean() for i in range(0, len(figures), n)])
 
 
-# ---- inside a model
+# ---- activations
 
 
 def token_labels(tokenizer: "Tokenizer", token_ids: Sequence[int]) -> list[str]:
-    """Tokens as labels: a space shows as an open box, the unprintable and parts of characters as
+    """Tokens as labels: a space as an open box, unprintable characters and parts of characters as
     escapes."""
     from gpt2mini.inspection.lens import escape
 
@@ -173,14 +176,16 @@ def token_labels(tokenizer: "Tokenizer", token_ids: Sequence[int]) -> list[str]:
 def plot_attention(
     attention: "Tensor", tokens: Sequence[str], picture: str | Path, title: str
 ) -> None:
-    """Who looks at whom, as a PNG: a panel for each head of one layer, or one for one head.
+    """Attention weights as a PNG, with a panel for each head.
 
-    attention: (heads, tokens, tokens), as `trace` has it for one row. Raises ImportError as
-    `plot_losses`.
+    attention: (heads, tokens, tokens), one row of `trace`'s. Raises ImportError as `plot_losses`.
     """
     heads, n_tokens = len(attention), len(tokens)
     if attention.shape[1:] != (n_tokens, n_tokens):
-        raise ValueError(f"{n_tokens} tokens for attention of the shape {tuple(attention.shape)}")
+        raise ValueError(
+            f"expected attention of the shape (heads, {n_tokens}, {n_tokens}) for {n_tokens} "
+            f"tokens, not {tuple(attention.shape)}"
+        )
     columns = min(4, math.ceil(math.sqrt(heads)))
     rows = math.ceil(heads / columns)
     side = min(8.0, max(3.2, 1.2 + 0.19 * n_tokens))
@@ -194,14 +199,14 @@ def plot_attention(
         axes.set_title(f"head {head}" if heads > 1 else "", fontsize=10)
         label_tokens(axes.set_xticks, tokens, rotation=90)
         label_tokens(axes.set_yticks, tokens)
-        axes.set(xlabel="looked at (key)", ylabel="" if head % columns else "looks (query)")
-    figure.colorbar(image, ax=list(panels), label="attention (share of 1)", shrink=0.6)
+        axes.set(xlabel="key position", ylabel="" if head % columns else "query position")
+    figure.colorbar(image, ax=list(panels), label="attention weight", shrink=0.6)
     figure.suptitle(title)
     figure.savefig(picture, dpi=120)
 
 
 def label_tokens(set_ticks: Any, tokens: Sequence[str], **style: Any) -> None:
-    """Name the places of an axis: by the tokens if there is room, else every eighth by number."""
+    """Label the positions of an axis: with tokens if there is room, else every eighth by number."""
     every = 1 if len(tokens) <= 72 else 8
     places = list(range(0, len(tokens), every))
     labels = [drawable(tokens[i]) if every == 1 else str(i) for i in places]
@@ -209,7 +214,7 @@ def label_tokens(set_ticks: Any, tokens: Sequence[str], **style: Any) -> None:
 
 
 def drawable(text: str) -> str:
-    """The text with a box for what matplotlib's own font has no glyph of, such as Chinese."""
+    """The text, with a box for each character that matplotlib's own font lacks, such as Chinese."""
     from matplotlib.font_manager import findfont, get_font
 
     glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
@@ -219,9 +224,9 @@ def drawable(text: str) -> str:
 def plot_lens(
     lens: "Lens", tokenizer: "Tokenizer", token_ids: "Tensor", picture: str | Path, title: str
 ) -> None:
-    """The likeliest next token after each layer (upwards) at each position (to the right), the
-    darker the surer, as a PNG; of a long text, at its last 64 positions. token_ids: the row that
-    the lens was made of. Raises ImportError as `plot_losses`."""
+    """The most likely next token after each layer (upwards) at each position (to the right), darker
+    for a higher probability, as a PNG; of a long text, at its last 64 positions. token_ids: the row
+    that the lens was made of. Raises ImportError as `plot_losses`."""
     ids = lens.token_ids[:, 0, -MOST_POSITIONS:, 0]  # (layers, positions)
     probabilities = lens.probabilities[:, 0, -MOST_POSITIONS:, 0].numpy()
     layers, n_tokens = ids.shape
@@ -239,16 +244,16 @@ def plot_lens(
     axes.set_xticks(range(n_tokens), map(drawable, read), fontsize=8, rotation=45, parse_math=False)
     names = [name.removesuffix(".stream").replace("blocks.", "block ") for name in lens.layers]
     axes.set_yticks(range(layers), names, fontsize=8)
-    axes.set(title=title, xlabel="token read", ylabel="stream after")
+    axes.set(title=title, xlabel="input token", ylabel="residual stream after")
     figure.colorbar(image, label="probability of the token shown")
     figure.savefig(picture, dpi=120)
 
 
 def plot_change(comparison: "ModelComparison", picture: str | Path, title: str) -> None:
-    """How far each layer's weights have moved, and each block's stream if a text was compared, as a
-    PNG. Raises ImportError as `plot_losses`."""
+    """The relative change of each layer's weights and, if activations were compared, of the stream
+    after each block, as a PNG. Raises ImportError as `plot_losses`."""
     streams = [x for x in comparison.activations if x.name.endswith((".stream", "embedding"))]
-    panels = {"weights": comparison.layers} | ({"activations (stream)": streams} if streams else {})
+    panels = {"weights": comparison.layers} | ({"residual stream": streams} if streams else {})
     height = 1.4 + 0.27 * max(map(len, panels.values()))
     figure, all_axes = new_figure(5 * len(panels), height, len(panels))
     for (what, differences), axes in zip(panels.items(), np.atleast_1d(all_axes), strict=True):
@@ -281,6 +286,6 @@ def plot_head_scores(scores: "HeadScores", picture: str | Path, title: str) -> N
         axes.set_xticks(range(heads))
         axes.set_yticks(range(layers))
         axes.set(title=name, xlabel="head", ylabel="layer")
-    figure.colorbar(image, ax=list(panels), label="score (share of 1)")
+    figure.colorbar(image, ax=list(panels), label="score")
     figure.suptitle(title)
     figure.savefig(picture, dpi=120)
