@@ -22,7 +22,8 @@ from torch import nn
 import gpt2mini
 from gpt2mini import GPT2, GPT2Config, Tokenizer
 from gpt2mini.inspection import logit_lens, trace
-from gpt2mini.inspection.explorer import page_data, write_page
+from gpt2mini.inspection.explorer import page_data, source_of, write_page
+from gpt2mini.model import MLP, TransformerBlock
 
 TEXT = "The lamp </script><b>&amp; 中 it"
 MODEL_FILE = Path(gpt2mini.__file__).with_name("model.py").read_text(encoding="utf-8").split("\n")
@@ -50,33 +51,33 @@ document.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft" }));
 at("layer").value = 1;
 at("layer").dispatchEvent(new Event("input"));
 at("heads").children[1].click();
-seen.looks = at("strongest").textContent;
-at("looks").children[2].dispatchEvent(new MouseEvent("mouseenter"));
+seen.strongest = at("strongest").textContent;
+at("weights").children[2].dispatchEvent(new MouseEvent("mouseenter"));
 seen.hover = at("strongest").textContent;
 at("temperature").value = 0.5;
 at("temperature").dispatchEvent(new Event("input"));
 seen.next = at("next").querySelector("tr").textContent;
 seen.lens = at("lens").querySelector("tr").textContent;
-seen.length = at("lengths").querySelectorAll("tr")[3].children[3].textContent;
+seen.length = at("norms").querySelectorAll("tr")[3].children[3].textContent;
 seen.attention = attention(1, 1, 3, 2);
 seen.bold = document.querySelectorAll("b").length;
 """
 
 # Where the keyboard's focus stays, which keys are the browser's, what the pointer on a head shows.
 FOCUS_AND_HOVER = """
-const heads = at("heads").children, looks = at("looks").children;
+const heads = at("heads").children, weights = at("weights").children;
 const summary = document.querySelector("summary");
 function arrow(element, key, modifier = {}) {
   const options = { key, bubbles: true, cancelable: true, ...modifier };
   return !element.dispatchEvent(new KeyboardEvent("keydown", options));  // whether it was taken
 }
 seen.focus = [];
-for (const element of [heads[1], summary, at("layer"), at("tokens").children[3], looks[3]]) {
+for (const element of [heads[1], summary, at("layer"), at("tokens").children[3], weights[3]]) {
   token = 3; draw();
   element.focus();
   arrow(element, "ArrowLeft");
   at("layer").dispatchEvent(new Event("input"));
-  const group = element.parentNode, moves = group === at("tokens") || group === at("looks");
+  const group = element.parentNode, moves = group === at("tokens") || group === at("weights");
   seen.focus.push(document.activeElement === (moves ? group.children[2] : element));
 }
 document.activeElement.blur();
@@ -87,7 +88,7 @@ for (const modifier of ["altKey", "ctrlKey", "metaKey", "shiftKey", "none"]) {
 }
 function shown() {
   const pressed = [...heads].map((button) => button.getAttribute("aria-pressed")).join();
-  return [at("strongest").textContent.slice(0, 15), looks[0].style.background, pressed];
+  return [at("strongest").textContent.slice(0, 15), weights[0].style.background, pressed];
 }
 token = 3; draw();
 seen.chosen = shown();
@@ -104,7 +105,7 @@ seen.blurred = shown();
 heads[1].click();
 heads[1].dispatchEvent(new MouseEvent("mouseleave"));
 seen.clicked = shown();
-seen.spent = [0, 1].map((h) => Math.round(255 * (1 - attention(0, h, 3, 0))));
+seen.greys = [0, 1].map((h) => Math.round(255 * (1 - attention(0, h, 3, 0))));
 """
 
 
@@ -139,14 +140,14 @@ def test_attention_on_the_page_is_the_models(
         np.testing.assert_allclose(shares[layer], expected, atol=1e-5)
 
 
-def test_lens_lengths_and_logits_on_the_page_are_the_models(
+def test_lens_norms_and_logits_on_the_page_are_the_models(
     data: dict[str, Any], word_model: GPT2, token_ids: torch.Tensor, tokenizer: Tokenizer
 ) -> None:
     lens, found = logit_lens(word_model, token_ids), trace(word_model, token_ids)
     shown = [[[p for _, p in place] for place in layer] for layer in data["lens"]]
     np.testing.assert_allclose(shown, lens.probabilities[:, 0], atol=1e-5)
     streams = [found["embedding"], *found.of_each_block("stream")]
-    for row, stream in zip(data["lengths"]["stream"], streams, strict=True):
+    for row, stream in zip(data["norms"]["stream"], streams, strict=True):
         np.testing.assert_allclose(row, stream[0].norm(dim=1), atol=1e-4)
     logits = np.frombuffer(base64.b64decode(data["next"]["logits"]), "<f4")
     np.testing.assert_allclose(logits, found["logits"][0, -1].sort(descending=True).values)
@@ -164,7 +165,8 @@ def test_boxes_have_the_lines_of_the_architecture_and_name_all_parameters(
     for box in boxes.values():
         first = box["first_line"] - 1
         lines = MODEL_FILE[first : first + len(box["code"].split("\n"))]
-        assert dedent("\n".join(lines)) == box["code"]
+        assert box["file"] == "model.py" and dedent("\n".join(lines)) == box["code"]
+        assert box["code"].startswith(("def ", "class ", "@"))
     named = {name: list(p.shape) for name, p in word_model.trf_blocks[0].named_parameters()}
     assert boxes["Block"]["parameters"] == named
     assert boxes["Attention"]["parameters"] | boxes["MLP"]["parameters"] == named
@@ -184,15 +186,33 @@ def test_the_page_loads_nothing_and_no_text_breaks_out_of_it(page: Path) -> None
     assert "{{" not in text
 
 
-def test_an_untied_head_opens_to_the_line_that_calls_it(
+def test_an_untied_head_opens_to_the_function_that_calls_it(
     word_model: GPT2, tokenizer: Tokenizer
 ) -> None:
     untied = deepcopy(word_model)
     untied.out_head = nn.Linear(16, tokenizer.vocab_size)
     head = page_data(untied, tokenizer, "a", "")["boxes"][-1]
-    assert head["code"].startswith("return self.out_head(")
+    assert head["code"].startswith("def forward(") and "self.out_head(" in head["code"]
     n = tokenizer.vocab_size
     assert head["parameters"] == {"out_head.weight": [n, 16], "out_head.bias": [n]}
+
+
+def test_the_page_shows_the_source_of_the_models_own_parts(
+    word_model: GPT2, tokenizer: Tokenizer
+) -> None:
+    class Doubled(MLP):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    own = deepcopy(word_model)
+    block = own.trf_blocks[0]
+    assert isinstance(block, TransformerBlock)
+    block.mlp.__class__ = Doubled
+    box = page_data(own, tokenizer, "a", "")["boxes"][3]
+    assert box["file"] == "test_explorer.py" and "2 * super().forward(x)" in box["code"]
+    typed: dict[str, Any] = {"__name__": "typed"}
+    exec("class Typed:\n    def forward(self): ...", typed)  # as in an interactive session
+    assert source_of(typed["Typed"].forward) == ("typed", 1, "# Typed.forward: no source file")
 
 
 def test_what_a_page_cannot_show_is_refused(word_model: GPT2, tokenizer: Tokenizer) -> None:
@@ -251,7 +271,7 @@ def test_redrawing_keeps_the_focus_and_the_browsers_keys_and_hover_shows_a_head(
     taken = seen["taken"]
     assert taken.pop("none") == [True, 2]
     assert list(taken.values()) == [[False, 3]] * 4
-    grey = [f"rgb({share}, {share}, {share})" for share in seen["spent"]]
+    grey = [f"rgb({share}, {share}, {share})" for share in seen["greys"]]
     assert grey[0] != grey[1]
     first = ["Layer 0, head 0", grey[0], "true,false"]
     assert seen["chosen"] == seen["left"] == seen["blurred"] == first
@@ -277,13 +297,13 @@ def check_listed_parameters(seen: dict[str, Any], model: GPT2) -> None:
 def check_what_was_seen(seen: dict[str, Any], model: GPT2, token_ids: torch.Tensor) -> None:
     found, n = trace(model, token_ids), token_ids.shape[1]
     assert len(seen["open"]) == 6 and seen["bold"] == 0
-    assert seen["looks"].startswith("Layer 1, head 1: ")
-    assert f"(token {n - 2}) looks at" in seen["looks"]  # one to the left of the last
-    assert "(token 2) looks at" in seen["hover"]
+    assert seen["strongest"].startswith("Layer 1, head 1: ")
+    assert f"(token {n - 2}) attends to" in seen["strongest"]  # one to the left of the last
+    assert "(token 2) attends to" in seen["hover"]
     attention = found["blocks.1.attention"][0, 1]
     assert seen["attention"] == pytest.approx(float(attention[3, 2]), abs=1e-5)
     most = float(attention[n - 2].max())
-    assert f"{100 * most:.{2 if most < 0.1 else 1}f}" in seen["looks"]
+    assert f"{100 * most:.{2 if most < 0.1 else 1}f}" in seen["strongest"]
     p = float((found["logits"][0, -1] / 0.5).softmax(dim=0).max())
     assert f"{100 * p:.{2 if p < 0.1 else 1}f}" in seen["next"]
     length = float(found["blocks.1.stream"][0, n - 2].norm())

@@ -1,9 +1,9 @@
-"""One self-contained HTML page on which a model and a text can be explored: no network, no server.
+"""A self-contained HTML page to explore a model on a text, without network or server.
 
     python -m gpt2mini explore --model gpt2 --text "The old keeper lit the lamp" --out page.html
 
-The page is explorer.html, plain HTML, CSS and JavaScript, with the numbers put in as JSON. All of
-them are the model's: attention rounded to 1/65535, the rest to four or five digits.
+The page is explorer.html, plain HTML, CSS and JavaScript, with the model's activations as JSON:
+attention weights rounded to 1/65535, the rest to four or five decimals.
 """
 
 import base64
@@ -22,7 +22,7 @@ from gpt2mini.files import write_text
 from gpt2mini.inspection.lens import logit_lens
 from gpt2mini.inspection.plots import token_labels
 from gpt2mini.inspection.tracing import Trace, trace
-from gpt2mini.model import GPT2, MLP, MultiHeadAttention, TiedHead, TransformerBlock
+from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
 
 MOST_TOKENS = 128  # attention grows with the square: 64 tokens on 124M make a page of a megabyte
@@ -32,9 +32,10 @@ TEMPLATE = Path(__file__).with_name("explorer.html")
 def write_page(
     model: GPT2, tokenizer: Tokenizer, text: str, path: str | Path, name: str = "GPT-2"
 ) -> None:
-    """Write the page of a model (called `name` on it) reading a text.
+    """Write the page of a model, titled `name`, on a text.
 
-    Raises ValueError for an empty text, one of more than 128 tokens, and a head of one's own.
+    Raises ValueError for an empty text, one of more than 128 tokens, a classifier, and a model
+    whose activations `trace` cannot observe.
     """
     data = json.dumps(page_data(model, tokenizer, text, name), separators=(",", ":"))
     data = data.replace("<", "\\u003c")  # no text can end the script element that holds it
@@ -44,7 +45,7 @@ def write_page(
 
 
 def page_data(model: GPT2, tokenizer: Tokenizer, text: str, name: str) -> dict[str, Any]:
-    """Everything that the page shows, ready for JSON."""
+    """All that the page shows, ready for JSON."""
     ids = tokenizer.encode(text)
     if not 1 <= len(ids) <= MOST_TOKENS:
         raise ValueError(f"the page shows from 1 to {MOST_TOKENS} tokens; the text has {len(ids)}")
@@ -54,6 +55,7 @@ def page_data(model: GPT2, tokenizer: Tokenizer, text: str, name: str) -> dict[s
     if len(logits) != model.config.vocab_size:
         raise ValueError(f"a head of {len(logits)} outputs predicts no tokens: is it a classifier?")
     best = logits.topk(min(20, len(logits)))
+    attention, norms = packed_attention(found), vector_norms(found)
     return {
         "name": name,
         "config": {key: getattr(model.config, key) for key in ("n_layers", "n_heads", "emb_dim")},
@@ -61,9 +63,9 @@ def page_data(model: GPT2, tokenizer: Tokenizer, text: str, name: str) -> dict[s
         "boxes": boxes(model, len(ids)),
         "tokens": token_labels(tokenizer, ids),
         "token_ids": ids,
-        "attention": packed_attention(found),
+        "attention": attention,
         "lens": lens_rows(model, tokenizer, token_ids),
-        "lengths": lengths(found),
+        "norms": norms,
         "next": {
             "tokens": token_labels(tokenizer, best.indices.tolist()),
             "logits": packed(logits.sort(descending=True).values, "<f4"),
@@ -72,7 +74,7 @@ def page_data(model: GPT2, tokenizer: Tokenizer, text: str, name: str) -> dict[s
 
 
 def packed_attention(found: Trace) -> str:
-    """(layer, head, row, column up to the row) as 16-bit shares of 65535, in base64."""
+    """Weights times 65535 as 16-bit integers (layer, head, row, column <= row), in base64."""
     layers = torch.stack(found.of_each_block("attention"))[:, 0].cpu()  # (layers, heads, t, t)
     rows, columns = torch.tril_indices(*layers.shape[2:])
     return packed((layers[:, :, rows, columns] * 65535).round(), "<u2")
@@ -83,7 +85,7 @@ def packed(numbers: Tensor, dtype: str) -> str:
 
 
 def lens_rows(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor) -> list[Any]:
-    """Layer by layer, at each position: [token, probability] of the five likeliest."""
+    """For each layer and position, [token, probability] of the five most likely tokens."""
     lens = logit_lens(model, token_ids, k=5)
     return [
         [
@@ -94,8 +96,8 @@ def lens_rows(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor) -> list[Any]
     ]
 
 
-def lengths(found: Trace) -> dict[str, list[list[float]]]:
-    """Lengths of each token's vectors: of the stream after each layer, and of what is added."""
+def vector_norms(found: Trace) -> dict[str, list[list[float]]]:
+    """Norms of each token's vectors: of the stream after each layer, and of what is added."""
     parts = {part: found.of_each_block(part) for part in ("attn_out", "mlp_out", "stream")}
     parts["stream"] = [found["embedding"], *parts["stream"]]
     return {
@@ -104,16 +106,16 @@ def lengths(found: Trace) -> dict[str, list[list[float]]]:
     }
 
 
-# ---- the diagram: what each box of it opens to
+# ---- the architecture: parts in the order of a forward pass
 
 
-WHAT_IT_DOES = {
-    "Embedding": "A vector for each token and one for each position, added: the stream begins.",
-    "Block": "Both parts read the stream and add to it; it passes by unchanged.",
-    "Attention": "After norm1, every token gathers what it needs from itself and those before it.",
-    "MLP": "After norm2, every token on its own: widen fourfold, bend, narrow.",
-    "Final norm": "Bring each vector to mean 0 and spread 1, then scale and shift.",
-    "Output head": "Compare each vector with every token's: the closer, the likelier it is next.",
+DESCRIPTIONS = {
+    "Embedding": "A vector for each token plus one for each position: the residual stream begins.",
+    "Block": "Attention and the MLP both read the residual stream and add their outputs to it.",
+    "Attention": "After norm1, every token mixes in values of itself and of the tokens before it.",
+    "MLP": "After norm2, for every token by itself: linear to 4 emb, GELU, linear to emb.",
+    "Final norm": "Normalize each vector to mean 0 and variance 1, then scale and shift.",
+    "Output head": "The product with each token's vector: the logits of the next token.",
 }
 
 
@@ -124,20 +126,16 @@ def boxes(model: GPT2, tokens: int) -> list[dict[str, Any]]:
     by_head = f"{stream}, in {heads} heads ({heads}, {tokens}, {emb // heads}), and back"
     widened = f"{stream}, widened to ({tokens}, {4 * emb}), and back"
     block = model.trf_blocks[0]
-    assert isinstance(block, TransformerBlock)
-    embedding = lines_of(GPT2.embed, "x = self.tok_emb(", 2)
-    final_norm = lines_of(GPT2.hidden_states, "return self.final_norm(", 1)
-    tied = isinstance(model.out_head, TiedHead)
-    head = source_of(TiedHead) if tied else lines_of(GPT2.forward, "return self.out_head(", 1)
-    attention = source_of(MultiHeadAttention.forward, MultiHeadAttention.project)
+    attn, mlp = block.get_submodule("attn"), block.get_submodule("mlp")
     of_model, of_block = partial(parameters_of, model), partial(parameters_of, block)
     both = of_block("norm1", "attn", "norm2", "mlp")
+    head = GPT2.forward if type(model.out_head) is nn.Linear else type(model.out_head)
     return [
-        box("Embedding", f"({tokens}) -> {stream}", of_model("tok_emb", "pos_emb"), embedding),
-        box("Block", stream, both, source_of(TransformerBlock.forward), in_block=True),
-        box("Attention", by_head, of_block("norm1", "attn"), attention, in_block=True),
-        box("MLP", widened, of_block("norm2", "mlp"), source_of(MLP), in_block=True),
-        box("Final norm", stream, of_model("final_norm"), final_norm),
+        box("Embedding", f"({tokens}) -> {stream}", of_model("tok_emb", "pos_emb"), GPT2.embed),
+        box("Block", stream, both, type(block).forward, in_block=True),
+        box("Attention", by_head, of_block("norm1", "attn"), type(attn).forward, in_block=True),
+        box("MLP", widened, of_block("norm2", "mlp"), type(mlp).forward, in_block=True),
+        box("Final norm", stream, of_model("final_norm"), GPT2.hidden_states),
         box("Output head", f"{stream} -> ({tokens}, {vocab})", of_model("out_head"), head),
     ]
 
@@ -149,33 +147,27 @@ def parameters_of(owner: nn.Module, *parts: str) -> dict[str, list[int]]:
 
 
 def box(
-    title: str,
-    shape: str,
-    parameters: dict[str, list[int]],
-    source: tuple[int, str],
-    in_block: bool = False,
+    title: str, shape: str, parameters: dict[str, list[int]], shown: Any, in_block: bool = False
 ) -> dict[str, Any]:
-    first, code = source
+    """shown: the function or class whose source the box shows."""
+    file, first_line, code = source_of(shown)
     return {
         "title": title,
-        "text": WHAT_IT_DOES[title],
+        "text": DESCRIPTIONS[title],
         "shape": shape,
         "parameters": parameters,
-        "first_line": first,
+        "file": file,
+        "first_line": first_line,
         "code": code,
         "in_block": in_block,
     }
 
 
-def source_of(*parts: Any) -> tuple[int, str]:
-    """(the first line in model.py, the lines) of functions or classes that follow one another."""
-    sources = [inspect.getsourcelines(part) for part in parts]
-    code = "\n".join("".join(lines) for lines, _ in sources)
-    return sources[0][1], dedent(code).rstrip()
-
-
-def lines_of(function: Any, beginning: str, n: int) -> tuple[int, str]:
-    """The n lines of a function from the one that begins so."""
-    lines, first = inspect.getsourcelines(function)
-    start = next(i for i, line in enumerate(lines) if line.lstrip().startswith(beginning))
-    return first + start, "\n".join(line.strip() for line in lines[start : start + n])
+def source_of(shown: Any) -> tuple[str, int, str]:
+    """(name of the file, first line, source) of a function or class."""
+    try:
+        lines, first_line = inspect.getsourcelines(shown)
+        file = Path(inspect.getsourcefile(inspect.unwrap(shown)) or "").name
+    except OSError:  # defined in an interactive session
+        return shown.__module__, 1, f"# {shown.__qualname__}: no source file"
+    return file, first_line, dedent("".join(lines)).rstrip()
