@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from gpt2mini import GPT2
+from gpt2mini import GPT2, generate
 from gpt2mini.inspection import head_scores, patched, trace
 from gpt2mini.model import MultiHeadAttention, TransformerBlock
 
@@ -321,3 +321,35 @@ def test_dropout_comes_after_patched_weights(own_model: GPT2) -> None:
     with patched(own_model, {NAME: only_itself, "blocks.1.head.0": note}):
         own_model(ids)
     assert 0 < dropped[0].sum() < dropped[0].numel()
+
+
+def test_traced_logits_are_what_the_model_returns(own_model: GPT2) -> None:
+    class Capped(GPT2):
+        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+            return 3 * torch.tanh(super().forward(*args, **kwargs) / 3)
+
+    own_model.__class__ = Capped
+    with torch.no_grad():
+        assert torch.equal(trace(own_model, ids)["logits"], own_model(ids))
+
+
+@pytest.mark.parametrize("name", [NAME, "blocks.2.head.3", "embedding", "logits"])
+def test_generation_is_patched_like_the_model(tiny_model: GPT2, name: str) -> None:
+    with patched(tiny_model, {name: lambda x: x**2}):
+        found = generate(tiny_model, ids, 6, temperature=0).token_ids
+        expected = ids
+        for _ in range(6):
+            following = tiny_model(expected)[:, -1].argmax(dim=1)
+            expected = torch.cat([expected, following[:, None]], dim=1)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, generate(tiny_model, ids, 6, temperature=0).token_ids)
+
+
+def test_a_quantized_model_is_traced_as_it_is(own_model: GPT2) -> None:
+    exact = trace(own_model, ids, MASK)
+    own_model.quantize("int8")
+    found = trace(own_model, ids, MASK)
+    with torch.no_grad():
+        assert torch.equal(found["logits"], own_model(ids, MASK))
+    assert_close(found[NAME].sum(dim=3), torch.ones(2, 6, TOKENS))
+    assert 0 < (found[NAME] - exact[NAME]).abs().max() < 0.2

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.files import write_text
 from gpt2mini.inspection.lens import logit_lens
 from gpt2mini.inspection.plots import token_labels
@@ -46,14 +47,13 @@ def write_page(
 
 def page_data(model: GPT2, tokenizer: Tokenizer, text: str, name: str) -> dict[str, Any]:
     """All that the page shows, ready for JSON."""
+    check_predicts_tokens(model)
     ids = tokenizer.encode(text)
     if not 1 <= len(ids) <= MOST_TOKENS:
         raise ValueError(f"the page shows from 1 to {MOST_TOKENS} tokens; the text has {len(ids)}")
     token_ids = torch.tensor([ids], device=model.tok_emb.weight.device)
     found = trace(model, token_ids)
     logits = found["logits"][0, -1].float().cpu()  # (vocab)
-    if len(logits) != model.config.vocab_size:
-        raise ValueError(f"a head of {len(logits)} outputs predicts no tokens: is it a classifier?")
     best = logits.topk(min(20, len(logits)))
     attention, norms = packed_attention(found), vector_norms(found)
     return {

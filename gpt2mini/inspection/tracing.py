@@ -104,7 +104,8 @@ def trace(
     with evaluating(model), ExitStack() as edits:
         for name in wanted:
             edits.enter_context(edited(model, name, keep(name)))
-        model(token_ids, attention_mask)
+        # What the model returns, even if it does more after its output head.
+        found["logits"] = [model(token_ids, attention_mask)]
     not_observed = {name: requirement(model, name) for name in wanted if len(found[name]) != 1}
     for name in [names] if isinstance(names, str) else names:
         if name in not_observed:
@@ -120,8 +121,8 @@ def patched(model: GPT2, patches: Mapping[str, Patch]) -> Iterator[GPT2]:
     A patch is a number (0 ablates), a tensor that has or broadcasts to the activation's shape, or a
     function of the activation. Gradients flow through it. Patches of attention weights come before
     those of heads; of two patches of one activation, in nested `with`, the inner one reads what the
-    outer one returns. Patches of the logits hold where the model itself is called; losses that
-    apply the output head in chunks need a patch of `final_norm` instead.
+    outer one returns. A patch of the logits replaces the output of the output head, in losses that
+    apply it in chunks too.
     Raises ValueError for an unknown name, and in the forward pass for a shape that does not fit and
     for an activation that cannot be observed in this model.
     """
@@ -197,8 +198,10 @@ def edited(model: GPT2, name: str, edit: Edit) -> AbstractContextManager[Any]:
     """Inside, `edit` reads and replaces the named activation in every forward pass."""
     if name == "embedding":
         return edited_input(model.trf_blocks[0], edit)
-    if not name.startswith("blocks."):
-        return edited_output(model.final_norm if name == "final_norm" else model, edit)
+    if name == "final_norm":
+        return edited_output(model.final_norm, edit)
+    if name == "logits":
+        return edited_output(model.out_head, edit)
     block, part = block_and_part(model, name)
     if part == "stream":
         return edited_output(block, edit)
