@@ -21,14 +21,8 @@ if TYPE_CHECKING:
 # ---- the model's arguments
 
 
-def check_input(
-    config: GPT2Config,
-    token_ids: Tensor,
-    attention_mask: Tensor | None,
-    position_ids: Tensor | None,
-    cache: "KeyValueCache | None",
-) -> None:
-    """Raise ValueError for what would otherwise be a wrong result or a crash inside a kernel."""
+def check_token_ids(config: GPT2Config, token_ids: Tensor | None) -> Tensor:
+    """Return the token ids, or raise."""
     if not isinstance(token_ids, Tensor):
         raise TypeError(
             f"token_ids must be a tensor, not a {type(token_ids).__name__}: torch.tensor([ids])"
@@ -40,48 +34,61 @@ def check_input(
         )
     if token_ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"token_ids must be torch.long (or torch.int), not {token_ids.dtype}")
-    batch, tokens = token_ids.shape
+    if torch.compiler.is_compiling():
+        return token_ids
+    outside = (token_ids < 0) | (token_ids >= config.vocab_size)  # (batch, tokens)
+    if outside.any():  # the only value for which the host waits for a GPU
+        wrong = int(token_ids[outside][0])
+        raise ValueError(
+            f"token id {wrong} is outside the vocabulary of {config.vocab_size} "
+            f"(0 to {config.vocab_size - 1}): do the tokenizer and the model belong together?"
+        )
+    return token_ids
+
+
+def check_mask_and_cache(
+    config: GPT2Config,
+    like: Tensor,
+    attention_mask: Tensor | None,
+    cache: "KeyValueCache | None",
+) -> None:
+    """like: a tensor of the shape (batch, tokens) of the new tokens."""
+    batch, tokens = like.shape
+    if cache is not None:
+        check_cache(config, batch, tokens, cache)
+    if attention_mask is None:
+        return
     past = 0 if cache is None else cache.length
-    if cache is not None and len(cache.layers) != config.n_layers:
-        raise ValueError(
-            f"the cache is for {len(cache.layers)} blocks, the model has {config.n_layers}: "
-            "make it with KeyValueCache(model.config, ...)"
-        )
-    if cache is not None and (batch != cache.batch_size or past + tokens > cache.max_tokens):
-        raise ValueError(
-            f"the cache is for {cache.batch_size} rows of at most {cache.max_tokens} tokens and "
-            f"holds {past}; {batch} rows of {tokens} more do not fit: make a larger KeyValueCache"
-        )
-    if attention_mask is not None and tuple(attention_mask.shape) not in {
-        (batch, tokens),
-        (batch, past + tokens),
-    }:
+    if tuple(attention_mask.shape) not in {(batch, tokens), (batch, past + tokens)}:
         raise ValueError(
             f"attention_mask has the shape {tuple(attention_mask.shape)}; "
             f"expected that of token_ids, {(batch, tokens)}"
             + (f", or with the cached tokens {(batch, past + tokens)}" if past else "")
         )
-    if attention_mask is not None and attention_mask.is_floating_point():
+    if attention_mask.is_floating_point():
         raise ValueError(
             f"attention_mask must be integers or booleans (1 real, 0 padding), "
             f"not {attention_mask.dtype}"
         )
-    if position_ids is not None and tuple(position_ids.shape) not in {(batch, tokens), (1, tokens)}:
-        raise ValueError(
-            f"position_ids has the shape {tuple(position_ids.shape)}; expected {(batch, tokens)}"
-        )
     if torch.compiler.is_compiling():
-        return  # reading values would break the compiled graph; shapes are checked above
-    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        return
+    if attention_mask.dtype != torch.bool:
         check_mask_values(attention_mask, cache)
-    if attention_mask is not None and cache is not None:
+    if cache is not None:
         check_cached_part(attention_mask[:, :-tokens], cache)
-    outside = (token_ids < 0) | (token_ids >= config.vocab_size)  # (batch, tokens)
-    if outside.any():  # the one number for which a GPU is waited for
-        wrong = int(token_ids[outside][0])
+
+
+def check_cache(config: GPT2Config, batch: int, tokens: int, cache: "KeyValueCache") -> None:
+    past = cache.length
+    if len(cache.layers) != config.n_layers:
         raise ValueError(
-            f"token id {wrong} is outside the vocabulary of {config.vocab_size} "
-            f"(0 to {config.vocab_size - 1}): do the tokenizer and the model belong together?"
+            f"the cache is for {len(cache.layers)} blocks, the model has {config.n_layers}: "
+            "make it with KeyValueCache(model.config, ...)"
+        )
+    if batch != cache.batch_size or past + tokens > cache.max_tokens:
+        raise ValueError(
+            f"the cache is for {cache.batch_size} rows of at most {cache.max_tokens} tokens and "
+            f"holds {past}; {batch} rows of {tokens} more do not fit: make a larger KeyValueCache"
         )
 
 
@@ -115,14 +122,30 @@ def check_cached_part(cached_mask: Tensor, cache: "KeyValueCache") -> None:
         )
 
 
-def check_positions(config: GPT2Config, position_ids: Tensor) -> None:
-    """Raise ValueError for positions that the model has not learned."""
+def check_positions(config: GPT2Config, position_ids: Tensor, like: Tensor) -> None:
+    """Positions that the caller gave. like: a tensor of the shape (batch, tokens)."""
+    batch, tokens = like.shape
+    if tuple(position_ids.shape) not in {(batch, tokens), (1, tokens)}:
+        raise ValueError(
+            f"position_ids has the shape {tuple(position_ids.shape)}; expected {(batch, tokens)}"
+        )
     if torch.compiler.is_compiling():
         return
     smallest, largest = int(position_ids.min()), int(position_ids.max())
     check_length(config, largest + 1)
     if smallest < 0:
         raise ValueError(f"position {smallest} is negative: positions count from 0")
+
+
+def check_derived_positions(
+    config: GPT2Config, position_ids: Tensor, total: int, segments: Tensor | None
+) -> None:
+    """Positions counted in rows of `total` columns: their values are read only where padding, or
+    several segments, may keep a row that is longer than the context within it."""
+    if segments is None:
+        check_length(config, total)
+    elif total > config.context_length and not torch.compiler.is_compiling():
+        check_length(config, int(position_ids.max()) + 1)
 
 
 def check_length(config: GPT2Config, tokens: int) -> None:

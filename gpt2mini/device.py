@@ -4,8 +4,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from gpt2mini.quantize import emulates_bfloat16
-
 
 def pick_device(name: str = "auto") -> torch.device:
     """The named device, or with "auto" the best one here: CUDA, then Apple's MPS, then the CPU.
@@ -23,6 +21,11 @@ def pick_device(name: str = "auto") -> torch.device:
             f"there is no device {name!r} to compute on: take {' or '.join(['auto', *here])}"
         )
     return torch.device(name)
+
+
+def emulates_bfloat16(device: torch.device) -> bool:
+    features: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and not (features.get("amx_bf16") or features.get("avx512_bf16"))
 
 
 def gains_from_bfloat16(device: torch.device) -> bool:

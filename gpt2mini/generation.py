@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gpt2mini.cache import KeyValueCache
 from gpt2mini.checks import check_generation_request
-from gpt2mini.decoding import Decoder
-from gpt2mini.masking import pad_right
-from gpt2mini.model import GPT2
+from gpt2mini.kernels import decoding_kernels
+from gpt2mini.masking import pad_left
+from gpt2mini.model import GPT2, last_token_logits
 from gpt2mini.modes import evaluating
 from gpt2mini.sampling import (
     FORBIDDEN,
@@ -178,7 +178,7 @@ def generation_steps(
     active = torch.ones(rows, dtype=torch.bool, device=text.device)
     stops = torch.tensor(stop_ids, dtype=text.dtype, device=text.device)
 
-    reader = Reader(model, capacity=text.shape[1], slide=overflow == "slide")
+    reader = Reader(model, rows, capacity=text.shape[1], slide=overflow == "slide")
     for end in range(prompt, prompt + max_new_tokens):
         logits = reader.next_logits(text[:, :end], is_real[:, :end])  # (rows, vocab)
         chosen, sampling_logprobs = sampling.choose(
@@ -197,9 +197,9 @@ class Reader:
     """Feeds a growing text to the model, only what is new each time, and gives the next token's
     logits."""
 
-    def __init__(self, model: GPT2, capacity: int, slide: bool) -> None:
+    def __init__(self, model: GPT2, rows: int, capacity: int, slide: bool) -> None:
         self.model, self.slide = model, slide
-        self.decoder = Decoder(model)
+        self.kernels = decoding_kernels(model, rows)
         self.context = model.config.context_length
         self.capacity = min(capacity, self.context) if slide else capacity
         self.cache: KeyValueCache | None = None
@@ -215,7 +215,8 @@ class Reader:
         elif self.cache.length == self.cache.max_tokens:  # only when sliding
             logits = self.prefill(*self.windows(text, is_real, max(1, self.context // 2)))
         else:
-            logits = self.decoder.logits(text[:, -1:], self.cache)  # (rows, vocab)
+            with self.kernels:
+                logits = self.model(text[:, -1:], cache=self.cache)[:, -1]  # (rows, vocab)
         return logits.float()
 
     def windows(
@@ -224,15 +225,15 @@ class Reader:
         """What the model is to see of each row: its window and all that came after, or, where that
         outgrows the context, the last `longest` tokens of it.
 
-        Real tokens alone count, as if the row were by itself. They stand side by side from the
-        first column on, so the cache is full exactly when the longest window fills the context.
+        Real tokens alone count, as if the row were by itself. All rows end in the last column, so
+        the cache is full exactly when the longest window fills the context.
         """
         length = is_real.sum(dim=1)  # (rows)
         window = length - self.forgotten  # (rows)
         window = torch.where(window > self.context, longest, window)
         self.forgotten = length - window
         rows = zip(text, is_real, window.tolist(), strict=True)
-        text, is_real = pad_right([ids[real][-columns:] for ids, real, columns in rows])
+        text, is_real = pad_left([ids[real][-columns:] for ids, real, columns in rows])
         return text, is_real.to(text.device)
 
     def prefill(
@@ -243,7 +244,8 @@ class Reader:
         self.cache = KeyValueCache(
             self.model.config, len(text), self.capacity, weight.device, cache_dtype(weight)
         )
-        return self.decoder.last_logits(text, is_real, self.cache)
+        mask = None if is_real.all() else is_real
+        return last_token_logits(self.model, text, mask, self.cache)
 
 
 def cache_dtype(weight: Tensor) -> torch.dtype:

@@ -24,16 +24,19 @@ IGNORED = -100  # a label that asks for nothing: padding, or a prompt that is on
 
 
 def segment_ids(
-    token_ids: Tensor, attention_mask: Tensor | None, cache: "KeyValueCache | None"
+    like: Tensor, attention_mask: Tensor | None, cache: "KeyValueCache | None"
 ) -> Int[Tensor, "batch total"] | None:
-    """Which text each cached and each new token belongs to, 0 for padding; None: one text a row."""
+    """The segment of each cached and each new token, 0 for padding; None: one text in each row.
+
+    like: a tensor of the shape (batch, tokens) of the new tokens.
+    """
     earlier = None if cache is None else cache.segment_ids  # (batch, past)
     if attention_mask is None and earlier is None:
         return None
-    batch, tokens = token_ids.shape
+    batch, tokens = like.shape
     past = 0 if cache is None else cache.length
     if attention_mask is None:
-        new = torch.ones_like(token_ids, dtype=torch.long)  # (batch, tokens)
+        new = torch.ones_like(like, dtype=torch.long)  # (batch, tokens)
     else:
         new = attention_mask[:, -tokens:].long()  # (batch, tokens)
     if earlier is None:
@@ -41,42 +44,35 @@ def segment_ids(
     return torch.cat([earlier, new], dim=1)  # (batch, total)
 
 
-def count_positions(
-    token_ids: Tensor, segments: Tensor | None, attn_mask: Tensor | None, past: int
-) -> Int[Tensor, "_ tokens"]:
-    """Position of each new token: the number of earlier tokens of its own segment, which are those
-    that it may attend to."""
-    tokens = token_ids.shape[1]
-    if segments is None or attn_mask is None:
-        return torch.arange(past, past + tokens, device=token_ids.device)[None]  # (1, tokens)
-    visible = attn_mask[:, 0].sum(dim=2)  # (batch, tokens), itself included
-    return torch.where(segments[:, -tokens:] > 0, visible - 1, 0)  # (batch, tokens)
-
-
 def build_attn_mask(
-    token_ids: Tensor, numbers: Tensor | None, past: int
+    like: Tensor, segments: Tensor | None, past: int
 ) -> Bool[Tensor, "_ 1 tokens total"] | None:
-    """True where a new token (row) may attend to a token (column): of its text, and not after it.
+    """True where a new token (row) may attend to a token (column): of its segment, not after it.
 
     None stands for the plain causal pattern, which attention kernels know without a mask.
     """
-    tokens = token_ids.shape[1]
-    if numbers is not None:
-        return same_segment_and_causal(numbers, tokens)[:, None]  # (batch, 1, tokens, total)
-    if past == 0 or tokens == 1:
+    tokens = like.shape[1]
+    if segments is None and (past == 0 or tokens == 1):
         return None
-    one_text = torch.ones(1, past + tokens, dtype=torch.long, device=token_ids.device)
-    return same_segment_and_causal(one_text, tokens)[:, None]  # (1, 1, tokens, total)
+    if segments is None:
+        segments = torch.ones(1, past + tokens, dtype=torch.long, device=like.device)
+    columns = torch.arange(past + tokens, device=like.device)  # (total)
+    causal = columns <= columns[-tokens:, None]  # (tokens, total)
+    # Padding is a segment of its own, number 0, to which no other token attends.
+    same_segment = segments[:, -tokens:, None] == segments[:, None, :]  # (batch, tokens, total)
+    return (same_segment & causal)[:, None]
 
 
-def same_segment_and_causal(numbers: Tensor, tokens: int) -> Bool[Tensor, "_ tokens total"]:
-    """Which tokens (columns) are of the same text as each of the last `tokens` (rows), up to it.
-
-    Padding counts as a text of its own, number 0, which nobody else looks at.
-    """
-    columns = torch.arange(numbers.shape[1], device=numbers.device)  # (total)
-    rows = columns[-tokens:, None]  # (tokens, 1)
-    return (numbers[:, -tokens:, None] == numbers[:, None, :]) & (columns <= rows)
+def count_positions(
+    like: Tensor, segments: Tensor | None, attn_mask: Tensor | None, past: int
+) -> Int[Tensor, "_ tokens"]:
+    """Position of each new token: the number of tokens of its own segment before it, which are
+    those that it may attend to."""
+    tokens = like.shape[1]
+    if segments is None or attn_mask is None:
+        return torch.arange(past, past + tokens, device=like.device)[None]  # (1, tokens)
+    visible = attn_mask[:, 0].sum(dim=2)  # (batch, tokens), itself included
+    return torch.where(segments[:, -tokens:] > 0, visible - 1, 0)  # (batch, tokens)
 
 
 def pad_right(
@@ -87,6 +83,26 @@ def pad_right(
     lengths = torch.tensor([len(row) for row in rows])
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+
+
+def pad_left(
+    rows: Sequence[Shaped[Tensor, "_ *rest"]],
+) -> tuple[Shaped[Tensor, "batch tokens *rest"], Bool[Tensor, "batch tokens"]]:
+    """The same, with the zeros before the rows, which then all end in the last column."""
+    padded, is_real = pad_right([row.flip(0) for row in rows])
+    return padded.flip(1), is_real.flip(1)
+
+
+def align_right(
+    token_ids: Int[Tensor, "batch tokens"],
+    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"],
+) -> tuple[Int[Tensor, "batch tokens"], Shaped[Tensor, "batch tokens"]]:
+    """Move the padding behind the last real token of each row to the front of the row, so that
+    every text ends in the last column, as `last_only` needs it."""
+    columns = torch.arange(token_ids.shape[1], device=token_ids.device)  # (tokens)
+    last = (columns * attention_mask.bool()).argmax(dim=1, keepdim=True)  # (batch, 1)
+    order = (columns + last + 1) % token_ids.shape[1]  # (batch, tokens)
+    return token_ids.gather(1, order), attention_mask.gather(1, order)
 
 
 def last_token(

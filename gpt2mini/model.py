@@ -3,25 +3,35 @@
 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; OpenAI's own code is
 `src/model.py` of github.com/openai/gpt-2. One alphabet names the axes, here and everywhere:
 batch, tokens, emb (width of the residual stream), heads, head_dim = emb / heads, vocab.
+
+This is the only place that says how attention, a block or the head is computed. Generation,
+classification, training and inspection call it; what you change here is changed there.
 """
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2mini.cache import KeyValueCache, LayerCache
-from gpt2mini.checks import check_input, check_length, check_positions
+from gpt2mini.checks import (
+    check_derived_positions,
+    check_mask_and_cache,
+    check_positions,
+    check_token_ids,
+)
 from gpt2mini.config import GPT2Config
-from gpt2mini.masking import build_attn_mask, count_positions, segment_ids
+from gpt2mini.masking import align_right, build_attn_mask, count_positions, segment_ids
+from gpt2mini.modes import accepts_argument
 
 
 class MultiHeadAttention(nn.Module):
-    """Every token looks at itself and at the tokens before it, in several heads side by side.
+    """Every token attends to itself and to the tokens before it, in several heads side by side.
 
     softmax(query @ key.T / sqrt(head_dim)) @ value, per head (Vaswani et al. 2017, equation 1).
     """
@@ -40,69 +50,97 @@ class MultiHeadAttention(nn.Module):
         x: Float[Tensor, "batch tokens emb"],
         attn_mask: Bool[Tensor, "#batch 1 tokens total"] | None = None,
         cache: LayerCache | None = None,
-    ) -> Float[Tensor, "batch tokens emb"]:
-        query, key, value = map(self.split_heads, self.project(x))
+        last_only: bool = False,
+    ) -> Float[Tensor, "batch outputs emb"]:
+        """attn_mask: True where a token (row) may attend to a token (column), the cached ones
+        included; None: the plain causal pattern. last_only: the output at the last token alone."""
+        query, key, value = map(self.split_heads, self.project(x, last_only))
         if cache is not None:
             key, value = cache.append(key, value)  # (batch, heads, total, head_dim)
+        if last_only and attn_mask is not None:
+            attn_mask = attn_mask[..., -1:, :]
         context = F.scaled_dot_product_attention(  # (batch, heads, tokens, head_dim)
             query,
             key,
             value,
             attn_mask=attn_mask,
-            # Without a mask all tokens are new, or there is one, which may see everything.
+            # Without a mask all tokens are new, or there is one query, which may attend to all.
             is_causal=attn_mask is None and query.shape[2] > 1,
             dropout_p=self.drop_rate if self.training else 0.0,
         )
         return self.attn_out(context.transpose(1, 2).flatten(2))  # (batch, tokens, emb)
 
-    def project(self, x: Float[Tensor, "*axes emb"]) -> Sequence[Float[Tensor, "*axes emb"]]:
-        """What each token looks for, what it is found by, and what it then hands over."""
-        return self.query(x), self.key(x), self.value(x)
+    def project(
+        self, x: Float[Tensor, "batch tokens emb"], last_only: bool
+    ) -> Sequence[Float[Tensor, "batch _ emb"]]:
+        """Queries of the tokens whose output is wanted; keys and values of all."""
+        return self.query(x[:, -1:] if last_only else x), self.key(x), self.value(x)
 
     def split_heads(
         self, x: Float[Tensor, "batch tokens emb"]
     ) -> Float[Tensor, "batch heads tokens head_dim"]:
-        return x.unflatten(2, (self.n_heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.n_heads, -1).transpose(1, 2)
 
 
 class MLP(nn.Module):
-    """Every token on its own: widen fourfold, bend, narrow."""
+    """Two layers, applied to every token by itself: emb -> 4 emb -> emb."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.mlp_in = nn.Linear(config.emb_dim, 4 * config.emb_dim)
-        # GPT-2 was trained with the tanh form of GELU. The exact (erf) form moves every logit.
-        self.gelu = nn.GELU(approximate="tanh")
         self.mlp_out = nn.Linear(4 * config.emb_dim, config.emb_dim)
 
     def forward(self, x: Float[Tensor, "batch tokens emb"]) -> Float[Tensor, "batch tokens emb"]:
-        widened = self.gelu(self.mlp_in(x))  # (batch, tokens, 4 * emb)
-        return self.mlp_out(widened)  # (batch, tokens, emb)
+        # GPT-2 was trained with the tanh form of GELU. The exact (erf) form moves every logit.
+        hidden = F.gelu(self.mlp_in(x), approximate="tanh")  # (batch, tokens, 4 * emb)
+        return self.mlp_out(hidden)  # (batch, tokens, emb)
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then the MLP, each added to a stream that passes by unchanged.
+    """Attention, then the MLP, each added to the residual stream.
 
     GPT-2 normalizes the input of each part (pre-norm), so the stream itself is never rescaled.
     """
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
+        self.drop_rate = config.drop_rate
         self.norm1 = nn.LayerNorm(config.emb_dim, eps=1e-5)
         self.attn = MultiHeadAttention(config)
         self.norm2 = nn.LayerNorm(config.emb_dim, eps=1e-5)
         self.mlp = MLP(config)
-        self.drop = nn.Dropout(config.drop_rate)
 
     def forward(
         self,
         x: Float[Tensor, "batch tokens emb"],
         attn_mask: Bool[Tensor, "#batch 1 tokens total"] | None = None,
         cache: LayerCache | None = None,
-    ) -> Float[Tensor, "batch tokens emb"]:
-        x = x + self.drop(self.attn(self.norm1(x), attn_mask, cache))
-        x = x + self.drop(self.mlp(self.norm2(x)))
+        last_only: bool = False,
+    ) -> Float[Tensor, "batch outputs emb"]:
+        """Arguments as for `MultiHeadAttention.forward`."""
+        attended = run(self.attn, self.norm1(x), attn_mask, cache, last_only)
+        x = x[:, -1:] if last_only else x
+        x = x + self.dropout(attended)
+        x = x + self.dropout(self.mlp(self.norm2(x)))
         return x
+
+    def dropout(self, x: Float[Tensor, "*axes emb"]) -> Float[Tensor, "*axes emb"]:
+        return F.dropout(x, self.drop_rate) if self.training and self.drop_rate else x
+
+
+def run(
+    part: nn.Module,
+    x: Float[Tensor, "batch tokens emb"],
+    attn_mask: Tensor | None,
+    cache: LayerCache | None,
+    last_only: bool,
+) -> Float[Tensor, "batch outputs emb"]:
+    """Call a block, or an attention. One of your own need not know `last_only`: it computes all
+    outputs, and the last is kept."""
+    if not last_only:
+        return part(x, attn_mask, cache)
+    shortcut = {"last_only": True} if accepts_argument(part.forward, "last_only") else {}
+    return part(x, attn_mask, cache, **shortcut)[:, -1:]
 
 
 class TiedHead(nn.Module):
@@ -143,7 +181,6 @@ class GPT2(nn.Module):
         self.config = config
         self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)
         self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
-        self.drop_emb = nn.Dropout(config.drop_rate)
         self.trf_blocks = nn.ModuleList([TransformerBlock(config) for _ in range(config.n_layers)])
         self.final_norm = nn.LayerNorm(config.emb_dim, eps=1e-5)
         self.out_head: nn.Module = TiedHead(self.tok_emb)
@@ -163,62 +200,98 @@ class GPT2(nn.Module):
 
     def forward(
         self,
-        token_ids: Int[Tensor, "batch tokens"],
+        token_ids: Int[Tensor, "batch tokens"] | None,
         attention_mask: Int[Tensor, "batch total"] | Bool[Tensor, "batch total"] | None = None,
         position_ids: Int[Tensor, "#batch tokens"] | None = None,
         cache: KeyValueCache | None = None,
-    ) -> Float[Tensor, "batch tokens vocab"]:
-        """Logits of the next token at every position; arguments as for `hidden_states`."""
-        return self.out_head(self.hidden_states(token_ids, attention_mask, position_ids, cache))
+        **shortcuts: Any,
+    ) -> Float[Tensor, "batch outputs vocab"]:
+        """Logits of the next token at every position; arguments as for `residual_stream`."""
+        return self.out_head(
+            self.hidden_states(token_ids, attention_mask, position_ids, cache, **shortcuts)
+        )
 
     def hidden_states(
         self,
-        token_ids: Int[Tensor, "batch tokens"],
+        token_ids: Int[Tensor, "batch tokens"] | None,
         attention_mask: Int[Tensor, "batch total"] | Bool[Tensor, "batch total"] | None = None,
         position_ids: Int[Tensor, "#batch tokens"] | None = None,
         cache: KeyValueCache | None = None,
-    ) -> Float[Tensor, "batch tokens emb"]:
-        """What the output head reads: the residual stream after the final norm.
+        **shortcuts: Any,
+    ) -> Float[Tensor, "batch outputs emb"]:
+        """What the output head reads: the residual stream after the final norm."""
+        return self.final_norm(
+            self.residual_stream(token_ids, attention_mask, position_ids, cache, **shortcuts)
+        )
+
+    def residual_stream(
+        self,
+        token_ids: Int[Tensor, "batch tokens"] | None,
+        attention_mask: Int[Tensor, "batch total"] | Bool[Tensor, "batch total"] | None = None,
+        position_ids: Int[Tensor, "#batch tokens"] | None = None,
+        cache: KeyValueCache | None = None,
+        *,
+        last_only: bool = False,
+        stream: Float[Tensor, "batch tokens emb"] | None = None,
+        first_block: int = 0,
+        n_blocks: int | None = None,
+    ) -> Float[Tensor, "batch outputs emb"]:
+        """The sum of the embedding and of what the blocks add to it.
 
         attention_mask: 1 (or True) for a real token, 0 for padding, which may stand on either side.
             With a cache it may cover the new tokens alone or the cached ones too, for which it has
             to be what it was. Outputs at real tokens are those of the unpadded text; outputs at
             padding are finite and meaningless.
-            Several texts in one row are numbered 1, 2, 3, ...: none sees the others.
+            Segment ids 1, 2, 3, ... pack several texts into one row: none attends to another.
         position_ids: the default counts the real tokens of each row from 0.
         cache: keys and values of earlier tokens; this call's tokens are added to it.
+        last_only: the output at the last token alone, (batch, 1, emb); the last block computes no
+            other. Texts of several lengths have to be padded on the left (`masking.align_right`).
+        stream, first_block: continue from this residual stream, as it enters block number
+            `first_block`, instead of from token_ids (None then).
+        n_blocks: stop after so many blocks; None: after the last.
         Raises ValueError for too many tokens, ids outside the vocabulary, or shapes that do not
         fit.
         """
-        x, attn_mask = self.embed(token_ids, attention_mask, position_ids, cache)
+        like = check_token_ids(self.config, token_ids) if stream is None else stream[..., 0]
+        attn_mask, position_ids = self.mask_and_positions(like, attention_mask, position_ids, cache)
+        x = self.embed(like, position_ids) if stream is None else stream
+        last_block = (len(self.trf_blocks) if n_blocks is None else n_blocks) - 1
         for layer, block in enumerate(self.trf_blocks):
-            x = block(x, attn_mask, cache=None if cache is None else cache.layers[layer])
-        return self.final_norm(x)  # (batch, tokens, emb)
+            if first_block <= layer <= last_block:
+                layer_cache = None if cache is None else cache.layers[layer]
+                x = run(block, x, attn_mask, layer_cache, last_only and layer == last_block)
+        return x[:, -1:] if last_only else x
 
     def embed(
+        self, token_ids: Int[Tensor, "batch tokens"], position_ids: Int[Tensor, "#batch tokens"]
+    ) -> Float[Tensor, "batch tokens emb"]:
+        """The start of the residual stream: a vector of each token and one of each position."""
+        x = self.tok_emb(token_ids) + self.pos_emb(position_ids)  # (batch, tokens, emb)
+        drop_rate = self.config.drop_rate
+        return F.dropout(x, drop_rate) if self.training and drop_rate else x
+
+    def mask_and_positions(
         self,
-        token_ids: Int[Tensor, "batch tokens"],
-        attention_mask: Int[Tensor, "batch total"] | Bool[Tensor, "batch total"] | None = None,
-        position_ids: Int[Tensor, "#batch tokens"] | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> tuple[Float[Tensor, "batch tokens emb"], Bool[Tensor, "#batch 1 tokens _"] | None]:
-        """What the first block reads, and whom each token may attend to, the cached ones included
-        (None: the plain causal pattern). Arguments as for `hidden_states`."""
-        past = 0 if cache is None else cache.length
-        check_input(self.config, token_ids, attention_mask, position_ids, cache)
-        segments = segment_ids(token_ids, attention_mask, cache)  # (batch, total) or None
-        attn_mask = build_attn_mask(token_ids, segments, past)  # (batch or 1, 1, tokens, total)
-        if position_ids is None and segments is None:
-            check_length(self.config, past + token_ids.shape[1])  # no wait for a GPU
-            position_ids = count_positions(token_ids, None, None, past)  # (1, tokens)
+        like: Shaped[Tensor, "batch tokens"],
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: KeyValueCache | None,
+    ) -> tuple[Bool[Tensor, "#batch 1 tokens total"] | None, Int[Tensor, "#batch tokens"]]:
+        """(attn_mask, position_ids) for new tokens of the shape of `like`. What padding, packing
+        and cached tokens mean for attention is in `gpt2mini.masking`."""
+        check_mask_and_cache(self.config, like, attention_mask, cache)
+        past, tokens = 0 if cache is None else cache.length, like.shape[1]
+        segments = segment_ids(like, attention_mask, cache)  # (batch, total) or None
+        attn_mask = build_attn_mask(like, segments, past)  # (batch or 1, 1, tokens, total) or None
+        if position_ids is not None:
+            check_positions(self.config, position_ids, like)
         else:
-            if position_ids is None:
-                position_ids = count_positions(token_ids, segments, attn_mask, past)
-            check_positions(self.config, position_ids)  # (batch or 1, tokens)
+            position_ids = count_positions(like, segments, attn_mask, past)
+            check_derived_positions(self.config, position_ids, past + tokens, segments)
         if cache is not None:
             cache.segment_ids = segments  # later calls need not repeat the mask of earlier tokens
-        x = self.tok_emb(token_ids) + self.pos_emb(position_ids)  # (batch, tokens, emb)
-        return self.drop_emb(x), attn_mask
+        return attn_mask, position_ids
 
     @classmethod
     def from_pretrained(
@@ -249,3 +322,16 @@ class GPT2(nn.Module):
         from gpt2mini.quantize import quantize_model
 
         return quantize_model(self, weights)
+
+
+def last_token_logits(
+    model: GPT2,
+    token_ids: Int[Tensor, "batch tokens"],
+    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
+    cache: KeyValueCache | None = None,
+) -> Float[Tensor, "batch vocab"]:
+    """The logits at the last real token of each row, on whichever side the padding stands."""
+    if attention_mask is not None:
+        token_ids, attention_mask = align_right(token_ids, attention_mask)
+    shortcut = {"last_only": True} if accepts_argument(model.forward, "last_only") else {}
+    return model(token_ids, attention_mask, cache=cache, **shortcut)[:, -1]

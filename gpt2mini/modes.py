@@ -1,5 +1,6 @@
 """Borrow a model for training or evaluation and give it back as it was."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -45,6 +46,15 @@ def forwards_replaced(replaced: Sequence[tuple[nn.Module, Callable]]) -> Iterato
             vars(module).pop("forward", None)
             if own is not None:
                 vars(module)["forward"] = own
+
+
+def accepts_argument(function: Callable, name: str) -> bool:
+    """Whether a function has a parameter of that name, or takes any (**kwargs)."""
+    if torch.compiler.is_compiling():
+        return True  # a signature cannot be read inside a compiled graph
+    parameters = inspect.signature(function).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    return name in parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -13,14 +13,20 @@ embedding as they are, so a row's result never depends on its neighbors in the b
 What the layers cost, beside one another: `tests/benchmarks/generation.py`.
 """
 
-from collections.abc import Sequence
+from copy import deepcopy
+from typing import TypeGuard
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Bool, Float, Int8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2mini.model import GPT2, MultiHeadAttention, TiedHead, TransformerBlock
+from gpt2mini.cache import LayerCache
+from gpt2mini.config import GPT2Config
+from gpt2mini.device import emulates_bfloat16
+from gpt2mini.masking import build_attn_mask
+from gpt2mini.model import GPT2, MLP, MultiHeadAttention, TiedHead, TransformerBlock, run
+from gpt2mini.modes import evaluating, has_own_hooks
 
 INT8_KERNEL = getattr(torch, "_weight_int8pack_mm", None)  # not part of torch's public names
 FEW_ROWS = {"int8": 32, "bf16": 2}  # up to so many, multiplying beats converting the weights first
@@ -35,11 +41,7 @@ class QuantizedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: Float[Tensor, "*axes into"]) -> Float[Tensor, "*axes out"]:
-        if torch.is_grad_enabled() and (self.training or x.requires_grad):
-            raise RuntimeError(
-                "quantized weights cannot be trained: use the model in eval mode or under "
-                "torch.no_grad(); to train, load it again and quantize() afterwards"
-            )
+        refuse_training(self, x)
         if x.ndim == 2:
             return self.of_rows(x)
         product = self.of_rows(x.reshape(-1, self.in_features))  # (rows, out)
@@ -161,33 +163,71 @@ class Blocks:
         return Blocks, (self.tensor.to_dense(),)
 
 
-class JoinedAttention(MultiHeadAttention):
-    """Attention whose query, key and value are one product, three times as tall: for a single row
-    a kernel spends much of its time on beginning."""
+class QuantizedBlock(nn.Module):
+    """A `TransformerBlock` as one function, for inference: query, key and value are one product,
+    and its layers are called as functions. Hooks on the block are called, on its layers not.
 
-    def __init__(self, attention: MultiHeadAttention, weights: str) -> None:
-        nn.Module.__init__(self)  # not MultiHeadAttention's: the weights are there already
-        self.n_heads, self.drop_rate = attention.n_heads, attention.drop_rate
-        parts = [attention.query, attention.key, attention.value]
+    The one second form of the architecture. `quantize_model` uses it only where it gives what the
+    block gives that it replaces.
+    """
+
+    def __init__(self, block: TransformerBlock, weights: str) -> None:
+        super().__init__()
+        attn, mlp = block.attn, block.mlp
+        self.n_heads = attn.n_heads
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        parts = [attn.query, attn.key, attn.value]
         biases: list[Tensor] = [part.bias for part in parts if part.bias is not None]
         self.query_key_value = quantized_linear(
             torch.cat([part.weight for part in parts]),
             torch.cat(biases) if biases else None,
             weights,
         )
-        self.attn_out = attention.attn_out
+        self.attn_out = quantized_copy(attn.attn_out, weights)
+        self.mlp_in = quantized_copy(mlp.mlp_in, weights)
+        self.mlp_out = quantized_copy(mlp.mlp_out, weights)
+        # Calling a module takes as long as a LayerNorm of one row, so the functions are kept.
+        self.attention_functions = (
+            self.norm1.forward,
+            self.query_key_value.of_rows,
+            self.attn_out.of_rows,
+        )
+        self.mlp_functions = (self.norm2.forward, self.mlp_in.of_rows, self.mlp_out.of_rows)
 
-    def project(self, x: Float[Tensor, "*axes emb"]) -> Sequence[Float[Tensor, "*axes emb"]]:
-        return self.query_key_value(x).chunk(3, dim=-1)
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens emb"],
+        attn_mask: Bool[Tensor, "#batch 1 tokens total"] | None = None,
+        cache: LayerCache | None = None,
+        last_only: bool = False,
+    ) -> Float[Tensor, "batch outputs emb"]:
+        refuse_training(self, x)
+        norm1, query_key_value, attn_out = self.attention_functions
+        norm2, mlp_in, mlp_out = self.mlp_functions
+        batch, tokens, emb = x.shape
+        rows = x.reshape(-1, emb)  # (batch * tokens, emb)
+        projected = query_key_value(norm1(rows)).view(batch, tokens, 3, self.n_heads, -1)
+        query, key, value = projected.permute(2, 0, 3, 1, 4)  # (batch, heads, tokens, head_dim)
+        if cache is not None:
+            key, value = cache.append(key, value)  # (batch, heads, total, head_dim)
+        if last_only:
+            rows, query = x[:, -1], query[:, :, -1:]
+            attn_mask = None if attn_mask is None else attn_mask[..., -1:, :]
+        is_causal = attn_mask is None and query.shape[2] > 1
+        context = F.scaled_dot_product_attention(  # (batch, heads, tokens, head_dim)
+            query, key, value, attn_mask=attn_mask, is_causal=is_causal
+        )
+        rows = rows + attn_out(context.transpose(1, 2).reshape(-1, emb))
+        rows = rows + mlp_out(F.gelu(mlp_in(norm2(rows)), approximate="tanh"))
+        return rows.view(batch, -1, emb)
 
 
-def can_be_joined(attention: nn.Module) -> bool:
-    """Whether its query, key and value are as `MultiHeadAttention` makes them, not of your own."""
-    if type(attention) is not MultiHeadAttention:
-        return False
-    parts = (attention.query, attention.key, attention.value)
-    biases = {part.bias is None for part in parts if type(part) is nn.Linear}
-    return all(type(part) is nn.Linear for part in parts) and len(biases) == 1
+def refuse_training(module: nn.Module, x: Tensor) -> None:
+    if torch.is_grad_enabled() and (module.training or x.requires_grad):
+        raise RuntimeError(
+            "quantized weights cannot be trained: use the model in eval mode or under "
+            "torch.no_grad(); to train, load it again and quantize() afterwards"
+        )
 
 
 class QuantizedHead(TiedHead):
@@ -222,8 +262,10 @@ def quantize_model(model: GPT2, weights: str = "int8") -> GPT2:
     """Replace, in place, the linear layers of the blocks and a head over the vocabulary.
 
     The model is frozen and in eval mode afterwards, on the device where it is: move it there
-    before. A classification head stays as it is: it is small. Returns the model.
-    Raises ValueError for a format it does not know, adapters, or a model quantized already.
+    before. A head of your own (a classifier's, for instance) and layers with forward hooks stay
+    as they are. Returns the model.
+    Raises ValueError, and leaves the model as it was, for a format it does not know, adapters, a
+    model quantized already, or a block whose output differs when its layers are quantized.
     """
     if weights not in ("int8", "fp16", "bf16"):
         raise ValueError(f"weights must be 'int8', 'fp16' or 'bf16', not {weights!r}")
@@ -234,17 +276,99 @@ def quantize_model(model: GPT2, weights: str = "int8") -> GPT2:
                 f"trf_blocks.{name} is a {type(module).__name__}; only plain linear layers can be "
                 "quantized: merge_lora(model) first"
             )
-    for block in list(model.trf_blocks.modules()):
-        if isinstance(block, TransformerBlock) and can_be_joined(block.attn):
-            block.attn = JoinedAttention(block.attn, weights)
-    for part in list(model.trf_blocks.modules()):
-        for name, layer in list(part.named_children()):
-            if isinstance(layer, nn.Linear):
-                setattr(part, name, quantized_linear(layer.weight, layer.bias, weights))
-    head, vocab = model.out_head, model.config.vocab_size
-    if isinstance(head, TiedHead | nn.Linear) and head.bias is None and len(head.weight) == vocab:
-        model.out_head = QuantizedHead(head, weights)
+    with evaluating(model):
+        blocks = [
+            quantized_block(block, weights, f"trf_blocks.{layer}", model.config)
+            for layer, block in enumerate(model.trf_blocks)
+        ]
+        head = quantized_head(model, weights)
+    model.trf_blocks, model.out_head = nn.ModuleList(blocks), head
     return model.requires_grad_(False).eval()
+
+
+def quantized_block(block: nn.Module, weights: str, name: str, config: GPT2Config) -> nn.Module:
+    """The block with quantized layers: as one function if that gives the same, else a copy of the
+    block itself. Raises ValueError if even that differs by more than the format's rounding."""
+    rounded, replaced = deepcopy(block), deepcopy(block)
+    for path, layer in block.named_modules():
+        if type(layer) is nn.Linear and not has_own_hooks(layer):
+            quantized = quantized_copy(layer, weights)
+            rounded.get_parameter(f"{path}.weight").copy_(quantized.dequantized())
+            replaced.set_submodule(path, quantized)
+    try:
+        expected = outputs_of(rounded, config)
+        found = outputs_of(replaced, config)
+    except (AttributeError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{name} cannot be computed with quantized layers: {error}") from error
+    if not are_close(found, expected, 2e-2):  # the kernels round activations to bfloat16
+        raise ValueError(
+            f"{name}, a {type(block).__name__}, gives something else with quantized layers: it "
+            "cannot be quantized"
+        )
+    if can_be_fused(block):
+        fused = QuantizedBlock(block, weights)
+        if are_close(outputs_of(fused, config), found, 1e-3):
+            return fused
+    return replaced
+
+
+def can_be_fused(block: nn.Module) -> TypeGuard[TransformerBlock]:
+    """Whether the block consists of the layers that `QuantizedBlock` takes, without hooks."""
+    return (
+        type(block) is TransformerBlock
+        and type(block.attn) is MultiHeadAttention
+        and type(block.mlp) is MLP
+        and type(block.norm1) is type(block.norm2) is nn.LayerNorm
+        and all(type(layer) is nn.Linear for layer in projections(block))
+        and len({layer.bias is None for layer in projections(block)[:3]}) == 1
+        and not any(map(has_own_hooks, block.modules()))
+    )
+
+
+def projections(block: TransformerBlock) -> list[nn.Linear]:
+    attn, mlp = block.attn, block.mlp
+    return [attn.query, attn.key, attn.value, attn.attn_out, mlp.mlp_in, mlp.mlp_out]
+
+
+def outputs_of(block: nn.Module, config: GPT2Config) -> list[Tensor]:
+    """What a block adds to random hidden states: to 40 tokens at once, to 30 and 10 with a cache
+    (the kernels differ for few rows and many), and to the last alone."""
+    like = next(p for p in block.parameters() if p.is_floating_point())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 40, config.emb_dim, generator=generator).to(like.device, like.dtype)
+    shape = (1, config.n_heads, 40, config.head_dim)
+    cache = LayerCache(shape, x.device, x.dtype)
+    mask = build_attn_mask(x[:, 30:, 0], None, past=30)  # (1, 1, 10, 40)
+    outputs = [
+        block(x, None, None),
+        block(x[:, :30], None, cache),
+        block(x[:, 30:], mask, cache),
+        run(block, x, None, None, last_only=True),
+    ]
+    inputs = [x, x[:, :30], x[:, 30:], x[:, -1:]]
+    return [output - stream for output, stream in zip(outputs, inputs, strict=True)]
+
+
+def are_close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> bool:
+    """Whether the difference is at most this share of the expected tensor, by their norms."""
+    pairs = [(a.float(), b.float()) for a, b in zip(found, expected, strict=True)]
+    return all(a.shape == b.shape and (a - b).norm() <= tolerance * b.norm() for a, b in pairs)
+
+
+def quantized_head(model: GPT2, weights: str) -> nn.Module:
+    """A plain head over the vocabulary, quantized; any other as it is."""
+    head = model.out_head
+    plain = type(head) in (TiedHead, nn.Linear) and not has_own_hooks(head)
+    if not plain or head.bias is not None or len(head.weight) != model.config.vocab_size:
+        return head
+    quantized = QuantizedHead(head, weights)
+    hidden = torch.randn(4, model.config.emb_dim, generator=torch.Generator().manual_seed(0))
+    hidden = hidden.to(head.weight)
+    return quantized if are_close([quantized(hidden)], [head(hidden)], 0.1) else head
+
+
+def quantized_copy(layer: nn.Linear, weights: str) -> QuantizedLinear:
+    return quantized_linear(layer.weight, layer.bias, weights)
 
 
 def quantized_linear(
@@ -276,11 +400,6 @@ def has_onednn() -> bool:
         and all(hasattr(torch.ops.mkldnn, name) for name in names)
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
-
-
-def emulates_bfloat16(device: torch.device) -> bool:
-    features: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and not (features.get("amx_bf16") or features.get("avx512_bf16"))
 
 
 def refuse_quantized(model: nn.Module, purpose: str) -> None:

@@ -13,7 +13,7 @@ from torch.optim import SGD
 
 from gpt2mini import GPT2
 from gpt2mini.data.text import Batch
-from gpt2mini.masking import same_segment_and_causal
+from gpt2mini.masking import build_attn_mask
 from gpt2mini.training import Settings, attention, loop, train
 from gpt2mini.training.attention import Bfloat16CPUAttention, attention_by_products, blocks, is_fit
 
@@ -28,9 +28,11 @@ def random_heads(batch: int, heads: int, tokens: int, head_dim: int = 8) -> list
 
 
 def mask_of(*rows: list[int]) -> Tensor:
-    """May-attend of rows of text numbers, a number for every 10 tokens."""
-    numbers = torch.tensor(rows).repeat_interleave(10, dim=1)
-    return same_segment_and_causal(numbers, numbers.shape[1])[:, None]
+    """The attention mask of rows of segment ids, one id for every 10 tokens."""
+    segments = torch.tensor(rows).repeat_interleave(10, dim=1)
+    mask = build_attn_mask(segments, segments, past=0)
+    assert mask is not None
+    return mask
 
 
 def result_and_gradients(

@@ -34,7 +34,9 @@ class OwnAttention(MultiHeadAttention):
         self.scale = 1 / math.sqrt(TINY.head_dim) if scale is None else scale
         self.by_hand = torch.empty(0)
 
-    def forward(self, x: Tensor, attn_mask: Any = None, cache: Any = None, **_: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, attn_mask: Any = None, cache: Any = None, last_only: bool = False
+    ) -> Tensor:
         query, key, value = (
             self.split_heads(part(x)) for part in (self.query, self.key, self.value)
         )

@@ -37,13 +37,12 @@ from gpt2mini.classification.labeled import (
     read_labeled,
     stratified_split,
 )
-from gpt2mini.classification.last_token import attention_of_last_token
 from gpt2mini.data.batching import batches_by_length, encode_texts, length_buckets
 from gpt2mini.evaluation import classification_report
 from gpt2mini.lora import add_lora
 from gpt2mini.losses import IGNORED, last_token_loss
 from gpt2mini.masking import last_token
-from gpt2mini.model import MultiHeadAttention, TransformerBlock
+from gpt2mini.model import TransformerBlock
 from gpt2mini.training import Settings, adamw, train
 
 PRECISION = 1e-5
@@ -349,22 +348,6 @@ def test_gradients_are_those_of_the_whole_forward_pass(classifier: GPT2) -> None
             assert name == f"trf_blocks.{TINY.n_layers - 1}.attn.key.bias"
             found.grad = torch.zeros_like(found)
         assert_close(found.grad, other.grad, atol=1e-3, rtol=1e-4)
-
-
-@pytest.mark.parametrize("padded", [False, True])
-def test_with_dropout_the_last_token_is_right_on_average(padded: bool) -> None:
-    """The shares of attention are dropped as the whole pass drops them: the mean over many draws is
-    that of the whole pass."""
-    torch.manual_seed(0)
-    attn = MultiHeadAttention(replace(TINY, drop_rate=0.2)).train()
-    enlarge(attn)
-    x, is_real = torch.randn(1, 6, TINY.emb_dim), torch.ones(1, 6, dtype=torch.bool)
-    is_real[0, -1] = not padded
-    last = 4 if padded else 5
-    found = [attention_of_last_token(attn, x, is_real) for _ in range(4000)]
-    mean = torch.stack(found).mean(dim=0)
-    attn.eval()
-    assert_close(mean, attn(x[:, : last + 1])[:, -1], atol=0.1, rtol=0)
 
 
 def test_a_loop_that_knows_nothing_of_us_classifies(own_model: GPT2) -> None:

@@ -22,13 +22,13 @@ from gpt2mini.evaluation import perplexity
 from gpt2mini.generation import stream
 from gpt2mini.lora import add_lora, merge_lora
 from gpt2mini.losses import next_token_loss
-from gpt2mini.model import MultiHeadAttention
+from gpt2mini.model import TransformerBlock
 from gpt2mini.quantize import (
     BlockedBfloat16Linear,
     HalfLinear,
     Int8Linear,
-    JoinedAttention,
     PackedHalfLinear,
+    QuantizedBlock,
     quantized_linear,
 )
 from gpt2mini.training import Settings, adamw, train
@@ -284,14 +284,14 @@ def test_a_classifier_keeps_its_head(own_model: GPT2) -> None:
 @each_format
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_query_key_and_value_become_one_product(weights: str, has_bias: bool) -> None:
-    attn = MultiHeadAttention(replace(TINY, qkv_bias=has_bias))
-    x = torch.randn(2, 6, TINY.emb_dim)
+    block = TransformerBlock(replace(TINY, qkv_bias=has_bias)).eval()
+    x, attn = torch.randn(2, 6, TINY.emb_dim), block.attn
     apart = [
         quantized_linear(p.weight, p.bias, weights) for p in (attn.query, attn.key, attn.value)
     ]
     with torch.no_grad():
-        expected = [layer.eval()(x) for layer in apart]
-        assert_close(list(JoinedAttention(attn, weights).eval().project(x)), expected)
+        expected = torch.cat([layer.eval()(x) for layer in apart], dim=2)
+        assert_close(QuantizedBlock(block, weights).eval().query_key_value(x), expected)
 
 
 def test_a_query_of_ones_own_is_left_alone(own_model: GPT2) -> None:
@@ -306,8 +306,8 @@ def test_a_query_of_ones_own_is_left_alone(own_model: GPT2) -> None:
     with torch.no_grad():
         before = own_model(ids)
         assert (own_model.quantize()(ids) - before).norm() < 0.1 * before.norm()
-    kinds = [type(own_model.get_submodule(f"trf_blocks.{i}.attn")) for i in range(3)]
-    assert kinds == [MultiHeadAttention, MultiHeadAttention, JoinedAttention]
+    kinds = [type(block) for block in own_model.trf_blocks]
+    assert kinds == [TransformerBlock, TransformerBlock, QuantizedBlock]
     assert generate(own_model, ids, 4, temperature=0).token_ids.shape == (1, 10)
 
 

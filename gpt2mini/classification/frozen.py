@@ -1,8 +1,8 @@
-"""Frozen layers cost nothing: what they compute is the same in every epoch, so compute it once.
+"""Frozen layers cost nothing: their output is the same in every epoch, so it is computed once.
 
-Below the first layer that learns there is nothing to differentiate and nothing to update; without
-dropout the stream that enters it does not even change. `FrozenStream` computes it once for every
-text, in large batches of equal length, and hands out batches of it.
+Below the first trainable layer there is nothing to differentiate and nothing to update; without
+dropout the residual stream that enters it is constant. `FrozenStream` computes it once for every
+text, in batches of similar length, and makes training batches of it.
 """
 
 import tempfile
@@ -16,17 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt2mini.classification.labeled import LabeledBatch, pad_texts
-from gpt2mini.classification.last_token import (
-    last_token_logits,
-    logits_from_block,
-    run_blocks,
-)
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length, length_buckets
 from gpt2mini.device import autocast
 from gpt2mini.losses.objectives import last_token_loss
-from gpt2mini.masking import last_token, pad_right
-from gpt2mini.model import GPT2
-from gpt2mini.modes import evaluating
+from gpt2mini.masking import pad_left
+from gpt2mini.model import GPT2, last_token_logits
+from gpt2mini.modes import accepts_argument, evaluating
 from gpt2mini.preferences.pairs import PreferenceBatch
 from gpt2mini.training.distributed import is_sharded
 
@@ -84,8 +79,8 @@ class FrozenStream:
         with evaluating(model), autocast(device, precision):
             for indices in batches_by_length(self.lengths, BATCH_TOKENS):
                 batch = pad_texts([rows[i] for i in indices], [0] * len(indices)).to(device)
-                x, _ = model.embed(batch.token_ids, batch.attention_mask)
-                x = run_blocks(model, range(self.first_block), x, batch.attention_mask)
+                mask, n_blocks = batch.attention_mask, self.first_block
+                x = model.residual_stream(batch.token_ids, mask, n_blocks=n_blocks)
                 for i, stream in zip(indices, x, strict=True):
                     self.values[self.place(i)] = stream[: self.lengths[i]].cpu()
 
@@ -93,9 +88,9 @@ class FrozenStream:
         return slice(int(self.ends[i]) - self.lengths[i], int(self.ends[i]))
 
     def batch(self, indices: Sequence[int]) -> StreamBatch:
-        """Some of the texts side by side, padded to the longest of them."""
+        """Some of the texts side by side, padded on the left to the longest of them."""
         rows = [self.values[self.place(i)] for i in indices]
-        padded, is_real = pad_right(rows)  # (batch, tokens, emb), (batch, tokens)
+        padded, is_real = pad_left(rows)  # (batch, tokens, emb), (batch, tokens)
         mask = None if is_real.all() else is_real.long()
         labels = torch.tensor([self.labels[i] for i in indices])
         return StreamBatch(self.first_block, padded, labels, mask)
@@ -145,20 +140,22 @@ def batch_logits(
     model: GPT2, batch: StreamBatch | LabeledBatch | PreferenceBatch
 ) -> Float[Tensor, "batch classes"]:
     """The head's logits at each text's last token."""
-    if isinstance(batch, StreamBatch):
-        return logits_from_block(model, batch.first_block, batch.stream, batch.attention_mask)
-    if is_sharded(model):  # parts of it are gathered for calls of the whole, not of blocks' layers
-        hidden = model.hidden_states(batch.token_ids, batch.attention_mask)
-        return model.out_head(last_token(hidden, batch.attention_mask))
-    return last_token_logits(model, batch.token_ids, batch.attention_mask)
+    if not isinstance(batch, StreamBatch):
+        return last_token_logits(model, batch.token_ids, batch.attention_mask)
+    stream = {"stream": batch.stream, "first_block": batch.first_block}
+    return model(None, batch.attention_mask, **stream, last_only=True)[:, 0]
 
 
 def texts_to_train_on(
     model: GPT2, rows: Sequence[Tensor], labels: Sequence[int], precision: str = "auto"
 ) -> FrozenStream | PlainTexts:
-    """Whichever costs less: the kept stream if there are frozen blocks and no dropout (and all
-    blocks are in this process)."""
-    if frozen_blocks(model) and not model.config.drop_rate and not is_sharded(model):
+    """The stream, computed once, if there are frozen blocks and no dropout (and all blocks are in
+    this process); else the texts."""
+    takes_stream = accepts_argument(model.forward, "stream") and accepts_argument(
+        model.hidden_states, "stream"
+    )  # a forward of your own need not
+    is_constant = not model.config.drop_rate and not is_sharded(model)
+    if frozen_blocks(model) and is_constant and takes_stream:
         return FrozenStream(model, rows, labels, precision)
     return PlainTexts(rows, labels)
 

@@ -22,12 +22,14 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
 from measuring import add_machine_flags, machine, measure_in_own_process, seconds_of
 from torch import Tensor
+from torch.nn import functional as F
 
 from gpt2mini import GPT2, GPT2Config
 
@@ -177,7 +179,7 @@ def ctranslate2s(folder: Path, precision: str, args: argparse.Namespace) -> Writ
 @torch.no_grad()
 def ceilings_of(folder: Path, precision: str, args: argparse.Namespace) -> list[float]:
     """Tokens a second, if generation were nothing but one matrix product over all the weights."""
-    from gpt2mini.decoding import multiply
+    from gpt2mini.kernels import FewRowsLinear
     from gpt2mini.quantize import quantized_linear
 
     model = GPT2.from_pretrained(folder)
@@ -190,12 +192,14 @@ def ceilings_of(folder: Path, precision: str, args: argparse.Namespace) -> list[
         product = quantized_linear(matrix, None, precision).eval()
     else:
         dtype = DTYPES[precision]
-        product = partial(multiply, weight=matrix.to(dtype), bias=None)
+        product = partial(F.linear, weight=matrix.to(dtype))
     ceilings = []
     for batch_size in args.batch_sizes:
         rows = torch.randn(batch_size, into, device=args.device, dtype=dtype)
-        product(rows)
-        seconds = median_seconds(partial(product, rows), repeats=7, device=args.device)
+        few = 2 <= batch_size <= 32 and dtype == torch.float32 and args.device.type == "cpu"
+        with FewRowsLinear() if few else nullcontext():
+            product(rows)
+            seconds = median_seconds(partial(product, rows), repeats=7, device=args.device)
         ceilings.append(batch_size / seconds)
     return ceilings
 
