@@ -1,7 +1,7 @@
-"""The key/value cache: what attention has already computed for the tokens it has seen.
+"""The key/value cache: keys and values of earlier tokens, kept for generation.
 
-The keys and values of a token depend only on the tokens before it, so generation computes them once
-and keeps them; each new token then costs one row of work instead of a whole forward pass. The
+The keys and values of a token depend only on the tokens before it, so generation computes them
+once. Each new token then costs one row of work instead of a forward pass over the whole text. The
 buffers are allocated once at their full size: nothing is copied as the text grows.
 """
 
@@ -32,7 +32,7 @@ class LayerCache:
         Float[Tensor, "batch heads total head_dim"], Float[Tensor, "batch heads total head_dim"]
     ]:
         """Store the new tokens' keys and values; return those of all tokens so far.
-        Raises ValueError if they have another dtype than the cache, which only autocast evens out.
+        Raises ValueError if they have another dtype than the cache, outside of autocast.
         """
         if keys.dtype != self.keys.dtype and not torch.is_autocast_enabled(keys.device.type):
             raise ValueError(
@@ -65,9 +65,9 @@ class KeyValueCache:
         ]
         self.batch_size = batch_size
         self.max_tokens = max_tokens
-        self.segment_ids: Int[Tensor, "batch total"] | None = None  # 0: padding; None: none so far
+        self.segment_ids: Int[Tensor, "batch total"] | None = None  # 0: padding; None: no padding so far
 
     @property
     def length(self) -> int:
-        """How many tokens are cached (padding counted)."""
+        """The number of cached tokens, padding included."""
         return self.layers[0].length

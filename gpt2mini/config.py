@@ -1,4 +1,4 @@
-"""The numbers that make a GPT-2: one frozen dataclass, and the four published sizes as data."""
+"""The hyperparameters of a GPT-2, and the four published sizes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,28 +6,27 @@ from typing import Any
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The shape of a GPT-2. The defaults are OpenAI's smallest published model (124M
-    parameters)."""
+    """The hyperparameters. The defaults are OpenAI's smallest published model (124M parameters)."""
 
     vocab_size: int = 50257  # 256 bytes + 50,000 merges + <|endoftext|>
-    context_length: int = 1024  # the most tokens that a text can have: one learned vector for each
-    emb_dim: int = 768  # numbers per token, the width of the residual stream
+    context_length: int = 1024  # most tokens of a text: one learned position vector for each
+    emb_dim: int = 768  # width of the residual stream
     n_heads: int = 12  # attention heads, each emb_dim / n_heads wide
     n_layers: int = 12  # transformer blocks
     drop_rate: float = (
         0.0  # OpenAI trained with 0.1; 0 keeps training and inference the same function
     )
     qkv_bias: bool = True  # OpenAI's query, key and value projections have a bias
-    eos_id: int | None = None  # the token <|endoftext|>; None: the last of the vocabulary, as ever
+    eos_id: int | None = None  # the token <|endoftext|>; None: the last of the vocabulary
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
             number = getattr(self, name)
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {number!r}")
+                raise ValueError(f"{name} must be an integer of at least 1, not {number!r}")
         if self.emb_dim % self.n_heads:
             raise ValueError(
-                f"emb_dim {self.emb_dim} cannot be shared out evenly to {self.n_heads} heads: "
+                f"emb_dim {self.emb_dim} cannot be divided evenly among {self.n_heads} heads: "
                 "choose n_heads so that it divides emb_dim"
             )
         if self.eos_id is not None and not 0 <= self.eos_id < self.vocab_size:

@@ -1,13 +1,13 @@
-"""The padding contract: which tokens are real, where they stand, and who may look at whom.
+"""Attention mask, positions and segment ids: what padding and packing mean.
 
 Texts of different lengths share a batch by padding the short ones. Three things keep padding from
-changing anything. Masks come from lengths and never from token ids, so a padding id that is also
-<|endoftext|> does no harm. Positions count real tokens only, because GPT-2 learned one vector for
-each absolute position. And every token may at least attend to itself, so that no softmax is over
-nothing.
+changing the result. Masks come from lengths and never from token ids, so a padding id that is also
+<|endoftext|> is harmless. Positions count real tokens only, because GPT-2 learned one vector for
+each absolute position. And every token may at least attend to itself, so that no softmax is over an
+empty set.
 
-Short texts can also share a row. A mask that numbers them, 1 1 1 2 2 3 3 3 0, keeps them apart:
-each sees itself alone, from position 0, as if its neighbors were not there.
+Short texts can also be packed into one row. A mask of segment ids, 1 1 1 2 2 3 3 3 0, keeps them
+apart: each attends to itself alone and counts its positions from 0.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from gpt2mini.cache import KeyValueCache
 
-IGNORED = -100  # a label that asks for nothing: padding, or a prompt that is only read
+IGNORED = -100  # a label that is left out of the loss: padding, or a prompt
 
 
 def segment_ids(
@@ -78,7 +78,7 @@ def count_positions(
 def pad_right(
     rows: Sequence[Shaped[Tensor, "_ *rest"]],
 ) -> tuple[Shaped[Tensor, "batch tokens *rest"], Bool[Tensor, "batch tokens"]]:
-    """Rows side by side, filled up with zeros to the longest; and which places are real, from the
+    """Stack rows, padded with zeros to the longest; and a mask of the real tokens, from the
     lengths."""
     lengths = torch.tensor([len(row) for row in rows])
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
@@ -109,10 +109,10 @@ def last_token(
     x: Shaped[Tensor, "batch tokens *rest"],
     attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None,
 ) -> Shaped[Tensor, "batch *rest"]:
-    """What stands at the last real token of each row, the one that has seen the whole text.
+    """The entry of x at the last real token of each row.
 
-    Where the mask says it is, on whichever side the padding stands; the ids are not looked at.
-    Without a mask it is the last token; a row of nothing but padding gives its first.
+    The mask tells which it is, on whichever side the padding stands. Without a mask it is the last
+    token; a row of padding alone gives its first.
     """
     if attention_mask is None:
         return x[:, -1]

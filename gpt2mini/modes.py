@@ -1,4 +1,4 @@
-"""Borrow a model for training or evaluation and give it back as it was."""
+"""Change the mode or the forward functions of a model for a while, and restore them."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -6,12 +6,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
 
 
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Train or eval mode inside; on leaving, also by an exception, every module's own is back."""
+    """Set train or eval mode inside the context; restore each module's own mode on exit."""
     modes = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -30,8 +29,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def forwards_replaced(replaced: Sequence[tuple[nn.Module, Callable]]) -> Iterator[None]:
-    """Inside, each module computes with the function beside it, whatever hooks it has; on leaving,
-    also by Ctrl-C, with what it did before.
+    """Inside the context each module calls the function beside it as its `forward`; its hooks are
+    called as usual.
 
     Let the function be a `partial` of the module's own `forward`: a deep copy of the module then
     computes with the copy's weights.
@@ -39,7 +38,7 @@ def forwards_replaced(replaced: Sequence[tuple[nn.Module, Callable]]) -> Iterato
     before = [(module, vars(module).get("forward")) for module, _ in replaced]
     try:
         for module, forward in replaced:
-            vars(module)["forward"] = forward  # beside the class's own, which it hides
+            vars(module)["forward"] = forward  # hides the class's own
         yield
     finally:
         for module, own in before:
@@ -58,10 +57,5 @@ def accepts_argument(function: Callable, name: str) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody looks on, or steps in, when the module is called."""
-    return has_own_hooks(module) or bool(_has_any_global_hook())
-
-
-def has_own_hooks(module: nn.Module) -> bool:
-    """The same, but for those who look on at all modules, a profiler for instance."""
+    """Whether the module has forward hooks or forward pre-hooks of its own."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

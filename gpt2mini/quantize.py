@@ -26,7 +26,7 @@ from gpt2mini.config import GPT2Config
 from gpt2mini.device import emulates_bfloat16
 from gpt2mini.masking import build_attn_mask
 from gpt2mini.model import GPT2, MLP, MultiHeadAttention, TiedHead, TransformerBlock, run
-from gpt2mini.modes import evaluating, has_own_hooks
+from gpt2mini.modes import evaluating, has_hooks
 
 INT8_KERNEL = getattr(torch, "_weight_int8pack_mm", None)  # not part of torch's public names
 FEW_ROWS = {"int8": 32, "bf16": 2}  # up to so many, multiplying beats converting the weights first
@@ -291,7 +291,7 @@ def quantized_block(block: nn.Module, weights: str, name: str, config: GPT2Confi
     block itself. Raises ValueError if even that differs by more than the format's rounding."""
     rounded, replaced = deepcopy(block), deepcopy(block)
     for path, layer in block.named_modules():
-        if type(layer) is nn.Linear and not has_own_hooks(layer):
+        if type(layer) is nn.Linear and not has_hooks(layer):
             quantized = quantized_copy(layer, weights)
             rounded.get_parameter(f"{path}.weight").copy_(quantized.dequantized())
             replaced.set_submodule(path, quantized)
@@ -321,7 +321,7 @@ def can_be_fused(block: nn.Module) -> TypeGuard[TransformerBlock]:
         and type(block.norm1) is type(block.norm2) is nn.LayerNorm
         and all(type(layer) is nn.Linear for layer in projections(block))
         and len({layer.bias is None for layer in projections(block)[:3]}) == 1
-        and not any(map(has_own_hooks, block.modules()))
+        and not any(map(has_hooks, block.modules()))
     )
 
 
@@ -358,7 +358,7 @@ def are_close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> 
 def quantized_head(model: GPT2, weights: str) -> nn.Module:
     """A plain head over the vocabulary, quantized; any other as it is."""
     head = model.out_head
-    plain = type(head) in (TiedHead, nn.Linear) and not has_own_hooks(head)
+    plain = type(head) in (TiedHead, nn.Linear) and not has_hooks(head)
     if not plain or head.bias is not None or len(head.weight) != model.config.vocab_size:
         return head
     quantized = QuantizedHead(head, weights)

@@ -1,4 +1,4 @@
-"""From logits to the next token: each rule a small function of (rows, vocab) logits.
+"""Logits -> next token: each rule is a small function of (rows, vocab) logits.
 
 A rule that forbids a token sets its logit to minus infinity, which softmax turns into probability
 0.
@@ -17,7 +17,7 @@ def penalize_repetition(
     is_real: Bool[Tensor, "rows tokens"],
     penalty: float,
 ) -> Float[Tensor, "rows vocab"]:
-    """Make every token that the row already has less likely (Keskar et al. 2019, CTRL, section
+    """Make every token that the row already contains less likely (Keskar et al. 2019, CTRL, section
     4.1)."""
     seen = tokens_seen(token_ids, is_real, vocab_size=logits.shape[1])  # (rows, vocab)
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
@@ -36,7 +36,7 @@ def forbid_repeated_ngrams(
     is_real: Bool[Tensor, "rows tokens"],
     size: int,
 ) -> Float[Tensor, "rows vocab"]:
-    """Forbid every token that would complete an n-gram which the row already has."""
+    """Forbid every token that would complete an n-gram that the row already contains."""
     logits = logits.clone()
     for row, (ids, real) in enumerate(zip(token_ids, is_real, strict=True)):
         text = ids[real]  # (tokens of this row)
@@ -51,7 +51,7 @@ def forbid_repeated_ngrams(
 def divide_by_temperature(
     logits: Float[Tensor, "rows vocab"], temperature: float
 ) -> Float[Tensor, "rows vocab"]:
-    """Below 1: bolder; above 1: more varied. However small, it means greedy in the limit."""
+    """Below 1 sharpens the distribution, above 1 flattens it; toward 0 it becomes greedy."""
     if temperature < 1e-6:  # logits / temperature could overflow; from 0 down they become -inf
         logits = logits - logits.amax(dim=1, keepdim=True)
         temperature = max(temperature, torch.finfo(logits.dtype).tiny)
@@ -70,7 +70,7 @@ def keep_top_p(logits: Float[Tensor, "rows vocab"], p: float) -> Float[Tensor, "
         return logits  # the sum below, rounded, can reach 1 before the last tokens
     in_order, token_of = logits.sort(dim=1, descending=True)
     probabilities = in_order.softmax(dim=1)
-    before = probabilities.cumsum(dim=1) - probabilities  # what the more likely tokens add up to
+    before = probabilities.cumsum(dim=1) - probabilities  # the sum over more likely tokens
     in_order = in_order.masked_fill(before >= p, FORBIDDEN)
     return torch.empty_like(logits).scatter_(1, token_of, in_order)
 
@@ -94,14 +94,15 @@ def draw(
 def sample_by_inverse_cdf(
     probabilities: Float[Tensor, "rows vocab"], generator: torch.Generator | None
 ) -> Int[Tensor, "rows 1"]:
-    """Lay the probabilities end to end, and take the token in whose share a random point lies.
+    """Inverse transform sampling: the first token whose cumulative probability exceeds a uniform
+    random number.
 
     `torch.multinomial` draws a random number for each token of the vocabulary, which on a CPU takes
-    a seventh of a step of GPT-2 124M. (On a GPU it takes nothing, but sums there are added up in an
-    order in which a share of 0 may come out above 0.)
+    a seventh of a step of GPT-2 124M. (Not for GPUs: their parallel sums may give a token of
+    probability 0 an interval.)
     """
     ends = probabilities.cumsum(dim=1, dtype=torch.float64)  # (rows, vocab)
     if not ends[:, -1].isfinite().all():
-        raise ValueError("the logits are not numbers (NaN): the model's weights or inputs are bad")
+        raise ValueError("the logits contain NaN: check the model's weights and inputs")
     point = torch.rand(len(ends), 1, dtype=torch.float64, generator=generator) * ends[:, -1:]
-    return torch.searchsorted(ends, point, right=True)  # right: past the shares of 0
+    return torch.searchsorted(ends, point, right=True)  # right: past tokens of probability 0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gpt2mini.model import TiedHead
-from gpt2mini.modes import has_own_hooks
+from gpt2mini.modes import has_hooks
 from gpt2mini.quantize import QuantizedHead
 
 LINEAR_FORWARDS = {nn.Linear.forward, TiedHead.forward, QuantizedHead.forward}
@@ -64,7 +64,7 @@ class LinearHead:
         if not is_linear(out_head):
             raise TypeError(
                 f"the head must be linear to be worked on in chunks, not {type(out_head).__name__}"
-                f"{' with hooks' if has_own_hooks(out_head) else ''}: use "
+                f"{' with hooks' if has_hooks(out_head) else ''}: use "
                 "next_token_loss(model(token_ids), labels) for any other"
             )
         weight, device = out_head.weight, out_head.weight.device.type
@@ -81,7 +81,7 @@ class LinearHead:
 def is_linear(head: nn.Module) -> TypeGuard[nn.Linear | TiedHead]:
     """Whether all that the head does is to multiply with its weight and add its bias."""
     own = "forward" in vars(head) or type(head).forward not in LINEAR_FORWARDS
-    return isinstance(head, nn.Linear | TiedHead) and not own and not has_own_hooks(head)
+    return isinstance(head, nn.Linear | TiedHead) and not own and not has_hooks(head)
 
 
 class SummedCrossEntropy(torch.autograd.Function):
