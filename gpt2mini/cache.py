@@ -65,7 +65,7 @@ class KeyValueCache:
         ]
         self.batch_size = batch_size
         self.max_tokens = max_tokens
-        self.segment_ids: Int[Tensor, "batch total"] | None = None  # 0: padding; None: no padding so far
+        self.segment_ids: Int[Tensor, "batch total"] | None = None  # 0: padding; None: none
 
     @property
     def length(self) -> int:

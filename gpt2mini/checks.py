@@ -173,6 +173,17 @@ def check_predicts_tokens(model: "GPT2") -> None:
 # ---- generation
 
 
+def check_cache_is_filled(cache: "KeyValueCache", tokens: int) -> None:
+    """Raise ValueError if a block of your own has not stored its keys and values."""
+    lengths = [layer.length for layer in cache.layers]
+    if lengths != [tokens] * len(lengths):
+        layer = next(i for i, length in enumerate(lengths) if length != tokens)
+        raise ValueError(
+            f"trf_blocks.{layer} has stored {lengths[layer]} of {tokens} tokens in the cache, "
+            "without which it cannot generate: call cache.append(keys, values) in its attention"
+        )
+
+
 def check_generation_request(
     model: "GPT2",
     token_ids: Tensor,

@@ -1,7 +1,7 @@
-"""Continue a text: read the prompt once, then one token at a time, each fed back in.
+"""Generation: prefill the prompt, decode token by token, stream text.
 
 `generate` works on token ids, in batches; `complete` and `stream` on text. All of them use the
-key/value cache, leave the model's mode and gradients as they were, and know nothing of training.
+key/value cache and call the model itself. They restore the model's mode and keep no gradients.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gpt2mini.cache import KeyValueCache
-from gpt2mini.checks import check_generation_request
+from gpt2mini.checks import check_cache_is_filled, check_generation_request
 from gpt2mini.kernels import decoding_kernels
-from gpt2mini.masking import pad_left
-from gpt2mini.model import GPT2, last_token_logits
-from gpt2mini.modes import evaluating
+from gpt2mini.masking import align_right, pad_left
+from gpt2mini.model import GPT2
+from gpt2mini.modes import accepts_argument, evaluating
 from gpt2mini.sampling import (
     FORBIDDEN,
     divide_by_temperature,
@@ -80,7 +80,7 @@ class Generated:
     """What `generate` returns. All tensors have one shape, (rows, prompt + new): column for
     column."""
 
-    token_ids: Int[Tensor, "rows tokens"]  # a finished row is filled up with its last token
+    token_ids: Int[Tensor, "rows tokens"]  # a finished row repeats its last token
     attention_mask: Bool[Tensor, "rows tokens"]  # real tokens: the prompt's and the response's
     response_mask: Bool[Tensor, "rows tokens"]  # generated tokens, the stop token included
     logprobs: Float[Tensor, "rows tokens"]  # of the response tokens under the model itself; else 0
@@ -144,9 +144,9 @@ def generate(
 
 
 @dataclass(frozen=True)
-class Step:
-    """One new token for every row. Rows that had ended before are not active: what they hold is
-    filling."""
+class NewTokens:
+    """One new token for every row. Rows that have ended are not active; their values are
+    padding."""
 
     token_ids: Int[Tensor, " rows"]
     active: Bool[Tensor, " rows"]
@@ -163,7 +163,7 @@ def generation_steps(
     stop_ids: Sequence[int],
     generator: torch.Generator | None,
     overflow: str,
-) -> Iterator[Step]:
+) -> Iterator[NewTokens]:
     """The loop behind `generate` and `stream`: read, choose, feed back; stop when every row has
     ended. To be run in eval mode without gradients."""
     stop_ids = [int(token_id) for token_id in stop_ids]
@@ -187,15 +187,14 @@ def generation_steps(
         chosen = torch.where(active, chosen, text[:, end - 1])
         text[:, end] = chosen
         logprobs = logits.log_softmax(dim=1).gather(1, chosen[:, None])[:, 0]
-        yield Step(chosen, active, logprobs * active, sampling_logprobs * active)
+        yield NewTokens(chosen, active, logprobs * active, sampling_logprobs * active)
         active = active & ~torch.isin(chosen, stops)
         if stop_ids and not active.any():
             return
 
 
 class Reader:
-    """Feeds a growing text to the model, only what is new each time, and gives the next token's
-    logits."""
+    """Gives the logits of the next token of a growing text; the model reads only new tokens."""
 
     def __init__(self, model: GPT2, rows: int, capacity: int, slide: bool) -> None:
         self.model, self.slide = model, slide
@@ -222,11 +221,11 @@ class Reader:
     def windows(
         self, text: Int[Tensor, "rows tokens"], is_real: Bool[Tensor, "rows tokens"], longest: int
     ) -> tuple[Int[Tensor, "rows columns"], Bool[Tensor, "rows columns"]]:
-        """What the model is to see of each row: its window and all that came after, or, where that
-        outgrows the context, the last `longest` tokens of it.
+        """The tokens of each row that the model reads: its window and all later tokens, or, where
+        they exceed the context, the last `longest` of them.
 
-        Real tokens alone count, as if the row were by itself. All rows end in the last column, so
-        the cache is full exactly when the longest window fills the context.
+        Only real tokens count, as if each row were alone. All rows end in the last column, so the
+        cache is full exactly when the longest window fills the context.
         """
         length = is_real.sum(dim=1)  # (rows)
         window = length - self.forgotten  # (rows)
@@ -245,7 +244,22 @@ class Reader:
             self.model.config, len(text), self.capacity, weight.device, cache_dtype(weight)
         )
         mask = None if is_real.all() else is_real
-        return last_token_logits(self.model, text, mask, self.cache)
+        logits = last_token_logits(self.model, text, mask, self.cache)
+        check_cache_is_filled(self.cache, text.shape[1])
+        return logits
+
+
+def last_token_logits(
+    model: GPT2,
+    token_ids: Int[Tensor, "batch tokens"],
+    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
+    cache: KeyValueCache | None = None,
+) -> Float[Tensor, "batch vocab"]:
+    """The logits at the last real token of each row, on whichever side the padding stands."""
+    if attention_mask is not None:
+        token_ids, attention_mask = align_right(token_ids, attention_mask)
+    shortcut = {"last_only": True} if accepts_argument(model.forward, "last_only") else {}
+    return model(token_ids, attention_mask, cache=cache, **shortcut)[:, -1]
 
 
 def cache_dtype(weight: Tensor) -> torch.dtype:
@@ -298,7 +312,7 @@ def stream(
     yield from until_stop(pieces, stop_strings)
 
 
-def each_evaluating(model: GPT2, steps: Iterator[Step]) -> Iterator[Step]:
+def each_evaluating(model: GPT2, steps: Iterator[NewTokens]) -> Iterator[NewTokens]:
     """The steps, each computed in eval mode; between two the caller has the model as it was."""
     while True:
         with evaluating(model):

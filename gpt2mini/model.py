@@ -26,7 +26,7 @@ from gpt2mini.checks import (
     check_token_ids,
 )
 from gpt2mini.config import GPT2Config
-from gpt2mini.masking import align_right, build_attn_mask, count_positions, segment_ids
+from gpt2mini.masking import build_attn_mask, count_positions, segment_ids
 from gpt2mini.modes import accepts_argument
 
 
@@ -322,16 +322,3 @@ class GPT2(nn.Module):
         from gpt2mini.quantize import quantize_model
 
         return quantize_model(self, weights)
-
-
-def last_token_logits(
-    model: GPT2,
-    token_ids: Int[Tensor, "batch tokens"],
-    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
-    cache: KeyValueCache | None = None,
-) -> Float[Tensor, "batch vocab"]:
-    """The logits at the last real token of each row, on whichever side the padding stands."""
-    if attention_mask is not None:
-        token_ids, attention_mask = align_right(token_ids, attention_mask)
-    shortcut = {"last_only": True} if accepts_argument(model.forward, "last_only") else {}
-    return model(token_ids, attention_mask, cache=cache, **shortcut)[:, -1]

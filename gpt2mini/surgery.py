@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2mini.model import GPT2
-from gpt2mini.quantize import refuse_quantized
+from gpt2mini.quantized_layers import refuse_quantized
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from gpt2mini import GPT2, GPT2Config, Tokenizer, generate, quantize, resize_vocab
+from gpt2mini import GPT2, GPT2Config, Tokenizer, generate, quantize, quantized_layers, resize_vocab
 from gpt2mini.classification import last_token_logits
 from gpt2mini.data.samples import sample
 from gpt2mini.data.text import Batch
@@ -23,12 +23,12 @@ from gpt2mini.generation import stream
 from gpt2mini.lora import add_lora, merge_lora
 from gpt2mini.losses import next_token_loss
 from gpt2mini.model import TransformerBlock
-from gpt2mini.quantize import (
+from gpt2mini.quantize import QuantizedBlock
+from gpt2mini.quantized_layers import (
     BlockedBfloat16Linear,
     HalfLinear,
     Int8Linear,
     PackedHalfLinear,
-    QuantizedBlock,
     quantized_linear,
 )
 from gpt2mini.training import Settings, adamw, train
@@ -101,7 +101,7 @@ def test_layers_take_any_leading_axes(weights: str) -> None:
 def test_int8_weights_take_a_quarter_of_the_memory(
     weights: str, bytes_each: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantize, "has_onednn", lambda: False)  # whose order is its own
+    monkeypatch.setattr(quantized_layers, "has_onednn", lambda: False)  # whose order is its own
     model = GPT2(TINY).quantize(weights)
     linear = sum(p.numel() for b in GPT2(TINY).trf_blocks for p in b.parameters() if p.ndim == 2)
     kept = [b for b in model.trf_blocks.buffers() if b.ndim == 2]
@@ -132,7 +132,7 @@ def test_perplexity_of_the_bundled_model_hardly_changes(weights: str, cost: floa
 
 def test_perplexity_through_the_kernels_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """With many rows weights are converted first; here the kernel for few rows multiplies all."""
-    monkeypatch.setitem(quantize.FEW_ROWS, "int8", 10**9)
+    monkeypatch.setitem(quantized_layers.FEW_ROWS, "int8", 10**9)
     tokenizer, model = Tokenizer.from_pretrained("gpt2-nano"), GPT2.from_pretrained("gpt2-nano")
     text = GENERAL.read_text(encoding="utf-8")[:1500]
     ids = torch.tensor([tokenizer.encode(text)])
@@ -222,16 +222,16 @@ def test_a_quantized_model_needs_no_no_grad(weights: str) -> None:
 def test_fp16_uses_the_packed_kernel_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random_linear(4, 8).weight
     found = type(quantized_linear(weight, None, "fp16"))
-    assert found is (PackedHalfLinear if quantize.has_fbgemm() else HalfLinear)
-    monkeypatch.setattr(quantize, "has_fbgemm", lambda: False)
+    assert found is (PackedHalfLinear if quantized_layers.has_fbgemm() else HalfLinear)
+    monkeypatch.setattr(quantized_layers, "has_fbgemm", lambda: False)
     assert type(quantized_linear(weight, None, "fp16")) is HalfLinear
 
 
 def test_bf16_uses_the_ordered_kernel_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     linear, x = random_linear(50, 64), torch.randn(3, 64)
     layer = quantized_linear(linear.weight, linear.bias, "bf16").eval()
-    assert type(layer) is (BlockedBfloat16Linear if quantize.has_onednn() else HalfLinear)
-    monkeypatch.setattr(quantize, "has_onednn", lambda: False)
+    assert type(layer) is (BlockedBfloat16Linear if quantized_layers.has_onednn() else HalfLinear)
+    monkeypatch.setattr(quantized_layers, "has_onednn", lambda: False)
     plain = quantized_linear(linear.weight, linear.bias, "bf16").eval()
     assert type(plain) is HalfLinear
     assert torch.equal(layer.dequantized(), plain.dequantized())
@@ -255,7 +255,7 @@ def test_without_its_kernel_int8_converts_the_weights(monkeypatch: pytest.Monkey
     layer, x = Int8Linear(random_linear(4, 32).weight, None).eval(), torch.randn(2, 32)
     with torch.no_grad():
         with_kernel = layer(x)
-        monkeypatch.setattr(quantize, "INT8_KERNEL", None)
+        monkeypatch.setattr(quantized_layers, "INT8_KERNEL", None)
         torch.testing.assert_close(layer(x), with_kernel, rtol=0, atol=0.02)
 
 

@@ -29,7 +29,7 @@ from gpt2mini.files import (
     write_together,
 )
 from gpt2mini.model import GPT2, TiedHead
-from gpt2mini.quantize import refuse_quantized
+from gpt2mini.quantized_layers import refuse_quantized
 
 logger = logging.getLogger(__name__)
 

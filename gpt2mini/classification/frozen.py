@@ -18,9 +18,10 @@ from torch import Tensor
 from gpt2mini.classification.labeled import LabeledBatch, pad_texts
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length, length_buckets
 from gpt2mini.device import autocast
+from gpt2mini.generation import last_token_logits
 from gpt2mini.losses.objectives import last_token_loss
 from gpt2mini.masking import pad_left
-from gpt2mini.model import GPT2, last_token_logits
+from gpt2mini.model import GPT2
 from gpt2mini.modes import accepts_argument, evaluating
 from gpt2mini.preferences.pairs import PreferenceBatch
 from gpt2mini.training.distributed import is_sharded

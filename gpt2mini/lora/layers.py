@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from gpt2mini.checkpoints.build import Unfilled
 from gpt2mini.model import GPT2
-from gpt2mini.quantize import refuse_quantized
+from gpt2mini.quantized_layers import refuse_quantized
 
 # What can have an adapter, and where it is in a block.
 TARGETS = {
