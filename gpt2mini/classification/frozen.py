@@ -19,7 +19,7 @@ from gpt2mini.classification.labeled import LabeledBatch, pad_texts
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length, length_buckets
 from gpt2mini.device import autocast
 from gpt2mini.generation import last_token_logits
-from gpt2mini.losses.objectives import last_token_loss
+from gpt2mini.losses.last_token import last_token_loss
 from gpt2mini.masking import pad_left
 from gpt2mini.model import GPT2
 from gpt2mini.modes import accepts_argument, evaluating

@@ -20,7 +20,7 @@ from gpt2mini.device import autocast
 from gpt2mini.evaluation.perplexity import Perplexity, check_window, encode
 from gpt2mini.lora.layers import lora_disabled
 from gpt2mini.losses.chunked import at_least_float32
-from gpt2mini.losses.objectives import next_tokens
+from gpt2mini.losses.next_token import next_tokens
 from gpt2mini.masking import IGNORED
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating

@@ -8,7 +8,7 @@ from torch import Tensor
 from gpt2mini.checks import check_labels_not_shifted
 from gpt2mini.data.text import Batch
 from gpt2mini.device import autocast
-from gpt2mini.losses.objectives import chunked_next_token_loss
+from gpt2mini.losses.next_token import chunked_next_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt2mini.losses.objectives import kl_from_samples, ppo_loss
+from gpt2mini.losses.policy_gradient import kl_from_samples, ppo_loss
 from gpt2mini.losses.sequence_logprobs import token_logprobs
 from gpt2mini.model import GPT2
 from gpt2mini.preferences.ppo import clipped

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gpt2mini.checks import check_predicts_tokens, check_response_mask
 from gpt2mini.device import autocast
-from gpt2mini.losses.objectives import kl_from_samples, ppo_loss, value_loss
+from gpt2mini.losses.policy_gradient import kl_from_samples, ppo_loss, value_loss
 from gpt2mini.losses.sequence_logprobs import logprobs_from_hidden
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating

@@ -26,7 +26,7 @@ from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length
 from gpt2mini.data.instructions import Exchange, encode_exchanges, join
 from gpt2mini.device import autocast
 from gpt2mini.lora.layers import linear
-from gpt2mini.losses.objectives import pairwise_reward_loss
+from gpt2mini.losses.preference import pairwise_reward_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.preferences.intervals import wilson_interval

@@ -19,7 +19,7 @@ from torch import Tensor
 from gpt2mini.data.batching import encode_texts
 from gpt2mini.device import autocast
 from gpt2mini.generation import Generated, generate
-from gpt2mini.losses.objectives import kl_from_samples
+from gpt2mini.losses.policy_gradient import kl_from_samples
 from gpt2mini.losses.sequence_logprobs import token_logprobs
 from gpt2mini.masking import pad_right
 from gpt2mini.model import GPT2
