@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, random_ids
+from conftest import TINY, enlarge, random_ids
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpt2mini import GPT2
+from gpt2mini import GPT2, GPT2Config
 from gpt2mini.checks import check_in_vocabulary
 from gpt2mini.data.text import Batch, pad_batch
 from gpt2mini.losses import (
@@ -20,10 +20,12 @@ from gpt2mini.losses import (
     check_labels_not_shifted,
     chunked_next_token_loss,
     dpo_loss,
+    hidden_states_and_head,
     kl_from_samples,
     last_token_loss,
     next_token_loss,
     pairwise_reward_loss,
+    sequence_logprobs,
 )
 from gpt2mini.model import TiedHead
 
@@ -276,6 +278,77 @@ def test_the_chunked_form_changes_none_of_its_inputs() -> None:
     assert all(torch.equal(now, then) for now, then in zip(inputs, before, strict=True))
 
 
+# Heads that are not linear
+
+
+class Capped(nn.Linear):
+    """Multiplies, and then does something else."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 3 * (super().forward(input) / 3).tanh()
+
+
+def linear_with_hook() -> nn.Module:
+    head = nn.Linear(EMB, VOCAB)
+    head.register_forward_hook(lambda module, arguments, output: 2 * output)
+    return head
+
+
+OTHER_HEADS: dict[str, Callable[[], nn.Module]] = {
+    "Sequential of one": lambda: nn.Sequential(nn.Linear(EMB, VOCAB)),
+    "norm first": lambda: nn.Sequential(nn.LayerNorm(EMB), nn.Linear(EMB, VOCAB)),
+    "MLP": lambda: nn.Sequential(nn.Linear(EMB, 5), nn.GELU(), nn.Linear(5, VOCAB)),
+    "subclass": lambda: Capped(EMB, VOCAB),
+    "hook": linear_with_hook,
+}
+other_heads = pytest.mark.parametrize("kind", OTHER_HEADS)
+
+
+@chunk_sizes
+@other_heads
+def test_any_head_has_the_value_and_gradients_of_the_dense_form(
+    kind: str, chunk_size: int | None
+) -> None:
+    torch.manual_seed(0)
+    labels, head = make_labels(3, 9, ignored_share=0.3), OTHER_HEADS[kind]()
+    hidden = make_hidden(labels)
+    inputs = [hidden, *head.parameters()]
+    losses = [chunked(chunk_size)(hidden, head, labels), dense(hidden, head, labels)]
+    found, expected = (
+        [loss_sum.detach(), *torch.autograd.grad(SCALE * loss_sum, inputs)]
+        for loss_sum, _ in losses
+    )
+    assert_near(found, expected, PRECISION[torch.float32])
+
+
+def test_an_edited_tied_head_is_not_passed_over(own_model: GPT2) -> None:
+    """`TiedHead.forward` as someone may edit it."""
+    ids = random_ids(2, 9)
+
+    class ScaledTiedHead(TiedHead):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return nn.functional.linear(hidden, 0.5 * self.weight) + 0
+
+    own_model.out_head = ScaledTiedHead(own_model.tok_emb)
+    expected = next_token_loss(own_model(ids), ids)[0]
+    found = chunked_next_token_loss(own_model.hidden_states(ids), own_model.out_head, ids)[0]
+    assert_close(found, expected)
+
+
+def test_dropout_in_a_head_is_the_same_in_backward() -> None:
+    """Computed again there, it has to drop the same."""
+    labels = make_labels(3, 9)
+    head = nn.Sequential(nn.Dropout(0.5), nn.Linear(EMB, VOCAB), nn.Identity())
+    hidden = make_hidden(labels, torch.float64)
+    head.double()
+
+    def loss(hidden: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return chunked_next_token_loss(hidden, head, labels, chunk_size=4)[0]
+
+    assert torch.autograd.gradcheck(loss, (hidden,))
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the number of elements of the largest tensor that any operation gives back."""
 
@@ -285,7 +358,8 @@ class LargestTensor(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for output in result if isinstance(result, tuple | list) else (result,):
             if isinstance(output, Tensor):
-                self.elements = max(self.elements, output.numel())
+                numbers = output.untyped_storage().nbytes() // output.element_size()
+                self.elements = max(self.elements, numbers)
         return result
 
 
@@ -306,6 +380,16 @@ def test_ignored_positions_cost_no_logits() -> None:
     labels, vocab = torch.full((2, 129), IGNORED), 5000
     labels[:, -2] = 1  # two targets; the weight itself has EMB columns
     assert largest_tensor(chunked(None), labels, vocab) <= EMB * vocab
+
+
+@pytest.mark.parametrize("kind", ["norm first", "subclass"])
+def test_the_logits_of_any_head_exist_a_few_at_a_time(kind: str) -> None:
+    torch.manual_seed(0)
+    labels, head = make_labels(2, 513), OTHER_HEADS[kind]()
+    hidden = make_hidden(labels)
+    with LargestTensor() as largest:
+        chunked(128)(hidden, head, labels)[0].backward()
+    assert largest.elements < 1024 * VOCAB
 
 
 # Both forms
@@ -369,7 +453,136 @@ def test_ragged_micro_batches_add_up_to_one_padded_batch(
     assert_near([flat(found)], [flat(whole)], 1e-6)
 
 
-# Labels that somebody has shifted already
+# The model's own forward, whatever it does with the logits
+
+
+class SoftCapped(GPT2):
+    def forward(self, *arguments: Any, **options: Any) -> Tensor:
+        return 3 * (super().forward(*arguments, **options) / 3).tanh()
+
+
+class Scaled(GPT2):
+    """By a learned scale, which at first changes nothing."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__(config)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, *arguments: Any, **options: Any) -> Tensor:
+        return super().forward(*arguments, **options) * self.scale
+
+
+class Barred(GPT2):
+    """Changes logits in place."""
+
+    def forward(self, *arguments: Any, **options: Any) -> Tensor:
+        logits = super().forward(*arguments, **options)
+        logits[..., 7] = -5.0
+        return logits
+
+
+def with_own_forward() -> GPT2:
+    model, plain = GPT2(TINY), GPT2.forward
+    vars(model)["forward"] = lambda *a, **k: (
+        plain(model, *a, **k) + 0.1 * model.tok_emb.weight[:, 0]
+    )
+    return model
+
+
+def with_hook(change: Callable[[Tensor], Tensor | None], name: str = "") -> Callable[[], GPT2]:
+    def build() -> GPT2:
+        model = GPT2(TINY)
+        hook = lambda module, arguments, output: change(output)  # noqa: E731
+        model.get_submodule(name).register_forward_hook(hook)
+        return model
+
+    return build
+
+
+def with_head(make: Callable[[], nn.Module]) -> Callable[[], GPT2]:
+    def build() -> GPT2:
+        model = GPT2(TINY)
+        model.out_head = make()
+        return model
+
+    return build
+
+
+@torch.no_grad()
+def look(output: Tensor) -> None:
+    assert output.max() > output.min()
+
+
+MODELS: dict[str, Callable[[], GPT2]] = {
+    "plain": lambda: GPT2(TINY),
+    "soft-capped by a subclass": lambda: SoftCapped(TINY),
+    "learned scale": lambda: Scaled(TINY),
+    "changed in place": lambda: Barred(TINY),
+    "own forward": with_own_forward,
+    "hook that changes": with_hook(lambda output: 2 * output),
+    "hook that changes in place": with_hook(lambda output: output.mul_(2)),
+    "hook that looks without gradients": with_hook(look),
+    "hook on the head": with_hook(lambda output: output + 0.1 * output.square(), "out_head"),
+    "hook on the last norm": with_hook(lambda output: 2 * output, "final_norm"),
+    "head with bias": with_head(lambda: nn.Linear(TINY.emb_dim, TINY.vocab_size)),
+    "head of two layers": with_head(
+        lambda: nn.Sequential(nn.Linear(TINY.emb_dim, 5), nn.GELU(), nn.Linear(5, TINY.vocab_size))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_loss_is_that_of_the_model_s_own_logits(kind: str, training: bool) -> None:
+    torch.manual_seed(0)
+    model = MODELS[kind]().train(training)
+    enlarge(model)
+    batch = pad_batch([random_ids(12), random_ids(9, seed=1)])
+    parameters = list(model.parameters())
+    labels = batch.labels
+    expected, _ = next_token_loss(model(batch.token_ids, batch.attention_mask), labels)
+    hidden, head = hidden_states_and_head(model, batch.token_ids, batch.attention_mask)
+    found, _ = chunked_next_token_loss(hidden, head, labels, chunk_size=5)
+    assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert_near(
+        [flat(torch.autograd.grad(found, parameters))],
+        [flat(torch.autograd.grad(expected, parameters))],
+        1e-5,
+    )
+    again = model(batch.token_ids, batch.attention_mask)  # the model has its own head back
+    assert type(again) is Tensor
+    assert_close(next_token_loss(again, labels)[0], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_log_probabilities_are_those_of_the_model_s_own_logits(kind: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[kind]()
+    ids, response = random_ids(2, 9), torch.arange(9).expand(2, 9) > 3
+    logprobs = model(ids)[:, :-1].log_softmax(dim=2).gather(2, ids[:, 1:, None])[..., 0]
+    expected = (logprobs * response[:, 1:]).sum(dim=1)
+    found, _ = sequence_logprobs(model, ids, None, response)
+    assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    inputs = list(model.parameters())
+    both = (flat(torch.autograd.grad((found**2).sum(), inputs)) for found in (found, expected))
+    assert_near([next(both)], [next(both)], 1e-5)
+
+
+def test_a_plain_model_s_logits_never_exist(own_model: GPT2) -> None:
+    ids = random_ids(8, 64)
+    with LargestTensor() as largest:
+        hidden, head = hidden_states_and_head(own_model, ids)
+        chunked_next_token_loss(hidden, head, ids, chunk_size=8)[0].backward()
+    assert largest.elements < 8 * 64 * TINY.vocab_size
+
+
+def test_the_head_is_back_after_an_error(own_model: GPT2) -> None:
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        hidden_states_and_head(own_model, torch.full((1, 3), TINY.vocab_size))
+    assert type(own_model(random_ids(1, 3))) is Tensor
+
+
+# Labels that are shifted already
 
 
 def masked(labels: Tensor, prompt_tokens: int) -> Tensor:
@@ -420,31 +633,9 @@ def test_shifted_labels_of_padded_rows_are_refused() -> None:
         check_labels_not_shifted(batch.token_ids, shifted)
 
 
-class Capped(nn.Linear):
-    """Multiplies, and then does something else."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input).tanh()
-
-
-def test_a_head_with_hooks_is_refused_rather_than_passed_over(own_model: GPT2) -> None:
-    own_model.out_head.register_forward_hook(lambda m, a, output: output * 0)
-    with pytest.raises(TypeError, match="not TiedHead with hooks: use next_token_loss"):
-        chunked_next_token_loss(
-            torch.zeros(1, 3, TINY.emb_dim), own_model.out_head, random_ids(1, 3)
-        )
-
-
 def test_kl_of_samples_is_never_negative() -> None:
     logprobs = torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * 1e-3
     assert (kl_from_samples(logprobs, torch.zeros_like(logprobs)) >= 0).all()
-
-
-def test_a_linear_head_with_a_forward_of_its_own_is_refused(own_model: GPT2) -> None:
-    ids = random_ids(2, 9)
-    own_model.out_head = Capped(TINY.emb_dim, TINY.vocab_size)
-    with pytest.raises(TypeError, match="must be linear to be worked on in chunks, not Capped"):
-        chunked_next_token_loss(own_model.hidden_states(ids), own_model.out_head, ids)
 
 
 def test_ids_of_32_bits_are_learned_from(own_model: GPT2) -> None:

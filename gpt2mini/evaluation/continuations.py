@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length
 from gpt2mini.device import autocast
-from gpt2mini.losses.chunked import at_least_float32
+from gpt2mini.losses.chunked import logprobs_in_chunks
+from gpt2mini.losses.deferred import hidden_states_and_head
 from gpt2mini.masking import pad_right
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
@@ -93,9 +93,9 @@ def score_batch(
     asked = is_real & (torch.arange(token_ids.shape[1]) >= starts)  # (batch, tokens)
     device = model.tok_emb.weight.device
     token_ids, is_real, asked = (x.to(device) for x in (token_ids, is_real, asked))
-    hidden = model.hidden_states(token_ids, None if is_real.all() else is_real)
+    hidden, head = hidden_states_and_head(model, token_ids, None if is_real.all() else is_real)
     before = hidden[:, :-1][asked[:, 1:]]  # (n, emb): what predicts each token asked for
-    scores = score_tokens(before, model.out_head, token_ids[asked], excluded)
+    scores = score_tokens(before, head, token_ids[asked], excluded)
     parts = [of_all.cpu().split([len(row.ids) for row in rows]) for of_all in scores]
     return [
         Score(logprobs, is_best.tolist(), bool(is_best_allowed[0]))
@@ -114,11 +114,11 @@ def score_tokens(
     excluded), from the hidden states that predict them, a few at a time."""
     barred = torch.tensor(sorted(excluded), dtype=torch.long, device=hidden.device)
     parts = []
-    for chunk, target in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True):
-        logits = at_least_float32(out_head(chunk))  # (chunk, vocab)
-        logprobs = -F.cross_entropy(logits, target, reduction="none")
-        is_likeliest = logits.argmax(dim=1) == target
-        allowed = logits.index_fill_(1, barred, -torch.inf)
-        parts.append((logprobs, is_likeliest, allowed.argmax(dim=1) == target))
+    chunks = logprobs_in_chunks(hidden, out_head, chunk_size)
+    for logprobs, target in zip(chunks, targets.split(chunk_size), strict=True):
+        of_target = logprobs.gather(1, target[:, None])[:, 0]  # (chunk)
+        is_likeliest = logprobs.argmax(dim=1) == target
+        allowed = logprobs.index_fill_(1, barred, -torch.inf)
+        parts.append((of_target, is_likeliest, allowed.argmax(dim=1) == target))
     logprobs, is_likeliest, is_likeliest_allowed = map(torch.cat, zip(*parts, strict=True))
     return logprobs, is_likeliest, is_likeliest_allowed

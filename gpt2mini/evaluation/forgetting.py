@@ -19,7 +19,8 @@ from gpt2mini.data.text import as_batch, windows
 from gpt2mini.device import autocast
 from gpt2mini.evaluation.perplexity import Perplexity, check_window, encode
 from gpt2mini.lora.layers import lora_disabled
-from gpt2mini.losses.chunked import at_least_float32
+from gpt2mini.losses.chunked import logprobs_in_chunks
+from gpt2mini.losses.deferred import hidden_states_and_head
 from gpt2mini.losses.next_token import next_tokens
 from gpt2mini.masking import IGNORED
 from gpt2mini.model import GPT2
@@ -130,13 +131,14 @@ def compare(
     with evaluating(tuned), reading, autocast(device, precision):
         for first in range(0, len(rows), batch_size):
             batch = as_batch(rows[first : first + batch_size]).to(device)
-            hidden_tuned = tuned.hidden_states(batch.token_ids, batch.attention_mask)
+            targets = next_tokens(batch.labels)  # (batch, tokens - 1)
+            asked = targets != IGNORED
+            inputs = batch.token_ids, batch.attention_mask
+            hidden_tuned, head_tuned = hidden_states_and_head(tuned, *inputs)
             with base_of(base, tuned) as before:
-                hidden_base = before.hidden_states(batch.token_ids, batch.attention_mask)
-                targets = next_tokens(batch.labels)  # (batch, tokens - 1)
-                asked = targets != IGNORED
+                hidden_base, head_base = hidden_states_and_head(before, *inputs)
                 states = (hidden_base[:, :-1][asked], hidden_tuned[:, :-1][asked])
-                sums += surprises(states, (before.out_head, tuned.out_head), targets[asked]).cpu()
+                sums += surprises(states, (head_base, head_tuned), targets[asked]).cpu()
     scored = sum(len(row.token_ids) - row.seen for row in rows)
     base_mean, tuned_mean, kl = (sums / scored).tolist()
     return Change(
@@ -164,12 +166,11 @@ def surprises(
 ) -> Float[Tensor, "3"]:
     """(nats of base, nats of tuned, divergence), summed; the logits exist for a chunk at a time."""
     sums = torch.zeros(3, dtype=torch.float64)
-    parts = (states.split(chunk_size) for states in hidden)
-    for base, tuned, target in zip(*parts, targets.split(chunk_size), strict=True):
-        states = zip(out_heads, (base, tuned), strict=True)
-        log_base, log_tuned = (
-            at_least_float32(head(part)).log_softmax(dim=1) for head, part in states
-        )  # (chunk, vocab), both
+    chunks = (
+        logprobs_in_chunks(states, head, chunk_size)
+        for states, head in zip(hidden, out_heads, strict=True)
+    )  # (chunk, vocab), both
+    for log_base, log_tuned, target in zip(*chunks, targets.split(chunk_size), strict=True):
         kl = (log_tuned.exp() * (log_tuned - log_base)).sum()
         nats = (-log.gather(1, target[:, None]).sum() for log in (log_base, log_tuned))
         sums += torch.stack([*nats, kl]).cpu()

@@ -5,6 +5,7 @@ Sum the sums, sum the counts, divide at the end, and k micro-batches equal one b
 """
 
 from gpt2mini.checks import check_labels_not_shifted
+from gpt2mini.losses.deferred import hidden_states_and_head
 from gpt2mini.losses.last_token import last_token_loss
 from gpt2mini.losses.next_token import chunked_next_token_loss, next_token_loss, next_tokens
 from gpt2mini.losses.policy_gradient import kl_from_samples, ppo_loss, value_loss
@@ -17,6 +18,7 @@ __all__ = [
     "check_labels_not_shifted",
     "chunked_next_token_loss",
     "dpo_loss",
+    "hidden_states_and_head",
     "kl_from_samples",
     "last_token_loss",
     "next_token_loss",

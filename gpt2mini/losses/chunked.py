@@ -5,19 +5,17 @@ of cross entropy with respect to the logits is softmax(logits) - one_hot(target)
 the logits are, so those of a chunk can be forgotten before those of the next are computed.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeGuard
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from gpt2mini.model import TiedHead
-from gpt2mini.modes import has_hooks
-from gpt2mini.quantize import QuantizedHead
-
-LINEAR_FORWARDS = {nn.Linear.forward, TiedHead.forward, QuantizedHead.forward}
+from gpt2mini.losses.deferred import linear_parameters
 
 
 def summed_cross_entropy(
@@ -28,10 +26,11 @@ def summed_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Sum of -log p(target) over all positions, its gradient computed on the way.
 
-    chunk_size: positions at a time (default: see `LinearHead.of`). Raises TypeError for a head that
-    is not linear.
+    chunk_size: positions at a time; the default suits the processor's cache.
     """
-    head = LinearHead.of(out_head, chunk_size)
+    head = LinearHead.of(out_head, hidden, chunk_size)
+    if head is None:
+        return cross_entropy_of_any_head(hidden, out_head, targets, chunk_size).sum()
     if torch.is_grad_enabled():
         return SummedCrossEntropy.apply(hidden, head.weight, head.bias, targets, head)
     return cross_entropy_in_chunks(hidden, head.weight, head.bias, targets, head).sum()
@@ -45,8 +44,41 @@ def cross_entropy_of_each(
 ) -> Float[Tensor, " n"]:
     """-log p(target) at each position. What gradient each will get is not known before backward, so
     backward computes the logits again."""
-    head = LinearHead.of(out_head, chunk_size)
+    head = LinearHead.of(out_head, hidden, chunk_size)
+    if head is None:
+        return cross_entropy_of_any_head(hidden, out_head, targets, chunk_size)
     return CrossEntropyOfEach.apply(hidden, head.weight, head.bias, targets, head)
+
+
+def cross_entropy_of_any_head(
+    hidden: Float[Tensor, "n emb"],
+    out_head: nn.Module,
+    targets: Int[Tensor, " n"],
+    chunk_size: int | None = None,
+) -> Float[Tensor, " n"]:
+    """-log p(target) at each position, of a head that is not linear: the logits of a chunk are
+    forgotten, and computed again in backward (Chen et al. 2016, activation checkpointing)."""
+
+    def of_chunk(chunk: Tensor, target: Tensor) -> Tensor:
+        logits = at_least_float32(out_head(chunk))  # (chunk, vocab)
+        return F.cross_entropy(logits, target.long(), reduction="none")
+
+    rows = chunk_size or 256  # 51 MB of GPT-2's logits
+    return torch.cat(
+        [
+            checkpoint(of_chunk, chunk, target, use_reentrant=False)
+            for chunk, target in zip(hidden.split(rows), targets.split(rows), strict=True)
+        ]
+    )
+
+
+def logprobs_in_chunks(
+    hidden: Float[Tensor, "n emb"], out_head: nn.Module, chunk_size: int = 64
+) -> Iterator[Float[Tensor, "chunk vocab"]]:
+    """log p of every token of the vocabulary, a few positions at a time: to evaluate, not to train,
+    for autograd would keep every chunk."""
+    for chunk in hidden.split(chunk_size):
+        yield at_least_float32(out_head(chunk)).log_softmax(dim=1)
 
 
 @dataclass(frozen=True)
@@ -60,14 +92,13 @@ class LinearHead:
     rows_in_cache: int  # of these, how many the passes over the logits take at a time
 
     @staticmethod
-    def of(out_head: nn.Module, chunk_size: int | None) -> "LinearHead":
-        if not is_linear(out_head):
-            raise TypeError(
-                f"the head must be linear to be worked on in chunks, not {type(out_head).__name__}"
-                f"{' with hooks' if has_hooks(out_head) else ''}: use "
-                "next_token_loss(model(token_ids), labels) for any other"
-            )
-        weight, device = out_head.weight, out_head.weight.device.type
+    def of(out_head: nn.Module, hidden: Tensor, chunk_size: int | None) -> "LinearHead | None":
+        """None for a head that is not linear."""
+        parameters = linear_parameters(out_head, hidden)
+        if parameters is None:
+            return None
+        weight, bias = parameters
+        device = weight.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
         vocab = weight.shape[0]
@@ -75,13 +106,7 @@ class LinearHead:
         rows = chunk_size or max(1024 // dtype.itemsize, 2**22 // vocab)
         # 1 MB in float32; a GPU has no such cache, and would rather be called less often
         rows_in_cache = max(1, 2**18 // vocab) if device == "cpu" else rows
-        return LinearHead(weight, out_head.bias, dtype, rows, rows_in_cache)
-
-
-def is_linear(head: nn.Module) -> TypeGuard[nn.Linear | TiedHead]:
-    """Whether all that the head does is to multiply with its weight and add its bias."""
-    own = "forward" in vars(head) or type(head).forward not in LINEAR_FORWARDS
-    return isinstance(head, nn.Linear | TiedHead) and not own and not has_hooks(head)
+        return LinearHead(weight, bias, dtype, rows, rows_in_cache)
 
 
 class SummedCrossEntropy(torch.autograd.Function):

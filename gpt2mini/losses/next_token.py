@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2mini.checks import check_in_vocabulary, check_same_shape
-from gpt2mini.losses.chunked import LinearHead, at_least_float32, summed_cross_entropy
+from gpt2mini.losses.chunked import at_least_float32, summed_cross_entropy
+from gpt2mini.losses.deferred import count_outputs
 from gpt2mini.masking import IGNORED
 
 
@@ -40,13 +41,15 @@ def chunked_next_token_loss(
     """`next_token_loss(out_head(hidden), labels)` without ever holding all the logits.
 
     Head and cross entropy work on a few positions at a time (see `gpt2mini.losses.chunked`), and
-    ignored positions are skipped. out_head: `model.out_head`, tied or an `nn.Linear`. chunk_size:
-    positions at a time; the default suits the processor's cache.
+    ignored positions are skipped. out_head: any module; where it is not linear, its chunks are
+    computed again in backward. chunk_size: positions at a time; the default suits the processor's
+    cache. Of a whole model, `hidden_states_and_head` gives the first two arguments.
     """
     targets = next_tokens(labels)  # (batch, tokens - 1)
     kept = targets != IGNORED  # (batch, tokens - 1)
-    check_in_vocabulary(targets, len(LinearHead.of(out_head, chunk_size).weight))
-    loss_sum = summed_cross_entropy(hidden[:, :-1][kept], out_head, targets[kept], chunk_size)
+    before = hidden[:, :-1][kept]  # (n, emb): what predicts each target
+    check_in_vocabulary(targets, count_outputs(out_head, before))
+    loss_sum = summed_cross_entropy(before, out_head, targets[kept], chunk_size)
     return loss_sum, kept.sum()
 
 

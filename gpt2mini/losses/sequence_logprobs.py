@@ -1,10 +1,11 @@
-"""How likely a model finds an answer: the one place where DPO, PPO and scoring get it from."""
+"""Log-probabilities of answers: the one place where DPO, PPO and GRPO get them from."""
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gpt2mini.checks import check_predicts_tokens, check_response_mask
 from gpt2mini.losses.chunked import cross_entropy_of_each
+from gpt2mini.losses.deferred import hidden_states_and_head
 from gpt2mini.model import GPT2
 
 
@@ -32,9 +33,9 @@ def token_logprobs(
 ) -> Float[Tensor, "batch tokens"]:
     """The same, of every response token by itself; 0 elsewhere."""
     check_predicts_tokens(model)
-    hidden = model.hidden_states(token_ids, attention_mask)  # (batch, tokens, emb)
+    hidden, head = hidden_states_and_head(model, token_ids, attention_mask)
     check_response_mask(token_ids, attention_mask, response_mask)
-    return logprobs_from_hidden(hidden, model.out_head, token_ids, response_mask)
+    return logprobs_from_hidden(hidden, head, token_ids, response_mask)
 
 
 def logprobs_from_hidden(

@@ -8,6 +8,7 @@ from torch import Tensor
 from gpt2mini.checks import check_labels_not_shifted
 from gpt2mini.data.text import Batch
 from gpt2mini.device import autocast
+from gpt2mini.losses.deferred import hidden_states_and_head
 from gpt2mini.losses.next_token import chunked_next_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
@@ -19,8 +20,8 @@ LossFunction = Callable[[Any, Any], tuple[Tensor, Tensor | int]]
 def next_token_step(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
     """(sum of the next-token loss, number of targets) of a batch; the full logits never exist."""
     check_labels_not_shifted(batch.token_ids, batch.labels)
-    hidden = model.hidden_states(batch.token_ids, batch.attention_mask)
-    return chunked_next_token_loss(hidden, model.out_head, batch.labels)
+    hidden, head = hidden_states_and_head(model, batch.token_ids, batch.attention_mask)
+    return chunked_next_token_loss(hidden, head, batch.labels)
 
 
 def evaluate_loss(

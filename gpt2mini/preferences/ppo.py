@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gpt2mini.checks import check_predicts_tokens, check_response_mask
 from gpt2mini.device import autocast
+from gpt2mini.losses.deferred import hidden_states_and_head
 from gpt2mini.losses.policy_gradient import kl_from_samples, ppo_loss, value_loss
 from gpt2mini.losses.sequence_logprobs import logprobs_from_hidden
 from gpt2mini.model import GPT2
@@ -80,9 +81,11 @@ class ActorCritic(nn.Module):
     ) -> tuple[Float[Tensor, "batch tokens"], Float[Tensor, "batch tokens"]]:
         """(log-probabilities, values) of the response tokens; 0 elsewhere."""
         check_response_mask(token_ids, attention_mask, response_mask)
-        hidden = self.policy.hidden_states(token_ids, attention_mask)  # (batch, tokens, emb)
-        logprobs = logprobs_from_hidden(hidden, self.policy.out_head, token_ids, response_mask)
+        hidden, head = hidden_states_and_head(self.policy, token_ids, attention_mask)
+        logprobs = logprobs_from_hidden(hidden, head, token_ids, response_mask)
         if self.value_model is None:
+            if head is not self.policy.out_head:  # these are logits
+                hidden = self.policy.hidden_states(token_ids, attention_mask)
             outputs = self.value_head(hidden)  # (batch, tokens, 1)
         else:
             outputs = self.value_model(token_ids, attention_mask)  # (batch, tokens, 1)
