@@ -18,7 +18,7 @@ from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.data.text import as_batch, windows
 from gpt2mini.device import autocast
 from gpt2mini.evaluation.perplexity import Perplexity, check_window, encode
-from gpt2mini.lora.layers import lora_disabled
+from gpt2mini.lora.adapt import lora_disabled
 from gpt2mini.losses.chunked import logprobs_in_chunks
 from gpt2mini.losses.deferred import hidden_states_and_head
 from gpt2mini.losses.next_token import next_tokens

@@ -1,17 +1,17 @@
 """LoRA: add low-rank adapters, disable, merge and unmerge them; PEFT's file format."""
 
-from gpt2mini.lora.layers import (
+from gpt2mini.lora.adapt import (
     TARGETS,
-    LoRALinear,
     add_lora,
-    load_adapter,
     lora_disabled,
     lora_layers,
     merge_lora,
-    save_adapter,
     unmerge_lora,
     with_shared_weights,
 )
+from gpt2mini.lora.layers import LoRALinear
+from gpt2mini.lora.loading import load_adapter
+from gpt2mini.lora.saving import save_adapter
 
 __all__ = [
     "TARGETS",

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt2mini.lora.layers import lora_layers
+from gpt2mini.lora.adapt import lora_layers
 from gpt2mini.losses.preference import dpo_loss
 from gpt2mini.losses.sequence_logprobs import sequence_logprobs
 from gpt2mini.model import GPT2

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from gpt2mini.lora.layers import lora_disabled, lora_layers
-from gpt2mini.lora.peft_format import base_note, check_base
+from gpt2mini.lora.adapt import lora_disabled, lora_layers
+from gpt2mini.lora.base_model import base_note, check_base
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gpt2mini.checkpoints import holds_adapter
-from gpt2mini.lora.layers import load_adapter, with_shared_weights
+from gpt2mini.lora.adapt import with_shared_weights
+from gpt2mini.lora.loading import load_adapter
 from gpt2mini.model import GPT2
 from gpt2mini.preferences.reward_model import check_reward_head, score_with_reward
 from gpt2mini.preferences.toy import positive_share

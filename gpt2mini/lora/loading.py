@@ -1,0 +1,219 @@
+"""Files -> adapters."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from gpt2mini.checkpoints.stored import CheckpointError, read_safetensors, reading
+from gpt2mini.files import read_json
+from gpt2mini.lora.adapt import refuse_adapters, replace_layer
+from gpt2mini.lora.base_model import check_base
+from gpt2mini.lora.layers import LoRALinear, linear
+from gpt2mini.lora.peft_format import (
+    ADAPTER_NAME,
+    CONFIG,
+    PLAIN,
+    PLAIN_INITS,
+    PREFIX,
+    PUBLISHED_LAYERS,
+    SHORT_NAMES,
+    UNSET,
+    WEIGHTS,
+)
+from gpt2mini.model import GPT2, TiedHead
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One published layer's A and B, and the numbers that its config gives it."""
+
+    block: int
+    published: str
+    a: Tensor
+    b: Tensor
+    alpha: float
+
+
+def load_adapter(model: GPT2, folder: str | Path) -> None:
+    """Add the adapters of a folder to a model, in place, ready to use or to train on.
+
+    An adapter that PEFT made for `attn.c_attn` becomes one each for query, key and value. A head in
+    the folder becomes the model's. Everything but adapters and head is frozen.
+    Raises CheckpointError, and leaves the model as it was, if the folder is damaged or belongs to
+    another base model; ValueError if the model has adapters already.
+    """
+    refuse_adapters(model)
+    folder = Path(folder)
+    config = read_peft_config(folder)
+    tensors, notes = read_adapter_file(folder / WEIGHTS)
+    head = {n.removeprefix("score."): tensors.pop(n) for n in [*tensors] if n.startswith("score.")}
+    with reading(folder / WEIGHTS):
+        adapters = pair_up(tensors, config)
+        layers = make_layers(model, adapters, config, notes.get("gpt2mini.targets"))
+        check_base(model, notes.get("gpt2mini.base"))
+        out_head = make_head(model, head, config)
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    for name, layer in layers.items():
+        replace_layer(model, name, layer)
+    if out_head is not None:
+        model.out_head = out_head
+
+
+def read_peft_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no adapter: it has no {CONFIG}")
+    with reading(path):
+        config = read_json(path)
+        for name, expected in PLAIN.items():
+            found = config.get(name, expected)
+            if found != expected:
+                raise CheckpointError(f"{path}: {name} is {found!r}; only {expected!r} is known")
+        for name in UNSET:
+            if config.get(name):
+                found = config[name]
+                raise CheckpointError(f"{path}: {name} is {found!r}; only plain LoRA is known")
+        init = config.get("init_lora_weights")
+        if str(init).lower() not in PLAIN_INITS:
+            raise CheckpointError(
+                f"{path}: init_lora_weights is {init!r}, which may have changed the base's weights "
+                f"too; only those are known that do not: {', '.join(PLAIN_INITS)}"
+            )
+        if not isinstance(config.get("r"), int) or config["r"] < 1:
+            raise CheckpointError(f"{path}: r is {config.get('r')!r}; expected a rank")
+        if unknown := {*(config.get("modules_to_save") or [])} - {"score", "classifier"}:
+            raise CheckpointError(f"{path}: modules_to_save has {unknown}; only a head is known")
+    return config
+
+
+def read_adapter_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors by their names without PEFT's prefix, notes in the header)."""
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} has no {path.name}")
+    with reading(path):
+        with safe_open(path, framework="pt") as file:
+            notes = file.metadata() or {}
+        stored = read_safetensors(path)
+        return {n.removeprefix(PREFIX): tensor.read() for n, tensor in stored.items()}, notes
+
+
+def pair_up(tensors: dict[str, Tensor], config: dict[str, Any]) -> list[Adapter]:
+    """The adapters of a file, each with its A and its B."""
+    pairs: dict[tuple[int, str], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        found = ADAPTER_NAME.fullmatch(name)
+        if not found or found[2] not in PUBLISHED_LAYERS:
+            raise ValueError(f"{name} is no adapter of a layer of GPT-2")
+        pairs.setdefault((int(found[1]), found[2]), {})[found[3]] = tensor
+    if not pairs:
+        raise ValueError("it holds no adapter")
+    adapters = []
+    for (block, published), pair in pairs.items():
+        if set(pair) != {"A", "B"}:
+            raise ValueError(f"h.{block}.{published} has only its {next(iter(pair))}")
+        rank = pattern(config, "rank_pattern", block, published, config["r"])
+        alpha = pattern(config, "alpha_pattern", block, published, config.get("lora_alpha", 8))
+        if pair["A"].shape[:1] != (rank,) or pair["B"].shape[1:] != (rank,):
+            raise ValueError(
+                f"h.{block}.{published} has an A of {tuple(pair['A'].shape)} and a B of "
+                f"{tuple(pair['B'].shape)}; the config says rank {rank}"
+            )
+        adapters.append(Adapter(block, published, pair["A"], pair["B"], alpha))
+    return adapters
+
+
+def pattern(config: dict[str, Any], key: str, block: int, published: str, default: Any) -> Any:
+    """An exception that the config makes for some layers, by the ends of their names."""
+    name = f"transformer.h.{block}.{published}"
+    for expression, value in (config.get(key) or {}).items():
+        if re.fullmatch(rf"(.*\.)?({expression})", name):
+            return value
+    return default
+
+
+def make_layers(
+    model: GPT2, adapters: list[Adapter], config: dict[str, Any], targets: str | None
+) -> dict[str, LoRALinear]:
+    """The adapted layers, filled, not yet in the model.
+
+    targets: which of query, key and value an adapter written here holds, each its own share of the
+    rank; PEFT's own is one adapter that all three have whole.
+    """
+    layers: dict[str, LoRALinear] = {}
+    for adapter in adapters:
+        check_shape(model, adapter)
+        ours = PUBLISHED_LAYERS[adapter.published]
+        wanted = [n for n in ours if targets is None or SHORT_NAMES[n] in targets.split(",")]
+        if not wanted:
+            raise ValueError(f"its header does not list h.{adapter.block}.{adapter.published}")
+        rank = len(adapter.a) if targets is None else len(adapter.a) // len(wanted)
+        for number, name in enumerate(wanted):
+            first = 0 if targets is None else number * rank
+            base = model.trf_blocks[adapter.block].get_submodule(name)
+            assert isinstance(base, nn.Linear)
+            layers[f"trf_blocks.{adapter.block}.{name}"] = make_layer(
+                base, adapter, slice(first, first + rank), ours.index(name), config
+            )
+    return layers
+
+
+def check_shape(model: GPT2, adapter: Adapter) -> None:
+    """Raise ValueError if the model has no such layer."""
+    if adapter.block >= model.config.n_layers:
+        raise ValueError(
+            f"it is for another model: it has a block {adapter.block}, "
+            f"and this model {model.config.n_layers} blocks"
+        )
+    ours = PUBLISHED_LAYERS[adapter.published]
+    base = model.trf_blocks[adapter.block].get_submodule(ours[0])
+    assert isinstance(base, nn.Linear)
+    out = len(ours) * base.out_features
+    if adapter.a.shape[1] != base.in_features or adapter.b.shape != (out, len(adapter.a)):
+        raise ValueError(
+            f"it is for another model: h.{adapter.block}.{adapter.published} has an A of "
+            f"{tuple(adapter.a.shape)} and a B of {tuple(adapter.b.shape)} for a layer of "
+            f"{base.in_features} to {out}"
+        )
+
+
+def make_layer(
+    base: nn.Linear, adapter: Adapter, ranks: slice, number: int, config: dict[str, Any]
+) -> LoRALinear:
+    """One of our layers: some ranks of a published adapter, and the outputs of its `number`th
+    part."""
+    rank = ranks.stop - ranks.start
+    stabilized = bool(config.get("use_rslora"))
+    share = rank / len(adapter.a)
+    alpha = adapter.alpha * (math.sqrt(share) if stabilized else share)
+    layer = LoRALinear(base, rank, alpha, config.get("lora_dropout", 0.0), stabilized)
+    outputs = slice(number * base.out_features, (number + 1) * base.out_features)
+    with torch.no_grad():
+        layer.lora_A.copy_(adapter.a[ranks])
+        layer.lora_B.copy_(adapter.b[outputs, ranks])
+    return layer.train(base.training)
+
+
+def make_head(model: GPT2, tensors: dict[str, Tensor], config: dict[str, Any]) -> nn.Linear | None:
+    """The head that was trained along, or None if there was none."""
+    if not tensors:
+        if config.get("modules_to_save"):
+            raise ValueError("the head that its config lists (modules_to_save) is missing")
+        return None
+    weight = tensors.get("weight")
+    if weight is None or weight.ndim != 2 or weight.shape[1] != model.config.emb_dim:
+        raise ValueError(f"its head does not fit a model of width {model.config.emb_dim}")
+    classes = getattr(model.out_head, "out_features", len(weight))
+    if classes != len(weight) and not isinstance(model.out_head, TiedHead):
+        raise ValueError(f"its head has {len(weight)} classes; the model's has {classes}")
+    like = model.tok_emb.weight
+    own = {
+        name: nn.Parameter(t.to(like.device, like.dtype, copy=True)) for name, t in tensors.items()
+    }
+    return linear(own["weight"], own.get("bias"))
