@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import nn
 
-from gpt2mini.lora.layers import LoRALinear, linear
+from gpt2mini.lora.layers import LoRALinear, linear_layer
 from gpt2mini.model import GPT2
 from gpt2mini.quantize import refuse_quantized
 
@@ -36,26 +37,35 @@ def add_lora(
     dropout: float = 0.0,
     targets: Sequence[str] = ("query", "value"),
     rank_stabilized: bool = False,
+    layer: type[LoRALinear] = LoRALinear,
 ) -> None:
     """Give every block adapters, in place, and freeze everything else.
 
     targets: among query, key, value, attn_out, mlp_in, mlp_out. A head of your own is frozen too:
-    set its `requires_grad` afterwards if it is to learn along.
-    Raises ValueError, and leaves the model as it was, for unknown targets, tied tensors, impossible
-    numbers, or a model that has adapters already.
+    set its `requires_grad` afterwards if it is to be trained as well.
+    layer: another kind of adapter; see `gpt2mini.lora.layers`.
+    Raises ValueError, and leaves the model as it was, for unknown targets, tied tensors, settings
+    out of range, a layer that is not a plain nn.Linear, or a model that has adapters already.
     """
     check_targets(targets)
-    check_numbers(rank, alpha, dropout)
+    check_adapter_settings(rank, alpha, dropout)
     refuse_adapters(model)
+    adapted: dict[str, LoRALinear] = {}
+    for i in range(model.config.n_layers):
+        for target in targets:
+            name = f"trf_blocks.{i}.{TARGETS[target]}"
+            base: Any = model.get_submodule(name)
+            adapted[name] = layer(base, rank, alpha, dropout, rank_stabilized).train(base.training)
+            adapted[name].reset_parameters()
+    insert_adapters(model, adapted)
+
+
+def insert_adapters(model: GPT2, layers: dict[str, LoRALinear]) -> None:
+    """Freeze the model, then put the adapted layers in the place of its own."""
     for parameter in model.parameters():
         parameter.requires_grad = False
-    for block in model.trf_blocks:
-        for target in targets:
-            base = block.get_submodule(TARGETS[target])
-            assert isinstance(base, nn.Linear)
-            adapted = LoRALinear(base, rank, alpha, dropout, rank_stabilized)
-            nn.init.kaiming_uniform_(adapted.lora_A, a=math.sqrt(5))  # as nn.Linear's own weights
-            replace_layer(block, TARGETS[target], adapted.train(base.training))
+    for name, layer in layers.items():
+        replace_layer(model, name, layer)
 
 
 def check_targets(targets: Sequence[str]) -> None:
@@ -72,25 +82,35 @@ def check_targets(targets: Sequence[str]) -> None:
             raise ValueError(f"unknown target {target!r}: choose among {', '.join(TARGETS)}")
 
 
-def check_numbers(rank: int, alpha: float, dropout: float) -> None:
+def check_adapter_settings(rank: int, alpha: float, dropout: float) -> None:
     if not isinstance(rank, int) or rank < 1 or not 0 < alpha < math.inf:
         raise ValueError(
-            "rank must be at least 1 and alpha above 0, a whole number and a finite one, "
+            "rank must be at least 1 and alpha above 0, an integer and a finite number, "
             f"not {rank!r} and {alpha!r}"
         )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, not {dropout!r}")
 
 
-def replace_layer(block: nn.Module, path: str, layer: nn.Module) -> None:
+def replace_layer(model: GPT2, path: str, layer: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
-    setattr(block.get_submodule(parent), name, layer)
+    setattr(model.get_submodule(parent), name, layer)
 
 
 def lora_layers(model: GPT2) -> dict[str, LoRALinear]:
     """The layers with adapters by their names, `trf_blocks.0.attn.query` and so on."""
     return {
         name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)
+    }
+
+
+def adapter_parameters(model: GPT2) -> set[str]:
+    """Names of the parameters that the adapters have beside the base model's."""
+    return {
+        f"{layer_name}.{name}"
+        for layer_name, layer in lora_layers(model).items()
+        for name, _ in layer.named_parameters()
+        if name not in ("weight", "bias")
     }
 
 
@@ -131,8 +151,8 @@ def lora_disabled(model: GPT2) -> Iterator[None]:
 
 @torch.no_grad()
 def merge_lora(model: GPT2) -> None:
-    """Add the adapters to the weights, in place: what is left is a plain GPT-2, as fast as one, and
-    `save_pretrained` writes it as one. `unmerge_lora` takes it back."""
+    """Replace the adapted layers, in place, by linear layers with their `merged_weight`: a plain
+    GPT-2, as fast as one, which `save_pretrained` writes. `unmerge_lora` takes it back."""
     layers = lora_layers(model)
     if not layers:
         merged = " (it is merged already)" if merged_layers(model) else ""
@@ -140,7 +160,7 @@ def merge_lora(model: GPT2) -> None:
     if not all(layer.enabled for layer in layers.values()):
         raise ValueError("the adapters are switched off: merge them outside of lora_disabled")
     for name, layer in layers.items():
-        plain = linear(nn.Parameter(layer.merged_weight(), requires_grad=False), layer.bias)
+        plain = linear_layer(nn.Parameter(layer.merged_weight(), requires_grad=False), layer.bias)
         plain._unmerged = (layer,)  # type: ignore[assignment] # a tuple hides it from nn.Module
         replace_layer(model, name, plain.train(layer.training))
 
@@ -157,10 +177,9 @@ def unmerge_lora(model: GPT2) -> None:
 
 
 def with_shared_weights(model: GPT2) -> GPT2:
-    """A second model on the same weights, to which adapters and a head of its own can be added: one
-    base in memory serves as policy, as its reference, and as reward model. What one of them trains
-    or loads beside the weights, and what it freezes, the other does not see.
-    """
+    """A second model on the same weights, to which adapters and a head of its own can be added, so
+    that one base in memory serves as policy, reference and reward model. Adapters, heads and
+    `requires_grad` of the one model do not change the other."""
     refuse_adapters(model)
     shared = {
         id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad)

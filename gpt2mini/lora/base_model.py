@@ -1,58 +1,68 @@
-"""Which base model adapters were trained on: a few numbers of it, kept with them."""
+"""Which base model were adapters trained on? A fingerprint of it is kept with them.
+
+Adapters are corrections of certain weights: on others they compute without an error and say
+nonsense. The fingerprint is the dtype, and three values of every tensor that is not saved with the
+adapters.
+"""
 
 import json
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from gpt2mini.lora.adapt import adapter_parameters
 from gpt2mini.model import GPT2, TiedHead
 
-
-def base_note(model: GPT2) -> str:
-    """What `check_base` knows a base model by: its dtype, and samples of all but the adapters and a
-    head that is saved beside them."""
-    is_own = isinstance(model.out_head, nn.Linear) and not trained_head(model)
-    head = sample_head(model) if is_own else {}
-    return json.dumps({"dtype": str(model.tok_emb.weight.dtype), **sample(model), **head})
+Values = dict[str, list[float]]  # name of a tensor -> three of its values
 
 
-def sample(model: GPT2) -> dict[str, list[float]]:
-    """A few numbers of every tensor of a model, but of its adapters and its head."""
+def base_fingerprint(model: GPT2) -> str:
+    """The fingerprint as JSON, for `check_base`. A head that is saved beside adapters is no part of
+    the base."""
+    is_in_base = isinstance(model.out_head, nn.Linear) and not trained_head(model)
+    head = head_values(model) if is_in_base else {}
+    return json.dumps({"dtype": str(model.tok_emb.weight.dtype), **base_values(model), **head})
+
+
+def base_values(model: GPT2) -> Values:
+    """The first, the middle and the last value of every tensor but the adapters' and the head's."""
+    adapters = adapter_parameters(model)
     return {
-        name: numbers_of(parameter)
+        name: first_middle_last(parameter)
         for name, parameter in model.named_parameters()
-        if "lora_" not in name and not name.startswith("out_head.")
+        if name not in adapters and not name.startswith("out_head.")
     }
 
 
-def sample_head(model: GPT2) -> dict[str, list[float]]:
-    """The same of a head that is no tied one."""
-    return {f"out_head.{name}": numbers_of(p) for name, p in model.out_head.named_parameters()}
+def head_values(model: GPT2) -> Values:
+    """The same of a head that is not tied."""
+    parameters = model.out_head.named_parameters()
+    return {f"out_head.{name}": first_middle_last(parameter) for name, parameter in parameters}
 
 
-def numbers_of(tensor: Tensor) -> list[float]:
-    flat = tensor.detach().flatten()
+def first_middle_last(parameter: nn.Parameter) -> list[float]:
+    flat = parameter.detach().flatten()
     return flat[[0, len(flat) // 2, -1]].tolist()
 
 
-def check_base(model: GPT2, note: str | None) -> None:
-    """Raise ValueError if the adapter was trained on other weights than the model's, as far as the
-    file tells (PEFT's own do not)."""
-    if note is None:
+def check_base(model: GPT2, fingerprint: str | None) -> None:
+    """Raise ValueError if the fingerprint is that of another base model. None, as in PEFT's own
+    files, is not checked."""
+    if fingerprint is None:
         return
-    expected = json.loads(note)
+    expected = json.loads(fingerprint)
     same_dtype = expected.pop("dtype") == str(model.tok_emb.weight.dtype)
-    found = sample(model) | sample_head(model)
-    for name, numbers in expected.items():
-        if name not in found or not are_one(found[name], numbers, same_dtype):
+    found = base_values(model) | head_values(model)
+    for name, values in expected.items():
+        if name not in found or not equal_up_to_rounding(found[name], values, same_dtype):
             raise ValueError(
                 f"it was trained on another base model: {name} has {found.get(name)} here and "
-                f"{numbers} there"
+                f"{values} there"
             )
 
 
-def are_one(found: list[float], expected: list[float], same_dtype: bool) -> bool:
-    """Whether numbers are the same, but that the one, or the other, may have been rounded."""
+def equal_up_to_rounding(found: list[float], expected: list[float], same_dtype: bool) -> bool:
+    """Whether values are equal, or become equal when either side is rounded to fewer bits."""
     a, b = torch.tensor(found), torch.tensor(expected)
     if not same_dtype:
         return torch.allclose(a, b, rtol=1e-2, atol=1e-6)
@@ -69,8 +79,8 @@ def trained_head(model: GPT2) -> dict[str, nn.Parameter]:
     if isinstance(head, TiedHead):
         return {}
     parameters = dict(head.named_parameters())
-    of_the_base = getattr(head, "out_features", None) == model.config.vocab_size
-    if of_the_base and not any(p.requires_grad for p in parameters.values()):
+    predicts_tokens = getattr(head, "out_features", None) == model.config.vocab_size
+    if predicts_tokens and not any(p.requires_grad for p in parameters.values()):
         return {}
     if not isinstance(head, nn.Linear) or head.in_features != model.config.emb_dim:
         raise ValueError(

@@ -5,6 +5,10 @@ A trained linear layer W gets a second path of small rank beside it,
     h = W x + b + (alpha / rank) * B A dropout(x)        A: (rank, in), B: (out, rank)
 
 A starts random and B at zero, so at first nothing has changed. Only A and B learn.
+
+Another kind of adapter is a subclass, for `add_lora(model, layer=...)`. It may add parameters in
+`__init__`, and overrides `adapted` (what the layer computes) and `merged_weight` (the weight of a
+plain layer that computes the same).
 """
 
 import math
@@ -18,15 +22,17 @@ from gpt2mini.checkpoints.build import Unfilled
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer with an adapter beside it. Its own weight keeps its name, and is frozen.
+    """A linear layer with an adapter beside it. Its own weight keeps its name.
 
-    A is not filled yet: `add_lora` draws it, `load_adapter` reads it.
+    A is not initialized yet: `add_lora` calls `reset_parameters`, `load_adapter` fills it.
+    Raises ValueError for a layer that computes something else than nn.Linear.
     """
 
     def __init__(
         self, base: nn.Linear, rank: int, alpha: float, dropout: float, rank_stabilized: bool
     ) -> None:
-        nn.Module.__init__(self)  # not nn.Linear's: the weight is there already
+        check_plain_linear(base)
+        nn.Module.__init__(self)  # not nn.Linear's, which would allocate a second weight
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.rank, self.alpha, self.rank_stabilized = rank, alpha, rank_stabilized
@@ -35,18 +41,23 @@ class LoRALinear(nn.Linear):
         self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
         self.enabled = True
 
+    def reset_parameters(self) -> None:
+        """Draw a new A, as nn.Linear draws its weight; B = 0."""
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B)
+
     @property
     def scaling(self) -> float:
-        """alpha / rank, so that a change of rank asks for no other learning rate; or alpha /
-        sqrt(rank), with which large ranks learn more (Kalajdzievski 2023, rsLoRA)."""
+        """alpha / rank, so that another rank needs no other learning rate; or alpha / sqrt(rank),
+        with which large ranks learn more (Kalajdzievski 2023, rsLoRA)."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     def forward(self, input: Float[Tensor, "*axes into"]) -> Float[Tensor, "*axes out"]:
-        output = F.linear(input, self.weight, self.bias)
-        if not self.enabled:
-            return output
+        return self.adapted(input) if self.enabled else super().forward(input)
+
+    def adapted(self, input: Float[Tensor, "*axes into"]) -> Float[Tensor, "*axes out"]:
         low = F.linear(self.lora_dropout(input), self.lora_A) * self.scaling  # (*axes, rank)
-        return output + F.linear(low, self.lora_B)
+        return super().forward(input) + F.linear(low, self.lora_B)
 
     def merged_weight(self) -> Float[Tensor, "out into"]:
         """W + scaling * B A, added up in float32 or better."""
@@ -55,8 +66,18 @@ class LoRALinear(nn.Linear):
         return (self.weight.to(wide) + change).to(self.weight.dtype)
 
 
-def linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
-    """A linear layer of given parameters; no random number is drawn for it."""
+def check_plain_linear(layer: nn.Module) -> None:
+    """Raise ValueError for a layer whose own computation would be lost when it is replaced."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    if type(layer) is not nn.Linear or hooks or "forward" in vars(layer):
+        raise ValueError(
+            f"{layer} cannot be adapted: LoRA takes the place of a plain nn.Linear, and this layer "
+            f"has {'forward hooks' if hooks else 'a forward of its own'}, which would be lost"
+        )
+
+
+def linear_layer(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+    """A linear layer with given parameters, without the random initialization of nn.Linear."""
     with Unfilled(weight.dtype):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     layer.weight = weight

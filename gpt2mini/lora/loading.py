@@ -1,4 +1,4 @@
-"""Files -> adapters."""
+"""Adapters in PEFT's format (see `gpt2mini.lora.peft_format`) -> model."""
 
 import math
 import re
@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from gpt2mini.checkpoints.stored import CheckpointError, read_safetensors, reading
 from gpt2mini.files import read_json
-from gpt2mini.lora.adapt import refuse_adapters, replace_layer
+from gpt2mini.lora.adapt import TARGETS, insert_adapters, refuse_adapters
 from gpt2mini.lora.base_model import check_base
-from gpt2mini.lora.layers import LoRALinear, linear
+from gpt2mini.lora.layers import LoRALinear, linear_layer
 from gpt2mini.lora.peft_format import (
-    ADAPTER_NAME,
     CONFIG,
     PLAIN,
     PLAIN_INITS,
     PREFIX,
     PUBLISHED_LAYERS,
-    SHORT_NAMES,
+    TENSOR_NAME,
     UNSET,
     WEIGHTS,
 )
@@ -31,17 +30,17 @@ from gpt2mini.model import GPT2, TiedHead
 
 @dataclass(frozen=True)
 class Adapter:
-    """One published layer's A and B, and the numbers that its config gives it."""
+    """A and B of one published layer, and its alpha."""
 
     block: int
     published: str
-    a: Tensor
-    b: Tensor
+    a: Tensor  # (rank, in)
+    b: Tensor  # (out, rank)
     alpha: float
 
 
 def load_adapter(model: GPT2, folder: str | Path) -> None:
-    """Add the adapters of a folder to a model, in place, ready to use or to train on.
+    """Add the adapters of a folder to a model, in place, to use them or to go on training.
 
     An adapter that PEFT made for `attn.c_attn` becomes one each for query, key and value. A head in
     the folder becomes the model's. Everything but adapters and head is frozen.
@@ -51,17 +50,14 @@ def load_adapter(model: GPT2, folder: str | Path) -> None:
     refuse_adapters(model)
     folder = Path(folder)
     config = read_peft_config(folder)
-    tensors, notes = read_adapter_file(folder / WEIGHTS)
+    tensors, metadata = read_adapter_file(folder / WEIGHTS)
     head = {n.removeprefix("score."): tensors.pop(n) for n in [*tensors] if n.startswith("score.")}
     with reading(folder / WEIGHTS):
         adapters = pair_up(tensors, config)
-        layers = make_layers(model, adapters, config, notes.get("gpt2mini.targets"))
-        check_base(model, notes.get("gpt2mini.base"))
+        layers = make_layers(model, adapters, config, metadata.get("gpt2mini.targets"))
+        check_base(model, metadata.get("gpt2mini.base"))
         out_head = make_head(model, head, config)
-    for parameter in model.parameters():
-        parameter.requires_grad = False
-    for name, layer in layers.items():
-        replace_layer(model, name, layer)
+    insert_adapters(model, layers)
     if out_head is not None:
         model.out_head = out_head
 
@@ -72,48 +68,52 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds no adapter: it has no {CONFIG}")
     with reading(path):
         config = read_json(path)
-        for name, expected in PLAIN.items():
-            found = config.get(name, expected)
-            if found != expected:
-                raise CheckpointError(f"{path}: {name} is {found!r}; only {expected!r} is known")
-        for name in UNSET:
-            if config.get(name):
-                found = config[name]
-                raise CheckpointError(f"{path}: {name} is {found!r}; only plain LoRA is known")
-        init = config.get("init_lora_weights")
-        if str(init).lower() not in PLAIN_INITS:
-            raise CheckpointError(
-                f"{path}: init_lora_weights is {init!r}, which may have changed the base's weights "
-                f"too; only those are known that do not: {', '.join(PLAIN_INITS)}"
-            )
-        if not isinstance(config.get("r"), int) or config["r"] < 1:
-            raise CheckpointError(f"{path}: r is {config.get('r')!r}; expected a rank")
-        if unknown := {*(config.get("modules_to_save") or [])} - {"score", "classifier"}:
-            raise CheckpointError(f"{path}: modules_to_save has {unknown}; only a head is known")
+        check_plain_lora(config)
     return config
 
 
+def check_plain_lora(config: dict[str, Any]) -> None:
+    """Raise ValueError for settings under which A and B mean something else than in plain LoRA."""
+    for name, expected in PLAIN.items():
+        found = config.get(name, expected)
+        if found != expected:
+            raise ValueError(f"{name} is {found!r}; only {expected!r} is supported")
+    for name in UNSET:
+        if config.get(name):
+            raise ValueError(f"{name} is {config[name]!r}; only plain LoRA is supported")
+    init = config.get("init_lora_weights")
+    if str(init).lower() not in PLAIN_INITS:
+        raise ValueError(
+            f"init_lora_weights is {init!r}, which may have changed the base's weights too; "
+            f"supported are those that do not: {', '.join(PLAIN_INITS)}"
+        )
+    if not isinstance(config.get("r"), int) or config["r"] < 1:
+        raise ValueError(f"r is {config.get('r')!r}; expected a rank, an integer of at least 1")
+    if unknown := {*(config.get("modules_to_save") or [])} - {"score", "classifier"}:
+        raise ValueError(f"modules_to_save has {unknown}; only a head is supported")
+
+
 def read_adapter_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors by their names without PEFT's prefix, notes in the header)."""
+    """(tensors by their names without PEFT's prefix, metadata of the header)."""
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}")
     with reading(path):
         with safe_open(path, framework="pt") as file:
-            notes = file.metadata() or {}
+            metadata = file.metadata() or {}
         stored = read_safetensors(path)
-        return {n.removeprefix(PREFIX): tensor.read() for n, tensor in stored.items()}, notes
+        return {n.removeprefix(PREFIX): tensor.read() for n, tensor in stored.items()}, metadata
 
 
 def pair_up(tensors: dict[str, Tensor], config: dict[str, Any]) -> list[Adapter]:
     """The adapters of a file, each with its A and its B."""
     pairs: dict[tuple[int, str], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        found = ADAPTER_NAME.fullmatch(name)
+        found = TENSOR_NAME.fullmatch(name)
         if not found or found[2] not in PUBLISHED_LAYERS:
-            raise ValueError(f"{name} is no adapter of a layer of GPT-2")
+            raise ValueError(f"{name} is not an adapter of a linear layer of GPT-2")
         pairs.setdefault((int(found[1]), found[2]), {})[found[3]] = tensor
     if not pairs:
-        raise ValueError("it holds no adapter")
+        raise ValueError("it holds no adapters")
     adapters = []
     for (block, published), pair in pairs.items():
         if set(pair) != {"A", "B"}:
@@ -130,7 +130,7 @@ def pair_up(tensors: dict[str, Tensor], config: dict[str, Any]) -> list[Adapter]
 
 
 def pattern(config: dict[str, Any], key: str, block: int, published: str, default: Any) -> Any:
-    """An exception that the config makes for some layers, by the ends of their names."""
+    """A layer's own value in rank_pattern or alpha_pattern, which match the ends of names."""
     name = f"transformer.h.{block}.{published}"
     for expression, value in (config.get(key) or {}).items():
         if re.fullmatch(rf"(.*\.)?({expression})", name):
@@ -143,14 +143,15 @@ def make_layers(
 ) -> dict[str, LoRALinear]:
     """The adapted layers, filled, not yet in the model.
 
-    targets: which of query, key and value an adapter written here holds, each its own share of the
-    rank; PEFT's own is one adapter that all three have whole.
+    targets: in files that `save_adapter` wrote, which of query, key and value have adapters; each
+    has its own part of the rank. In PEFT's own files all three share the whole rank.
     """
     layers: dict[str, LoRALinear] = {}
+    paths = [] if targets is None else [TARGETS.get(target) for target in targets.split(",")]
     for adapter in adapters:
         check_shape(model, adapter)
         ours = PUBLISHED_LAYERS[adapter.published]
-        wanted = [n for n in ours if targets is None or SHORT_NAMES[n] in targets.split(",")]
+        wanted = [n for n in ours if targets is None or n in paths]
         if not wanted:
             raise ValueError(f"its header does not list h.{adapter.block}.{adapter.published}")
         rank = len(adapter.a) if targets is None else len(adapter.a) // len(wanted)
@@ -186,8 +187,8 @@ def check_shape(model: GPT2, adapter: Adapter) -> None:
 def make_layer(
     base: nn.Linear, adapter: Adapter, ranks: slice, number: int, config: dict[str, Any]
 ) -> LoRALinear:
-    """One of our layers: some ranks of a published adapter, and the outputs of its `number`th
-    part."""
+    """One of our layers: some ranks of a published adapter, and the `number`th part of its
+    outputs."""
     rank = ranks.stop - ranks.start
     stabilized = bool(config.get("use_rslora"))
     share = rank / len(adapter.a)
@@ -216,4 +217,4 @@ def make_head(model: GPT2, tensors: dict[str, Tensor], config: dict[str, Any]) -
     own = {
         name: nn.Parameter(t.to(like.device, like.dtype, copy=True)) for name, t in tensors.items()
     }
-    return linear(own["weight"], own.get("bias"))
+    return linear_layer(own["weight"], own.get("bias"))

@@ -1,5 +1,4 @@
-"""Adapters <-> files, in the format of Hugging Face's PEFT: adapter_config.json and
-adapter_model.safetensors.
+"""The file format of Hugging Face's PEFT: adapter_config.json and adapter_model.safetensors.
 
 PEFT sees the published GPT-2, in which query, key and value are one matrix. Their adapters become
 one there that computes the same: the As on top of each other, the Bs on a diagonal. A head that was
@@ -10,11 +9,10 @@ import re
 
 from gpt2mini.checkpoints.names import BLOCK
 from gpt2mini.checkpoints.stored import ADAPTER_FILES
-from gpt2mini.lora.adapt import TARGETS
 
 CONFIG, WEIGHTS = ADAPTER_FILES
 PREFIX = "base_model.model."
-ADAPTER_NAME = re.compile(r"(?:transformer\.)?h\.(\d+)\.(.+)\.lora_([AB])\.weight")
+TENSOR_NAME = re.compile(r"(?:transformer\.)?h\.(\d+)\.(.+)\.lora_([AB])\.weight")
 
 # Published linear layers and ours: `attn.c_attn` -> query, key and value.
 PUBLISHED_LAYERS = {
@@ -22,11 +20,10 @@ PUBLISHED_LAYERS = {
     for rule in BLOCK
     if rule.transposed
 }
-SHORT_NAMES = {path: target for target, path in TARGETS.items()}
 
-# What else a PEFT config may ask for, and the value that leaves it at plain LoRA.
+# Settings that PEFT's config may have, and their values for plain LoRA.
 PLAIN = {"peft_type": "LORA", "bias": "none", "use_dora": False, "lora_bias": False}
-# The same, of later versions of PEFT: not written, for the earlier ones would not know the names.
+# Settings of later versions of PEFT. Not written: earlier versions do not know them.
 UNSET = (
     "use_qalora",
     "use_bdlora",
@@ -36,6 +33,6 @@ UNSET = (
     "kasa_config",
     "monteclora_config",
 )
-# Beginnings that leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change its
-# weights too, and their A and B are wrong on the published ones.
+# Initializations that leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change
+# its weights too, and their A and B are wrong on the published ones.
 PLAIN_INITS = ("none", "true", "false", "gaussian", "orthogonal", "eva")

@@ -1,4 +1,4 @@
-"""Adapters -> files."""
+"""Adapters -> files in PEFT's format (see `gpt2mini.lora.peft_format`)."""
 
 import logging
 import math
@@ -12,37 +12,103 @@ from torch import Tensor
 
 from gpt2mini.checkpoints.stored import MODEL_FILES
 from gpt2mini.files import as_json, text_writer, writable_folder, write_together
-from gpt2mini.lora.adapt import TARGETS, lora_layers
-from gpt2mini.lora.base_model import base_note, sample, trained_head
+from gpt2mini.lora.adapt import TARGETS, adapter_parameters, lora_layers
+from gpt2mini.lora.base_model import base_fingerprint, base_values, trained_head
 from gpt2mini.lora.layers import LoRALinear
 from gpt2mini.lora.peft_format import CONFIG, PLAIN, PREFIX, PUBLISHED_LAYERS, WEIGHTS
 from gpt2mini.model import GPT2
 
 logger = logging.getLogger(__name__)
 
+Size = tuple[int, float]  # rank and alpha
+
 
 def save_adapter(model: GPT2, folder: str | Path, replace: bool = False) -> None:
-    """Write the adapters of a model, and its head if that is no part of the base.
+    """Write the adapters of a model, and its head if that is not part of the base.
 
-    replace: remove a whole model that lies in the folder, such as an earlier run's best.
-    Raises ValueError if there are no adapters, if they are merged, if something else was trained
-    along, or if a whole model lies in the folder that is not to be replaced, or is their base.
+    replace: remove a whole model from the folder, such as an earlier run's best.
+    Raises ValueError if there are no adapters, if they are merged or not plain LoRA, if other
+    parameters are trainable, or if the folder holds a whole model and `replace` is False, or the
+    adapters' own base.
     """
     folder = Path(folder)
     layers = lora_layers(model)
+    check_saveable(model, layers)
+    holds_model = check_folder(model, folder, replace)
+    tensors, sizes = published_adapters(model, layers)
+    head = trained_head(model)
+    if "bias" in head:
+        logger.warning("PEFT leaves the head's bias out: transformers' classifiers have none")
+    tensors |= {f"{PREFIX}score.{name}": p.detach() for name, p in head.items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    targets = [name for name, path in TARGETS.items() if any(n.endswith(path) for n in layers)]
+    metadata = {
+        "format": "pt",
+        "gpt2mini.targets": ",".join(targets),
+        "gpt2mini.base": base_fingerprint(model),
+    }
+    first = next(iter(layers.values()))
+    config = as_json(peft_config(first, sizes, model.config.n_layers, bool(head)))
+    writable_folder(folder)
+    write_together(
+        {
+            folder / CONFIG: text_writer(config),
+            folder / WEIGHTS: partial(save_file, tensors, metadata=metadata),
+        }
+    )
+    if holds_model:
+        for name in MODEL_FILES:
+            (folder / name).unlink(missing_ok=True)
+
+
+def check_saveable(model: GPT2, layers: dict[str, LoRALinear]) -> None:
+    """Raise ValueError for what an adapter's files have no place for."""
     if not layers:
         raise ValueError("the model has no adapter to save: add_lora first, or unmerge_lora")
-    check_what_learns(model)
-    holds_model = (folder / MODEL_FILES[0]).is_file()
-    if holds_model and not replace:
+    other_kinds = {type(x).__name__ for x in layers.values() if type(x) is not LoRALinear}
+    if other_kinds:
+        raise ValueError(
+            f"an adapter's files hold plain LoRA, not {', '.join(sorted(other_kinds))}: "
+            "merge_lora(model) and save it as a whole"
+        )
+    adapters = adapter_parameters(model)
+    lost = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and name not in adapters and not name.startswith("out_head.")
+    ]
+    if lost:
+        raise ValueError(
+            f"an adapter's files hold adapters and a head; {len(lost)} other parameters are "
+            f"trainable and would be lost: {', '.join(lost[:5])}; merge_lora(model) and save it as "
+            "a whole, or set their requires_grad to False if they are unchanged"
+        )
+
+
+def check_folder(model: GPT2, folder: Path, replace: bool) -> bool:
+    """Whether the folder holds a whole model. Raises ValueError if that is not to be replaced, or
+    is the base of the adapters."""
+    if not (folder / MODEL_FILES[0]).is_file():
+        return False
+    if not replace:
         raise ValueError(
             f"{folder} holds a whole model, to which transformers would apply an adapter beside "
             "it: save the adapter in a folder of its own, or pass replace=True"
         )
-    if holds_model:
-        check_not_base(model, folder)
+    present = GPT2.from_pretrained(folder, dtype=model.tok_emb.weight.dtype)
+    if base_values(present) == base_values(model):
+        raise ValueError(
+            f"{folder} holds the base model of the adapter: save the adapter in a folder of its own"
+        )
+    return True
+
+
+def published_adapters(
+    model: GPT2, layers: dict[str, LoRALinear]
+) -> tuple[dict[str, Tensor], dict[str, Size]]:
+    """(tensors by PEFT's names, rank and alpha by the published layers' names)."""
     tensors: dict[str, Tensor] = {}
-    sizes: dict[str, tuple[int, float]] = {}  # published layer -> (rank, alpha)
+    sizes: dict[str, Size] = {}
     for i in range(model.config.n_layers):
         for published, ours in PUBLISHED_LAYERS.items():
             parts = [layers.get(f"trf_blocks.{i}.{name}") for name in ours]
@@ -52,53 +118,7 @@ def save_adapter(model: GPT2, folder: str | Path, replace: bool = False) -> None
                 sizes[name] = len(a), alpha
                 tensors[f"{PREFIX}{name}.lora_A.weight"] = a
                 tensors[f"{PREFIX}{name}.lora_B.weight"] = b
-    targets = [name for name in TARGETS if any(n.endswith("." + name) for n in layers)]
-    head = trained_head(model)
-    tensors |= {f"{PREFIX}score.{name}": p.detach() for name, p in head.items()}
-    if "bias" in head:
-        logger.warning("PEFT leaves the head's bias out: transformers' classifiers have none")
-    notes = {
-        "format": "pt",
-        "gpt2mini.targets": ",".join(targets),
-        "gpt2mini.base": base_note(model),
-    }
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    first = next(iter(layers.values()))
-    config = as_json(peft_config(first, sizes, model.config.n_layers, bool(head)))
-    writable_folder(folder)
-    write_together(
-        {
-            folder / CONFIG: text_writer(config),
-            folder / WEIGHTS: partial(save_file, tensors, metadata=notes),
-        }
-    )
-    if holds_model:
-        for name in MODEL_FILES:
-            (folder / name).unlink(missing_ok=True)
-
-
-def check_what_learns(model: GPT2) -> None:
-    """Raise ValueError if parameters learn that an adapter's files have no place for."""
-    lost = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and "lora_" not in name and not name.startswith("out_head.")
-    ]
-    if lost:
-        raise ValueError(
-            f"an adapter's files hold adapters and a head; {len(lost)} other parameters learn too "
-            f"and would be lost: {', '.join(lost[:5])}; merge_lora(model) and save it as a whole, "
-            "or set their requires_grad to False if they are as they were"
-        )
-
-
-def check_not_base(model: GPT2, folder: Path) -> None:
-    """Raise ValueError if the model in a folder is the adapters' own base."""
-    there = GPT2.from_pretrained(folder, dtype=model.tok_emb.weight.dtype)
-    if sample(there) == sample(model):
-        raise ValueError(
-            f"{folder} holds the base model of the adapter: save the adapter in a folder of its own"
-        )
+    return tensors, sizes
 
 
 def side_by_side(parts: list[LoRALinear | None], published: str) -> tuple[Tensor, Tensor, float]:
@@ -120,17 +140,17 @@ def side_by_side(parts: list[LoRALinear | None], published: str) -> tuple[Tensor
 
 
 def peft_config(
-    layer: LoRALinear, sizes: dict[str, tuple[int, float]], n_layers: int, head: bool
+    layer: LoRALinear, sizes: dict[str, Size], n_layers: int, head: bool
 ) -> dict[str, Any]:
-    """The contents of adapter_config.json. layer: one whose rank and alpha stand for all but the
-    exceptions; sizes: those of each published layer that has an adapter."""
+    """The contents of adapter_config.json. layer: its rank and alpha are the config's own, and
+    other sizes are written as patterns."""
     published = [p for p in PUBLISHED_LAYERS if any(name.endswith(p) for name in sizes)]
     in_every_block = len(sizes) == n_layers * len(published)
-    ranks, alphas = {}, {}
-    for name, (rank, alpha) in exceptions(sizes).items():
-        if (rank, alpha) != (layer.rank, layer.alpha):
-            ranks[name], alphas[name] = rank, alpha
-    more = {"rank_pattern": ranks, "alpha_pattern": alphas} if ranks else {}
+    other = {n: s for n, s in size_patterns(sizes).items() if s != (layer.rank, layer.alpha)}
+    patterns = {
+        "rank_pattern": {name: rank for name, (rank, _) in other.items()},
+        "alpha_pattern": {name: alpha for name, (_, alpha) in other.items()},
+    }
     return {
         **PLAIN,
         "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
@@ -143,16 +163,16 @@ def peft_config(
         "modules_to_save": ["score"] if head else None,
         "fan_in_fan_out": True,  # the published layers are stored (in, out)
         "inference_mode": True,
-        **more,
+        **(patterns if other else {}),
     }
 
 
-def exceptions(sizes: dict[str, tuple[int, float]]) -> dict[str, tuple[int, float]]:
-    """The sizes by the ends of names, as PEFT looks them up: one for a layer that has the same in
-    every block, `attn.c_attn`; else one for each block."""
-    found: dict[str, tuple[int, float]] = {}
+def size_patterns(sizes: dict[str, Size]) -> dict[str, Size]:
+    """Sizes by the ends of names, as PEFT looks them up: one entry, `attn.c_attn`, for a layer of
+    the same size in every block, else one for each block."""
+    patterns: dict[str, Size] = {}
     for published in PUBLISHED_LAYERS:
         own = {name: size for name, size in sizes.items() if name.endswith(published)}
         different = {*own.values()}
-        found |= {published: different.pop()} if len(different) == 1 else own
-    return found
+        patterns |= {published: different.pop()} if len(different) == 1 else own
+    return patterns

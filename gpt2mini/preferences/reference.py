@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from gpt2mini.lora.adapt import lora_disabled, lora_layers
-from gpt2mini.lora.base_model import base_note, check_base
+from gpt2mini.lora.base_model import base_fingerprint, check_base
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 
@@ -40,6 +40,6 @@ def check_reference(policy: GPT2, reference: GPT2 | None) -> None:
         )
     if lora_layers(policy):
         try:
-            check_base(policy, base_note(reference))
+            check_base(policy, base_fingerprint(reference))
         except ValueError as error:
             raise ValueError(f"the reference is not the base of the adapter: {error}") from None

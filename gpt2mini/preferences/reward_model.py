@@ -25,7 +25,7 @@ from gpt2mini.classification.last_token import class_logits
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length
 from gpt2mini.data.instructions import Exchange, encode_exchanges, join
 from gpt2mini.device import autocast
-from gpt2mini.lora.layers import linear
+from gpt2mini.lora.layers import linear_layer
 from gpt2mini.losses.preference import pairwise_reward_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
@@ -43,7 +43,7 @@ def give_reward_head(model: GPT2, generator: torch.Generator | None = None) -> N
     like = model.tok_emb.weight
     weight = torch.randn(1, model.config.emb_dim, generator=generator)  # (1, emb)
     weight = weight / math.sqrt(model.config.emb_dim + 1)
-    model.out_head = linear(nn.Parameter(weight.to(like.device, like.dtype)), None)
+    model.out_head = linear_layer(nn.Parameter(weight.to(like.device, like.dtype)), None)
 
 
 def check_reward_head(model: GPT2) -> None:
