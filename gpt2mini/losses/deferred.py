@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from gpt2mini.model import GPT2
-from gpt2mini.modes import has_own_hooks
 
 
 class Deferred(Tensor):
@@ -84,7 +83,7 @@ def deferred_head(model: GPT2) -> Iterator[None]:
     would be thrown away.
     """
     head = model.out_head
-    if has_own_hooks(head) or is_compiled(model):
+    if head._forward_hooks or head._forward_pre_hooks or is_compiled(model):
         yield
         return
     outputs = getattr(head, "out_features", model.config.vocab_size)
