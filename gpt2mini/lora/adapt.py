@@ -17,7 +17,7 @@ from torch import nn
 
 from gpt2mini.lora.layers import LoRALinear, linear_layer
 from gpt2mini.model import GPT2
-from gpt2mini.quantize import refuse_quantized
+from gpt2mini.quantized_layers import refuse_quantized
 
 # What can have an adapter, and where it is in a block.
 TARGETS = {
