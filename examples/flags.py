@@ -16,7 +16,7 @@ from gpt2mini import GPT2, Tokenizer, generate
 from gpt2mini.data.instructions import TEMPLATES
 from gpt2mini.data.samples import sample
 from gpt2mini.files import writable_folder, write_json
-from gpt2mini.training.checkpoints import Checkpoints
+from gpt2mini.training.checkpoints import RunCheckpoints
 from gpt2mini.training.distributed import get_rank, process_group, shard
 from gpt2mini.training.run import only_run_in
 from gpt2mini.training.signals import TrainingStopped
@@ -118,7 +118,7 @@ def run_folder(args: argparse.Namespace) -> Path:
         check_not_replaced(flag, getattr(args, flag, None), out)
     with only_run_in(out):
         if not args.resume:
-            Checkpoints(out / "checkpoints").check_there_are_none()
+            RunCheckpoints(out / "checkpoints").check_there_are_none()
     return out
 
 

@@ -1080,7 +1080,7 @@ def test_a_stopped_run_goes_on_in_the_middle_of_a_rollout(
 
     weights, rows = run(12, out=None)
     run(6, out=tmp_path)  # two steps into the second rollout, of four
-    with pytest.raises(ValueError, match="begun with other data"):
+    with pytest.raises(ValueError, match="started with other data"):
         run(12, out=tmp_path, resume=True, prompts=PROMPTS[1:])
     found, more = run(12, out=tmp_path, resume=True)
     assert_close(found, weights, atol=0, rtol=0)

@@ -28,7 +28,7 @@ from gpt2mini import GPT2
 from gpt2mini.data.text import Batch, TokenBatches
 from gpt2mini.lora import add_lora, save_adapter
 from gpt2mini.training import Settings, adamw, cosine, muon_and_adamw, next_token_step, train
-from gpt2mini.training.checkpoints import PROGRESS, Checkpoints
+from gpt2mini.training.checkpoints import PROGRESS, RunCheckpoints
 from gpt2mini.training.metrics import MetricsLog, rows_until
 from gpt2mini.training.run import digest_of_first, remaining_batches
 from gpt2mini.training.signals import TrainingStopped
@@ -100,7 +100,7 @@ def without_speed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def saved_step(out: Path) -> int:
     """How many steps the newest checkpoint of a run has done."""
-    newest = Checkpoints(out / "checkpoints").all()[0]
+    newest = RunCheckpoints(out / "checkpoints").all()[0]
     return json.loads((newest / PROGRESS).read_text(encoding="utf-8"))["progress"]["step"]
 
 
@@ -186,7 +186,7 @@ def test_the_best_model_is_remembered(tmp_path: Path) -> None:
 
 def test_what_does_not_learn_is_not_saved(tmp_path: Path) -> None:
     Run("lora").train(tmp_path, steps=5)
-    (folder,) = Checkpoints(tmp_path / "checkpoints").all()
+    (folder,) = RunCheckpoints(tmp_path / "checkpoints").all()
     learning = sum(p.numel() for p in Run("lora").model.parameters() if p.requires_grad)
     assert (folder / "__0_0.distcp").stat().st_size < 3 * 4 * learning + 100_000
 
@@ -276,7 +276,9 @@ def test_what_an_evaluation_raised_is_not_hidden_by_a_full_disk(
 
 
 def test_an_evaluation_must_give_a_validation_loss(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must give a 'validation_loss'; it gave loss, accuracy"):
+    with pytest.raises(
+        ValueError, match="must return a 'validation_loss'; it returned loss, accuracy"
+    ):
         Run().train(tmp_path, evaluate=lambda: {"loss": 1.0, "accuracy": 0.5})
 
 
@@ -304,7 +306,7 @@ def test_a_run_does_not_go_on_with_other_batches(tmp_path: Path) -> None:
     tokens = random_ids(500).numpy()
     Run().train(tmp_path, steps=5)
     other = TokenBatches(tokens, [range(500)], 2, 16, seed=1)
-    with pytest.raises(ValueError, match="begun with other data, another seed or another batch"):
+    with pytest.raises(ValueError, match="started with other data, another seed or another batch"):
         Run().train(tmp_path, resume=True, batches=other)
     Run().train(tmp_path, steps=10, resume=True)
 
@@ -314,7 +316,7 @@ def test_a_run_that_is_further_than_asked_says_so(
 ) -> None:
     Run().train(tmp_path, steps=5)
     Run().train(tmp_path, steps=4, resume=True)
-    assert "stands at step 5 of 4 already: there is nothing left to do" in caplog.text
+    assert "is at step 5 of 4 already: there is nothing left to do" in caplog.text
 
 
 def test_looking_at_the_first_batch_leaves_no_trace() -> None:
@@ -351,7 +353,7 @@ def test_batches_of_any_kind_are_read_from_where_the_run_stopped() -> None:
 
 def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     Run().train(tmp_path, save_every=3, keep_last=3)
-    names = [path.name for path in Checkpoints(tmp_path / "checkpoints").all()]
+    names = [path.name for path in RunCheckpoints(tmp_path / "checkpoints").all()]
     assert names == ["step-00000020", "step-00000018", "step-00000015"]
     with pytest.raises(ValueError, match="keep_last must be at least 1"):
         Run().train(tmp_path, keep_last=0)
@@ -690,7 +692,7 @@ def test_half_precision_is_scaled_and_resumes(tmp_path: Path) -> None:
     Run().train(tmp_path, precision="fp16", loss_function=enormous_at_first(), steps=10)
     resumed.train(tmp_path, precision="fp16", resume=True)
     assert_ends_with(resumed, straight.weights())
-    folder = Checkpoints(tmp_path / "checkpoints").all()[0]
+    folder = RunCheckpoints(tmp_path / "checkpoints").all()[0]
     states = torch.load(folder / "process-0.pt", weights_only=True)
     assert states["scaler"]["scale"] == 2.0**4  # halved once: the first step overflowed
 
@@ -710,6 +712,6 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_bits(tmp_path: Path)
 def test_an_optimizer_of_another_model_is_refused(tmp_path: Path) -> None:
     run = Run()
     run.optimizers = Run().optimizers
-    with pytest.raises(ValueError, match="tensors to train that are not parameters of the model"):
+    with pytest.raises(ValueError, match="tensors that are not parameters of the model"):
         run.train(tmp_path)
     assert not list(tmp_path.rglob("step-*"))

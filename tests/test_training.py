@@ -705,7 +705,7 @@ def test_batches_that_end_are_an_error_in_words(batches: int, own_model: GPT2) -
 
 def test_weights_in_float16_are_not_trained_in_fp16(own_model: GPT2) -> None:
     optimizer = SGD(own_model.half().parameters(), LR)
-    with pytest.raises(ValueError, match=r"weights in float16 lose small steps.*model.float"):
+    with pytest.raises(ValueError, match=r"float16 weights lose small updates.*model.float"):
         train(own_model, ragged_batches(), [optimizer], settings(1, precision="fp16"))
 
 

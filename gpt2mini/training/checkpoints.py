@@ -51,7 +51,7 @@ class Progress:
     first_batch: str = ""  # a digest of it, by which other data are known
 
 
-class Checkpoints:
+class RunCheckpoints:
     """The checkpoints of one run, in a folder of their own."""
 
     def __init__(self, folder: Path, keep_last: int = 2) -> None:

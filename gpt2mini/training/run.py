@@ -1,4 +1,4 @@
-"""What lies around the training loop: its log, its checkpoints, and what can go wrong."""
+"""A training run: its settings, where it stands, what it logs and saves, and what can go wrong."""
 
 import hashlib
 import logging
@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
+from tqdm import tqdm
 
 from gpt2mini.device import best_precision
 from gpt2mini.files import alone_in
 from gpt2mini.model import GPT2, TiedHead
 from gpt2mini.training.checkpoints import (
-    Checkpoints,
     Progress,
+    RunCheckpoints,
     generator_states,
     restore_generators,
     states_of,
@@ -38,30 +40,30 @@ from gpt2mini.training.signals import StopSignals, TrainingStopped
 
 logger = logging.getLogger(__name__)
 
-MOST_BAD_STEPS = 10  # in a row: more, and it is the weights that are spoiled
-STEADY_STEPS = 20  # of which the usual loss is the mean, roughly
+MAX_BAD_STEPS = 10  # in a row: after more, the weights themselves are spoiled
+LOSS_AVERAGE_STEPS = 20  # window of the moving average that a spike is compared with
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How `train` is to train; see each field."""
+    """How `train` trains."""
 
     steps: int
-    schedule: Callable[[int], float]  # step -> share of each optimizer's peak learning rate
-    accumulate: int = 1  # micro-batches per step, in each process
+    schedule: Callable[[int], float]  # step -> learning-rate multiplier, of each optimizer's peak
+    accumulate: int = 1  # micro-batches per step, on each rank
     max_grad_norm: float = 1.0
     precision: str = "auto"  # auto | bf16 | fp16 | fp32
     log_every: int = 10
     evaluate_every: int = 0  # 0: only at the end
-    save_every: int = 0  # steps between two checkpoints; 0: none, but when a signal stops the run
+    save_every: int = 0  # steps between two checkpoints; 0: only when a signal stops the run
     keep_last: int = 2  # checkpoints
-    on_bad_step: str = "stop"  # or "skip": a loss or gradient that is no number, or a spike
-    spike: float = 0.0  # a loss so many times the usual one is a bad step; 0: none is
-    progress: bool = True
+    on_bad_step: str = "stop"  # or "skip": a loss or gradient that is not finite, or a spike
+    spike: float = 0.0  # a loss this many times its moving average is a bad step; 0: none is
+    progress: bool = True  # show a progress bar
     unit: str = "tokens"  # what the loss function counts, for the log: tokens, or texts
-    recompute: bool = True  # a third less memory for a few percent of the time
-    activation_checkpointing: bool = False  # far less memory for a third more time
-    compile: bool = False  # each block by torch.compile: a minute's wait; gains little on CPUs
+    recompute: bool = True  # norms and GELUs in backward: a third less memory, a few % slower
+    activation_checkpointing: bool = False  # whole blocks: far less memory, a third slower
+    compile: bool = False  # torch.compile each block: a minute at the start; gains little on CPUs
 
     def __post_init__(self) -> None:
         if self.on_bad_step not in ("stop", "skip"):
@@ -77,14 +79,15 @@ class Settings:
 
 
 @dataclass
-class Step:
-    """What one optimizer step has seen, in all processes together."""
+class StepResult:
+    """What one optimizer step has computed, over all ranks."""
 
     loss_sum: float
     count: float  # targets
     batches: int  # micro-batches
-    may_overflow: bool  # the gradient scaler leaves such steps out, and scales less
+    may_overflow: bool  # fp16: the gradient scaler skips a step that overflows, and scales down
     grad_norm: float = math.nan
+    is_bad: bool = False  # not finite, or a spike, and to be skipped
 
     @property
     def loss(self) -> float:
@@ -97,129 +100,163 @@ class Run:
     def __init__(
         self,
         model: nn.Module,
+        batches: Iterable[Any],
         optimizers: list[Optimizer],
+        scaler: GradScaler,
         settings: Settings,
+        evaluate: Callable[[], float | dict[str, float]] | None,
+        figures: Callable[[], dict[str, float]] | None,
         out: str | Path | None,
         save_model: Callable[[Any, Path], object],
-        parts: dict[str, Any],
     ) -> None:
-        """out: None keeps nothing. parts: batches and other objects of the run; those that have a
-        `state_dict` are saved and restored with it."""
+        """Arguments as for `train`; without `out` nothing is saved. Batches, figures and scaler are
+        saved and restored with the run if they have a `state_dict`."""
         check_can_be_trained(model, optimizers, settings)
-        self.model, self.optimizers, self.settings = model, optimizers, settings
+        self.model, self.batches, self.optimizers = model, batches, optimizers
+        self.settings, self.evaluate, self.figures = settings, evaluate, figures
         self.out, self.save_model = None if out is None else Path(out), save_model
+        parts = {"batches": batches, "figures": figures, "scaler": scaler}
         self.stateful = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
         self.checkpoints = None
         if self.out is not None:
-            self.checkpoints = Checkpoints(self.out / "checkpoints", settings.keep_last)
+            self.checkpoints = RunCheckpoints(self.out / "checkpoints", settings.keep_last)
             self.checkpoints.check_space(model, settings.save_every > 0)
-        self.progress = Progress(first_batch=digest_of_first(parts["batches"]))
+        self.progress = Progress(first_batch=digest_of_first(batches))
         self.saved_step = -1
         self.bad_steps = 0  # in a row
         self.signals = StopSignals(enabled=self.out is not None)
 
     @contextmanager
     def begun(self, resume: bool) -> Iterator[None]:
-        """Inside, the run has begun and is the only one in its folder."""
+        """Inside, the run has begun or resumed, is the only one in its folder, catches signals and
+        shows its progress."""
         with nullcontext() if self.out is None else only_run_in(self.out):
             self.begin(resume)
-            yield
+            with self.signals, progress_bar(self.settings, self.progress.step) as self.bar:
+                yield
 
     def begin(self, resume: bool) -> None:
         """From the start, or from the newest checkpoint."""
         if resume and self.checkpoints is None:
-            raise ValueError("resume needs the folder `out` of the run that is to go on")
+            raise ValueError("resume needs the folder `out` of the run to continue")
         if not resume and self.checkpoints is not None:
             self.checkpoints.check_there_are_none()
         if resume and self.checkpoints is not None:
             found = self.checkpoints.load_newest(self.model, self.optimizers, self.stateful)
             if found is None:
-                logger.warning("%s holds no checkpoint: the run begins", self.checkpoints.folder)
-            elif found.first_batch not in ("", self.progress.first_batch):
-                raise ValueError(
-                    f"{self.out} was begun with other data, another seed or another batch size. It "
-                    "can go on with its own alone: what was held out, and which model was the "
-                    "best, would be another run's. Give the new run another folder"
-                )
-            elif found.step >= self.settings.steps:
-                logger.warning(
-                    "%s stands at step %d of %d already: there is nothing left to do",
-                    *(self.out, found.step, self.settings.steps),
-                )
-            self.progress = found or self.progress
-        self.untimed = self.progress.count  # targets since the last row that another run has read
+                logger.warning("%s holds no checkpoint: starting", self.checkpoints.folder)
+            else:
+                self.check_same_run(found)
+                self.progress = found
+        self.untimed = self.progress.count  # targets since the last row, read before the resume
         writes = self.out is not None and get_rank() == 0
         path = self.out / "metrics.jsonl" if writes and self.out is not None else None
         self.log = MetricsLog(path, self.progress.step)
 
-    def lacks_evaluation(self) -> bool:
-        """At the beginning; if somebody has removed the log; after an evaluation that failed."""
-        step, rows = self.progress.step, self.log.rows
-        evaluated = any(row["step"] == step and "grad_norm" not in row for row in rows)
-        lacks = not rows or (self.is_due(self.settings.evaluate_every) and not evaluated)
-        device = next(self.model.parameters()).device
-        return broadcast_from_rank_zero(float(lacks), device) == 1.0
+    def check_same_run(self, found: Progress) -> None:
+        """Raise ValueError if the checkpoint is of a run on other batches."""
+        if found.first_batch not in ("", self.progress.first_batch):
+            raise ValueError(
+                f"{self.out} was started with other data, another seed or another batch size, so "
+                "its held-out data and its best model do not apply to this run: continue it with "
+                "its own, or choose another folder"
+            )
+        if found.step >= self.settings.steps:
+            logger.warning(
+                "%s is at step %d of %d already: there is nothing left to do",
+                *(self.out, found.step, self.settings.steps),
+            )
 
     # ---- around each step
 
-    def remember(self) -> None:
-        """What a step, or an evaluation, draws and reads before it can be judged, as it stands
-        now."""
-        self.states_before = states_of(self.stateful) if self.checkpoints is not None else {}
+    def steps(self) -> Iterator[Iterator[Any]]:
+        """For each step still to do, an iterator over its micro-batches."""
+        batches = remaining_batches(self.batches, self.progress.batches)
+        self.validate_if_missing()
+        self.stop_if_asked()
+        while self.progress.step < self.settings.steps:
+            self.remember_states()
+            yield (next_batch(batches) for _ in range(self.settings.accumulate))
 
-    def judge(self, step: Step) -> bool:
-        """Whether the step may change the weights. A bad one is skipped with a warning, or stops
-        the run; too many in a row stop it in any case."""
-        problem = self.problem_with(step)
-        self.bad_steps = 0 if problem is None else self.bad_steps + 1
+    def accepts(self, result: StepResult) -> bool:
+        """Whether the optimizers may take this step.
+
+        A bad step is skipped with a warning, or raises FloatingPointError; too many in a row always
+        raise. In fp16 a step whose gradients overflow in one optimizer is left out in all.
+        """
+        problem = self.problem_with(result)
+        result.is_bad = problem is not None
+        self.bad_steps = self.bad_steps + 1 if result.is_bad else 0
         if problem is None:
-            return True
-        first, last = self.progress.batches, self.progress.batches + step.batches - 1
+            return math.isfinite(result.grad_norm)
+        first, last = self.progress.batches, self.progress.batches + result.batches - 1
         batches = f"batch {first}" if first == last else f"batches {first} to {last}"
         where = f"step {self.progress.step}, {batches}"
-        if self.settings.on_bad_step == "skip" and self.bad_steps < MOST_BAD_STEPS:
+        if self.settings.on_bad_step == "skip" and self.bad_steps < MAX_BAD_STEPS:
             logger.warning("skipped %s: %s", where, problem)
             return False
+        self.model.zero_grad()  # leave no NaN behind
+        before = f", as in the {self.bad_steps - 1} steps before it" if self.bad_steps > 1 else ""
         saved = ""
         if self.checkpoints is not None:
             saved = f"; the state before it is in {self.save(self.states_before)}"
-        before = f", as in the {self.bad_steps - 1} steps before it" if self.bad_steps > 1 else ""
         raise FloatingPointError(
             f"{where}: {problem}{before}{saved}. Lower the learning rate, look at these batches, "
             "or skip such steps"
         )
 
-    def problem_with(self, step: Step) -> str | None:
-        if not math.isfinite(step.loss):
-            return f"the loss became {step.loss}"
-        if not math.isfinite(step.grad_norm) and not step.may_overflow:
-            return f"the gradient became {step.grad_norm}"
+    def problem_with(self, result: StepResult) -> str | None:
+        if not math.isfinite(result.loss):
+            return f"the loss became {result.loss}"
+        if not math.isfinite(result.grad_norm) and not result.may_overflow:
+            return f"the gradient became {result.grad_norm}"
         usual, spike = self.progress.usual_loss, self.settings.spike
-        if spike and step.loss - usual > (spike - 1) * abs(usual):
-            return f"the loss leapt to {step.loss:.3f} from about {usual:.3f}"
+        if spike and result.loss - usual > (spike - 1) * abs(usual):
+            return f"the loss jumped to {result.loss:.3f} from about {usual:.3f}"
         return None
 
-    def advance(self, step: Step, accepted: bool) -> None:
+    def after_step(self, result: StepResult, lr_multiplier: float) -> None:
+        """Count the step; then log, evaluate, save and stop, whichever is due."""
+        self.count(result)
+        self.bar.update()
+        if self.is_due(self.settings.log_every):
+            self.bar.set_postfix_str(self.log_step(result, lr_multiplier))
+        if self.is_due(self.settings.evaluate_every):
+            self.validate()
+        if self.settings.save_every and self.is_due(self.settings.save_every):
+            self.save()
+        self.stop_if_asked()
+
+    def count(self, result: StepResult) -> None:
         progress = self.progress
         progress.step += 1
-        progress.batches += step.batches
-        if accepted:
-            progress.loss_sum, progress.count = (
-                progress.loss_sum + step.loss_sum,
-                progress.count + step.count,
-            )
-            before = step.loss if math.isnan(progress.usual_loss) else progress.usual_loss
-            progress.usual_loss = before + (step.loss - before) / STEADY_STEPS
+        progress.batches += result.batches
+        if not result.is_bad:
+            progress.loss_sum += result.loss_sum
+            progress.count += result.count
+            before = result.loss if math.isnan(progress.usual_loss) else progress.usual_loss
+            progress.usual_loss = before + (result.loss - before) / LOSS_AVERAGE_STEPS
 
     def is_due(self, every: int) -> bool:
         """Every so many steps, and at the last; 0: at the last alone."""
         step = self.progress.step
         return step == self.settings.steps or (every > 0 and step % every == 0)
 
-    # ---- what it leaves behind
+    def stop_if_asked(self) -> None:
+        """If any rank has received a signal: save, and raise TrainingStopped."""
+        device = next(self.model.parameters()).device
+        if sum_over_ranks([float(self.signals.received)], device) == [0.0]:
+            return
+        raise TrainingStopped(
+            f"stopped after step {self.progress.step} of {self.settings.steps}; saved in "
+            f"{self.save()}",
+            self.signals.received or signal.SIGTERM,  # or another rank's
+        )
 
-    def log_step(self, step: Step, share: float, figures: dict[str, float]) -> str:
-        """A row of averages over the steps since the last; gives them in words."""
+    # ---- log and evaluation
+
+    def log_step(self, result: StepResult, lr_multiplier: float) -> str:
+        """Write a row of means over the steps since the last one. Returns a summary."""
         progress, unit = self.progress, self.settings.unit
         loss = progress.loss_sum / progress.count if progress.count else math.nan
         speed = (progress.count - self.untimed) / self.log.seconds()
@@ -229,21 +266,21 @@ class Run:
                 "step": progress.step,
                 "loss": loss,
                 f"{unit}_per_second": speed,
-                "lr_multiplier": share,
-                "grad_norm": step.grad_norm,
-                **figures,
+                "lr_multiplier": lr_multiplier,
+                "grad_norm": result.grad_norm,
+                **(self.figures() if self.figures else {}),
             }
         )
         return f"loss {loss:.3f}, {speed:.0f} {unit}/s"
 
-    def evaluate(self, evaluate: Callable[[], float | dict[str, float]] | None) -> None:
-        """Log what it finds; keep the model if its validation loss is the lowest so far."""
-        if evaluate is None:
+    def validate(self) -> None:
+        """Evaluate and log the result; save the model if its validation loss is the lowest."""
+        if self.evaluate is None:
             return
-        self.remember()
+        self.remember_states()
         with self.log.clock_stopped():
             try:
-                row = figures_of(evaluate())
+                row = validation_row(self.evaluate())
             except Exception:
                 self.save_before_failing()
                 raise
@@ -256,28 +293,32 @@ class Run:
                 save_whole(self.save_model, self.model, self.out / "best")
             self.progress.best = min(self.progress.best, loss)
 
-    def evaluate_if_lacking(self, evaluate: Callable[[], float | dict[str, float]] | None) -> None:
-        """Before the first step to do; of a resumed run, the checkpoint then has to know of it."""
-        if evaluate is not None and self.lacks_evaluation():
-            self.evaluate(evaluate)
+    def validate_if_missing(self) -> None:
+        """Before the first step to do; a resumed run's checkpoint then has to include it."""
+        if self.evaluate is not None and self.validation_is_missing():
+            self.validate()
             if self.checkpoints is not None and self.progress.step > 0:
                 self.save()
 
-    def save_before_failing(self) -> None:
-        """The steps before an evaluation that fails are not lost: resumed, the run evaluates again
-        and goes on. (Not so in several processes, where it may have failed in one alone.)"""
-        reshard(self.model)
-        if self.checkpoints is None or get_world_size() > 1 or self.progress.step == 0:
-            return
-        try:
-            saved = self.save(self.states_before)
-            logger.warning("the evaluation failed; saved in %s, to be resumed", saved)
-        except OSError as problem:  # what the evaluation raised matters more
-            logger.warning("the evaluation failed, and %s", problem)
+    def validation_is_missing(self) -> bool:
+        """At the start, if the log was removed, and after an evaluation that failed."""
+        step, rows = self.progress.step, self.log.rows
+        evaluated = any(row["step"] == step and "grad_norm" not in row for row in rows)
+        missing = not rows or (self.is_due(self.settings.evaluate_every) and not evaluated)
+        device = next(self.model.parameters()).device
+        return broadcast_from_rank_zero(float(missing), device) == 1.0
+
+    # ---- checkpoints
+
+    def remember_states(self) -> None:
+        """Of random generators, batches and the like, before a step or an evaluation that may
+        fail."""
+        self.states_before = states_of(self.stateful) if self.checkpoints is not None else {}
 
     def save(self, states: dict[str, Any] | None = None) -> Path:
-        """A checkpoint, unless this step has one. states: what `remember` noted; default: now."""
-        assert self.checkpoints is not None  # asked before
+        """Write a checkpoint, unless this step has one. states: those of `remember_states`; by
+        default the present ones."""
+        assert self.checkpoints is not None  # callers check
         if self.saved_step == self.progress.step:
             return self.checkpoints.path(self.progress.step)
         self.saved_step = self.progress.step
@@ -285,30 +326,36 @@ class Run:
         with self.log.clock_stopped():
             return self.checkpoints.save(self.model, self.optimizers, self.progress, states)
 
-    def stop_if_asked(self) -> None:
-        """If a signal has come, to any of the processes: save, and say how to go on."""
-        device = next(self.model.parameters()).device
-        if sum_over_ranks([float(self.signals.received)], device) == [0.0]:
+    def save_before_failing(self) -> None:
+        """Keep the steps before an evaluation that fails: resumed, the run evaluates again and
+        continues. (Not in a distributed run, where it may have failed on one rank alone.)"""
+        reshard(self.model)
+        if self.checkpoints is None or get_world_size() > 1 or self.progress.step == 0:
             return
-        raise TrainingStopped(
-            f"stopped after step {self.progress.step} of {self.settings.steps}; saved in "
-            f"{self.save()}",
-            self.signals.received or signal.SIGTERM,  # or another process's
-        )
+        try:
+            saved = self.save(self.states_before)
+            logger.warning("the evaluation failed; the run is saved in %s", saved)
+        except OSError as problem:  # what the evaluation raised matters more
+            logger.warning("the evaluation failed, and %s", problem)
 
 
-def figures_of(found: float | dict[str, float]) -> dict[str, float]:
-    """What an evaluation gives, by name."""
+def progress_bar(settings: Settings, step: int) -> tqdm:
+    shown = settings.progress and get_rank() == 0
+    return tqdm(desc="training", total=settings.steps, initial=step, disable=not shown)
+
+
+def validation_row(found: float | dict[str, float]) -> dict[str, float]:
+    """The result of an evaluation, by name."""
     row = found if isinstance(found, dict) else {"validation_loss": found}
     if "validation_loss" not in row:
-        raise ValueError(f"evaluate must give a 'validation_loss'; it gave {', '.join(row)}")
+        raise ValueError(f"evaluate must return a 'validation_loss'; it returned {', '.join(row)}")
     return row
 
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Inside, no other run can be at work in the folder. Raises BlockingIOError, in all processes
-    of this run, if one is."""
+    """Inside, no other run can work in the folder. Raises BlockingIOError, on all ranks, if one
+    does."""
     with ExitStack() as stack:
         problem = None
         if get_rank() == 0:
@@ -321,67 +368,23 @@ def only_run_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def digest_of_first(batches: Iterable[Any]) -> str:
-    """Of the whole numbers in the first batch: token ids, labels. (What a model has computed may
-    differ in its last bit the next time.) Or what the batches say of themselves, if they depend on
-    the run; empty where they cannot, or can be read only once."""
-    if hasattr(batches, "fingerprint"):
-        return batches.fingerprint()
-    if hasattr(batches, "load_state_dict") or iter(batches) is batches:
-        return ""
-    states, digest = generator_states(), hashlib.sha256()
-    first = next_batch(iter(batches))
-    restore_generators(states)  # somebody's batches may draw from them
-    for tensor in (first, *getattr(first, "__dict__", {}).values()):
-        if isinstance(tensor, Tensor) and not tensor.is_floating_point():
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def check_can_be_trained(model: nn.Module, optimizers: list[Optimizer], settings: Settings) -> None:
-    """Raise ValueError for what would be trained in vain, or could not be saved."""
-    of_model = set(model.parameters())
-    learning = {p for o in optimizers for group in o.param_groups for p in group["params"]}
-    if learning - of_model:
-        raise ValueError(
-            f"an optimizer has {len(learning - of_model)} tensors to train that are not parameters "
-            "of the model: they would not be saved with it. Make them part of it, or train it with "
-            "an optimizer made after its last change"
-        )
-    for part in model.modules():
-        if isinstance(part, GPT2) and has_lost_its_tie(part):
-            raise ValueError(
-                "the output head is tied to an embedding that the model has no longer, which "
-                "nothing would train: model.out_head = TiedHead(model.tok_emb) ties it again"
-            )
-    device = next(model.parameters()).device
-    in_half = any(p.dtype == torch.float16 for p in learning)
-    if in_half and best_precision(device, settings.precision) == "fp16":
-        raise ValueError(
-            "weights in float16 lose small steps, and their gradients cannot be scaled: "
-            "model.float(); precision fp16 computes in float16 where that is enough"
-        )
-
-
-def has_lost_its_tie(model: GPT2) -> bool:
-    head = model.out_head
-    return type(head) is TiedHead and head.weight is not model.tok_emb.weight
+# ---- batches
 
 
 def next_batch(batches: Iterator[Any]) -> Any:
     for batch in batches:
         return batch
     raise ValueError(
-        "the batches have come to an end: training asks for as many as its steps need, so let them "
-        "begin again (itertools.cycle), epoch after epoch"
+        "the batches have come to an end before the last step: pass an endless iterable "
+        "(itertools.cycle), which begins again after each epoch"
     )
 
 
 def remaining_batches(batches: Iterable[Any], first: int) -> Iterator[Any]:
-    """The batches of this process from number `first` on; the processes take turns.
+    """This rank's batches from number `first` on; the ranks take turns.
 
-    Batches with a state have found their place themselves; those that know a short way to it
-    (`part`) are asked; of all others, those before it are read and dropped.
+    Batches with a state are already in place. Those with a method `part(first, every)` can start
+    anywhere. Of all others, the batches before the first are read and dropped.
     """
     first, every = first + get_rank(), get_world_size()
     if hasattr(batches, "load_state_dict"):
@@ -389,3 +392,53 @@ def remaining_batches(batches: Iterable[Any], first: int) -> Iterator[Any]:
     if hasattr(batches, "part"):
         return iter(batches.part(first, every))
     return islice(batches, first, None, every)
+
+
+def digest_of_first(batches: Iterable[Any]) -> str:
+    """A hash of the integers in the first batch: token ids, labels. (What a model has computed may
+    differ in its last bit the next time.) Batches with a `fingerprint` give their own; batches that
+    have a state, or can be read only once, have none ("")."""
+    if hasattr(batches, "fingerprint"):
+        return batches.fingerprint()
+    if hasattr(batches, "load_state_dict") or iter(batches) is batches:
+        return ""
+    states, digest = generator_states(), hashlib.sha256()
+    first = next_batch(iter(batches))
+    restore_generators(states)  # shuffled batches may have drawn from them
+    for tensor in (first, *getattr(first, "__dict__", {}).values()):
+        if isinstance(tensor, Tensor) and not tensor.is_floating_point():
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ---- checks
+
+
+def check_can_be_trained(model: nn.Module, optimizers: list[Optimizer], settings: Settings) -> None:
+    """Raise ValueError for what would be trained in vain, or could not be saved."""
+    of_model = set(model.parameters())
+    optimized = {p for o in optimizers for group in o.param_groups for p in group["params"]}
+    if optimized - of_model:
+        raise ValueError(
+            f"an optimizer has {len(optimized - of_model)} tensors that are not parameters of the "
+            "model and would not be saved with it: make them part of it, or make the optimizer "
+            "after the last change to the model"
+        )
+    for part in model.modules():
+        if isinstance(part, GPT2) and has_lost_its_tie(part):
+            raise ValueError(
+                "the output head is tied to an embedding that is no longer part of the model and "
+                "would not be trained: model.out_head = TiedHead(model.tok_emb) ties it again"
+            )
+    device = next(model.parameters()).device
+    in_half = any(p.dtype == torch.float16 for p in optimized)
+    if in_half and best_precision(device, settings.precision) == "fp16":
+        raise ValueError(
+            "float16 weights lose small updates, and their gradients cannot be scaled: call "
+            "model.float(); precision fp16 computes in float16 where that is enough"
+        )
+
+
+def has_lost_its_tie(model: GPT2) -> bool:
+    head = model.out_head
+    return type(head) is TiedHead and head.weight is not model.tok_emb.weight
