@@ -121,8 +121,10 @@ def test_the_stream_is_the_sum_of_its_parts(tiny_model: GPT2) -> None:
 
 
 @pytest.mark.parametrize("mask", [None, MASK, MASK.flip(1), torch.tensor([[1] * 4 + [2] * 5] * 2)])
-def test_explicit_attention_is_the_fast_one(lora_model: GPT2, mask: Tensor | None) -> None:
-    """Attention times values gives each head's context; padding and rows of two texts included."""
+def test_traced_weights_times_values_are_the_output_of_each_head(
+    lora_model: GPT2, mask: Tensor | None
+) -> None:
+    """With padding and with two segments in a row, too."""
     found = trace(lora_model, ids, mask)
     for layer in range(TINY.n_layers):
         block = block_of(lora_model, layer)
@@ -158,7 +160,9 @@ def test_a_trace_leaves_nothing_behind(own_model: GPT2) -> None:
     assert not any(found[name].requires_grad for name in found)
 
 
-def test_hooks_are_gone_after_exceptions(own_model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hooks_are_removed_after_exceptions(
+    own_model: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match="do not fit the context"):
         trace(own_model, random_ids(1, 65))
     with (
@@ -247,7 +251,7 @@ def test_patching_a_run_with_itself_changes_nothing(lora_model: GPT2, part: str)
         assert_close(lora_model(ids, MASK), own["logits"], atol=1e-4, rtol=1e-5)
 
 
-def test_patched_attention_is_what_heads_gather_by_and_what_a_trace_reports(
+def test_patched_weights_give_the_output_of_heads_and_are_traced(
     tiny_model: GPT2,
 ) -> None:
     only_itself = torch.eye(9)
@@ -463,6 +467,30 @@ def test_the_last_layer_of_the_lens_is_the_model(tiny_model: GPT2) -> None:
     assert_close(lens.probabilities[-1], best.values)
 
 
+class DoubledStream(GPT2):
+    def residual_stream(self, *args: Any, **kwargs: Any) -> Tensor:
+        return 2 * super().residual_stream(*args, **kwargs)
+
+
+class CappedLogits(GPT2):
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return 3 * torch.tanh(super().forward(*args, **kwargs) / 3)
+
+
+@pytest.mark.parametrize("own", [DoubledStream, CappedLogits])
+def test_the_lens_follows_what_a_model_does_after_its_blocks(
+    own_model: GPT2, own: type[GPT2]
+) -> None:
+    plain = logit_lens(own_model, ids, MASK)
+    own_model.__class__ = own
+    lens = logit_lens(own_model, ids, MASK)
+    with torch.no_grad():
+        best = own_model(ids, MASK).softmax(dim=2).topk(5)
+    assert torch.equal(lens.token_ids[-1], best.indices)
+    assert_close(lens.probabilities[-1], best.values)
+    assert not torch.allclose(lens.probabilities, plain.probabilities)
+
+
 def test_the_nearest_token_of_an_embedding_is_itself(tiny_model: GPT2) -> None:
     (first, cosine), *others = nearest_tokens(tiny_model, 17, k=5)
     assert first == 17 and cosine == pytest.approx(1)
@@ -505,7 +533,7 @@ def test_texts_that_cannot_be_scored_are_refused(word_model: GPT2, tokenizer: To
         score_text(word_model, tokenizer, text)
 
 
-def test_a_classifier_has_no_next_token_to_look_at(own_model: GPT2, tokenizer: Tokenizer) -> None:
+def test_a_classifier_predicts_no_next_token(own_model: GPT2, tokenizer: Tokenizer) -> None:
     own_model.out_head = nn.Linear(own_model.config.emb_dim, 2)
     with pytest.raises(ValueError, match="output head has"):
         logit_lens(own_model, ids)
@@ -514,14 +542,14 @@ def test_a_classifier_has_no_next_token_to_look_at(own_model: GPT2, tokenizer: T
 
 
 @given(st.text(), st.floats(-20, 0))
-def test_coloured_text_never_steers_the_terminal(text: str, logprob: float) -> None:
+def test_colored_text_never_controls_the_terminal(text: str, logprob: float) -> None:
     shown = surprise_text([Piece(text, [0], logprob)])
     plain = re.sub("\x1b\\[[0-9;]+m", "", shown)
     assert plain == escape(text)
     assert all(c.isprintable() or c == "\n" for c in plain)
 
 
-def test_surprise_is_seen_without_color() -> None:
+def test_brackets_replace_colors() -> None:
     pieces = [Piece("a", [0], -0.1), Piece("b\n", [1], -3.0), Piece("c", [2], -9.0)]
     assert surprise_text(pieces, color=False) == "a[b\\n]\n[[[c]]]"
 
@@ -564,7 +592,7 @@ def test_head_scores_of_a_model(tiny_model: GPT2) -> None:
 # ---- pictures
 
 
-def test_labels_show_what_cannot_be_seen(tokenizer: Tokenizer) -> None:
+def test_labels_show_unprintable_characters(tokenizer: Tokenizer) -> None:
     labels = token_labels(tokenizer, tokenizer.encode(" a\n\x1b中"))
     assert "".join(labels).startswith("\u2423a\\n\\x1b\\xe4")
     assert all(label.isprintable() for label in labels)
@@ -618,7 +646,7 @@ def test_pictures_are_drawn_without_a_warning(
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_picture_of_a_long_text_shows_its_end(
+def test_the_plot_of_a_long_text_shows_its_last_positions(
     word_model: GPT2, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plots, "MOST_POSITIONS", 8)

@@ -62,7 +62,7 @@ def logit_lens(
     streams = trace(model, token_ids, attention_mask, names)
     with evaluating(model):
         best = [
-            read_stream(model, streams[name]).float().softmax(dim=2).topk(k, dim=2)
+            read_stream(model, streams[name], attention_mask).float().softmax(dim=2).topk(k, dim=2)
             for name in streams
         ]
     return Lens(
@@ -72,9 +72,13 @@ def logit_lens(
     )
 
 
-def read_stream(model: GPT2, stream: Float[Tensor, "*axes emb"]) -> Float[Tensor, "*axes vocab"]:
-    """The logits of a residual stream, as if it had left the last block."""
-    return model.out_head(model.final_norm(stream))
+def read_stream(
+    model: GPT2,
+    stream: Float[Tensor, "batch tokens emb"],
+    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
+) -> Float[Tensor, "batch tokens vocab"]:
+    """The logits of a residual stream as the output of the last block, by the model's own code."""
+    return model(None, attention_mask, stream=stream, first_block=model.config.n_layers)
 
 
 # ---- embeddings
