@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from copy import deepcopy
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,11 +12,11 @@ from conftest import TINY, random_ids
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
-from torch.utils.checkpoint import checkpoint
 
 from gpt2mini import GPT2, generate
 from gpt2mini.inspection import head_scores, patched, trace
 from gpt2mini.model import MultiHeadAttention, TransformerBlock
+from gpt2mini.training.memory import activation_checkpointing, recompute_activations
 
 TOKENS = 9
 ids = random_ids(2, TOKENS)
@@ -286,14 +286,22 @@ def test_after_an_exception_inside_a_block_nothing_is_patched(
     assert_close(trace(own_model, ids)[NAME], before[NAME])
 
 
-def test_checkpointed_blocks_are_patched_in_backward_too(own_model: GPT2) -> None:
+@pytest.mark.parametrize("patched_first", [True, False])
+@pytest.mark.parametrize(
+    "saving_memory", [activation_checkpointing, lambda model: recompute_activations()]
+)
+def test_recomputed_activations_are_patched_too(
+    own_model: GPT2, saving_memory: Callable[..., Any], patched_first: bool
+) -> None:
     patches: dict[str, Any] = {NAME: lambda x: x**2, "blocks.1.head.0": lambda x: 3 * x}
     gradients = []
     for model in (own_model, deepcopy(own_model)):
-        with patched(model, patches):
-            if model is not own_model:
-                for block in model.trf_blocks:
-                    block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        contexts = [patched(model, patches)]
+        if model is not own_model:
+            contexts.insert(1 if patched_first else 0, saving_memory(model))
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context)
             model(ids).square().mean().backward()
         gradients.append(model.tok_emb.weight.grad)
     assert_close(gradients[1], gradients[0])
