@@ -148,15 +148,10 @@ def quantize_model(model: GPT2, weights: str = "int8") -> GPT2:
 def quantized_block(block: nn.Module, weights: str, name: str, config: GPT2Config) -> nn.Module:
     """The block with quantized layers: as one function if that gives the same, else a copy of the
     block itself. Raises ValueError if even that differs by more than the format's rounding."""
-    rounded, replaced = deepcopy(block), deepcopy(block)
-    for path, layer in block.named_modules():
-        if type(layer) is nn.Linear and not has_hooks(layer):
-            quantized = quantized_copy(layer, weights)
-            rounded.get_parameter(f"{path}.weight").copy_(quantized.dequantized())
-            replaced.set_submodule(path, quantized)
+    exact = deepcopy(block).float()  # differences are small beside the rounding of half precision
     try:
-        expected = outputs_of(rounded, config)
-        found = outputs_of(replaced, config)
+        expected = outputs_of(with_rounded_weights(exact, weights), config)
+        found = outputs_of(with_quantized_layers(exact, weights), config)
     except (AttributeError, TypeError, RuntimeError) as error:
         raise ValueError(f"{name} cannot be computed with quantized layers: {error}") from error
     if not are_close(found, expected, 2e-2):  # the kernels round activations to bfloat16
@@ -164,11 +159,30 @@ def quantized_block(block: nn.Module, weights: str, name: str, config: GPT2Confi
             f"{name}, a {type(block).__name__}, gives something else with quantized layers: it "
             "cannot be quantized"
         )
-    if can_be_fused(block):
-        fused = QuantizedBlock(block, weights)
-        if are_close(outputs_of(fused, config), found, 1e-3):
-            return fused
-    return replaced
+    if can_be_fused(block) and can_be_fused(exact):
+        fused = outputs_of(QuantizedBlock(exact, weights), config)
+        if are_close(fused, found, 1e-3):
+            return QuantizedBlock(block, weights)
+    return with_quantized_layers(block, weights)
+
+
+def with_quantized_layers(block: nn.Module, weights: str) -> nn.Module:
+    """A copy in which the plain linear layers without hooks are quantized."""
+    copy = deepcopy(block)
+    for path, layer in block.named_modules():
+        if type(layer) is nn.Linear and not has_hooks(layer):
+            copy.set_submodule(path, quantized_copy(layer, weights))
+    return copy
+
+
+def with_rounded_weights(block: nn.Module, weights: str) -> nn.Module:
+    """A copy whose layers stay as they are, with the weights that the quantized ones will have."""
+    copy = deepcopy(block)
+    for path, layer in block.named_modules():
+        if type(layer) is nn.Linear and not has_hooks(layer):
+            rounded = quantized_copy(layer, weights).dequantized()
+            copy.get_parameter(f"{path}.weight").copy_(rounded)
+    return copy
 
 
 def can_be_fused(block: nn.Module) -> TypeGuard[TransformerBlock]:
@@ -178,24 +192,27 @@ def can_be_fused(block: nn.Module) -> TypeGuard[TransformerBlock]:
         and type(block.attn) is MultiHeadAttention
         and type(block.mlp) is MLP
         and type(block.norm1) is type(block.norm2) is nn.LayerNorm
-        and all(type(layer) is nn.Linear for layer in projections(block))
-        and len({layer.bias is None for layer in projections(block)[:3]}) == 1
+        and are_alike(block.attn.query, block.attn.key, block.attn.value)
+        and all(type(x) is nn.Linear for x in (block.attn.attn_out, block.mlp.mlp_in))
+        and type(block.mlp.mlp_out) is nn.Linear
         and not any(map(has_hooks, block.modules()))
     )
 
 
-def projections(block: TransformerBlock) -> list[nn.Linear]:
-    attn, mlp = block.attn, block.mlp
-    return [attn.query, attn.key, attn.value, attn.attn_out, mlp.mlp_in, mlp.mlp_out]
+def are_alike(query: nn.Module, key: nn.Module, value: nn.Module) -> bool:
+    """Whether all are plain linear layers, with biases or without."""
+    layers = (query, key, value)
+    plain = all(type(layer) is nn.Linear for layer in layers)
+    return plain and len({layer.bias is None for layer in layers}) == 1
 
 
 def outputs_of(block: nn.Module, config: GPT2Config) -> list[Tensor]:
-    """What a block adds to random hidden states: to 40 tokens at once, to 30 and 10 with a cache
-    (the kernels differ for few rows and many), and to the last alone."""
+    """What a block adds to random hidden states of three rows: to 40 tokens at once, to 30 and then
+    10 with a cache (the kernels differ for few tokens and many), and to the last alone."""
     like = next(p for p in block.parameters() if p.is_floating_point())
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 40, config.emb_dim, generator=generator).to(like.device, like.dtype)
-    shape = (1, config.n_heads, 40, config.head_dim)
+    x = torch.randn(3, 40, config.emb_dim, generator=generator).to(like.device, like.dtype)
+    shape = (3, config.n_heads, 40, config.head_dim)
     cache = LayerCache(shape, x.device, x.dtype)
     mask = build_attn_mask(x[:, 30:, 0], None, past=30)  # (1, 1, 10, 40)
     outputs = [

@@ -306,13 +306,19 @@ def test_logits_do_not_change_with_padding_its_side_or_its_id(
         [1, 1, 1, 2, 2, 2, 2, 0, 0],
         [0, 0, 1, 1, 1, 1, 1, 1, 2],
         [3, 3, 1, 1, 0, 3, 3, 1, 0],
-        [0, 0, 0, 0, 0, 0, 0, 0, 0],
     ],
 )
 def test_the_last_token_sees_only_its_own_text(classifier: GPT2, numbers: list[int]) -> None:
     ids, mask = random_ids(2, 9), torch.tensor([numbers, [1] * 9])
     expected = last_token(classifier(ids, mask), mask)
     assert_close(last_token_logits(classifier, ids, mask), expected, atol=1e-4, rtol=0)
+
+
+def test_a_row_of_padding_alone_gives_finite_logits(classifier: GPT2) -> None:
+    ids, mask = random_ids(2, 9), torch.tensor([[0] * 9, [1] * 9])
+    logits = last_token_logits(classifier, ids, mask)
+    assert logits.isfinite().all()
+    assert_close(logits[1:], classifier(ids[1:])[:, -1], atol=1e-4, rtol=0)
 
 
 def test_without_padding_no_mask_is_needed(classifier: GPT2) -> None:

@@ -10,7 +10,7 @@ layers; `activation_checkpointing` does.)
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any
 
 import torch
@@ -123,9 +123,13 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 def activation_checkpointing(model: nn.Module) -> Iterator[None]:
     """Inside, each block keeps its input alone for backward, which recomputes the rest: activation
     memory is one input a block, for a third more computation."""
-    blocks = blocks_of(model)
-    with forwards_replaced([(block, partial(checkpointed, block.forward)) for block in blocks]):
+    with forwards_replaced([(block, checkpointing(block.forward)) for block in blocks_of(model)]):
         yield
+
+
+def checkpointing(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`partial(checkpointed, forward)` with the signature of `forward`, which the model reads."""
+    return update_wrapper(partial(checkpointed, forward), forward)
 
 
 def checkpointed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
