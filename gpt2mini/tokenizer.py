@@ -49,7 +49,7 @@ class Tokenizer:
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> "Tokenizer":
         """The tokenizer of a model folder, or of a bundled or published model given by its name."""
-        from gpt2mini.checkpoints import find_model
+        from gpt2mini.checkpoints.hub import find_model
 
         return cls(*read_tokenizer_files(find_model(name_or_folder, weights=False)))
 

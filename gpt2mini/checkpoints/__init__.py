@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from gpt2mini.checkpoints.build import build_model
+from gpt2mini.checkpoints.config_json import read_class_names
 from gpt2mini.checkpoints.hub import find_model
-from gpt2mini.checkpoints.huggingface import read_class_names, read_folder, write_folder
+from gpt2mini.checkpoints.huggingface import read_folder, write_folder
 from gpt2mini.checkpoints.stored import CheckpointError, holds_adapter
 from gpt2mini.model import GPT2
 

@@ -7,8 +7,8 @@ found in the cache without asking anybody.
 import re
 from pathlib import Path
 
+from gpt2mini.checkpoints.config_json import read_config
 from gpt2mini.checkpoints.download import cache_folder, download_files
-from gpt2mini.checkpoints.huggingface import read_config
 from gpt2mini.checkpoints.names import published_shape, rules
 from gpt2mini.checkpoints.stored import WEIGHT_FILES, CheckpointError, reading
 from gpt2mini.config import GPT2Config
