@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, enlarge, random_ids
@@ -15,7 +16,7 @@ from torch.testing import assert_close
 from transformers import GPT2LMHeadModel
 
 from gpt2mini import GPT2
-from gpt2mini.checkpoints import CheckpointError, huggingface
+from gpt2mini.checkpoints import CheckpointError, huggingface, model_from_tensors
 
 WEIGHTS = "model.safetensors"
 PRECISION = 1e-4  # float32, logits of the size of 1, two implementations
@@ -357,3 +358,20 @@ def test_an_interrupted_save_leaves_no_other_file(
         "generation_config.json",
         WEIGHTS,
     }
+
+
+def test_a_format_of_ones_own_is_read_through_the_published_names(
+    tiny_model: GPT2, tmp_path: Path
+) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    arrays: dict[str, Any] = {name: t.numpy() for name, t in tensors.items()}
+    np.savez(tmp_path / "model.npz", **arrays)
+    with np.load(tmp_path / "model.npz") as file:
+        own = {name: torch.from_numpy(file[name]) for name in file}
+    model = model_from_tensors(tiny_model.config, own)
+    ids = random_ids(2, 7)
+    assert torch.equal(model(ids), tiny_model(ids))
+    del own["wte.weight"]
+    with pytest.raises(CheckpointError, match="1 missing"):
+        model_from_tensors(tiny_model.config, own, source="model.npz")

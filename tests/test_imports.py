@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,14 @@ from gpt2mini import GPT2
 
 PACKAGE = Path(__file__).parents[1] / "gpt2mini"
 FILES = sorted(PACKAGE.rglob("*.py"))
-# The outer ring of the package: what one does with a GPT-2. All the rest is the core: what it is.
-WORKSHOP = {"losses", "lora", "classification"}
-WORKSHOP |= {"data", "training", "preferences", "evaluation", "inspection"}
-WORKSHOP |= {"__main__"}  # the commands
+# From the inside to the outside: what a GPT-2 is, what one does with it, the command. A file may
+# import from its own ring and from those before it.
+ROOMS = {"losses", "lora", "data", "classification", "preferences"}
+ROOMS |= {"training", "evaluation", "inspection"}
+COMMAND = {"cli", "__main__"}
+# The one circle: the model's public methods `from_pretrained`, `save_pretrained` and `quantize`
+# import inside the function what imports the model.
+METHODS = {("model", "checkpoints"), ("model", "quantize")}
 
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 
@@ -31,11 +36,11 @@ def parts_of(path: Path) -> list[str]:
 
 
 def imported_modules(path: Path) -> Iterator[str]:
-    """Full names of what a file imports, at the top or inside functions.
+    """Full names of what a file imports, at the top or inside functions, but not for types alone.
 
     `from a import b` yields both "a" and "a.b": b may be a module.
     """
-    for node in ast.walk(parse(path)):
+    for node in walk_at_run_time(parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -45,6 +50,15 @@ def imported_modules(path: Path) -> Iterator[str]:
                 base = ".".join([*folder[: len(folder) + 1 - node.level], *filter(None, [base])])
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def walk_at_run_time(node: ast.AST) -> Iterator[ast.AST]:
+    """As `ast.walk`, without what stands under `if TYPE_CHECKING:`."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from walk_at_run_time(child)
 
 
 def calls(path: Path) -> Iterator[ast.Call]:
@@ -64,17 +78,48 @@ def opens_text(call: ast.Call) -> bool:
     return name in {"read_text", "write_text"} or (name == "open" and not binary)
 
 
+def ring_of(module: str) -> int:
+    """0: the core, 1: the rooms, 2: the command. module: its name without the package's."""
+    first = module.split(".")[0]
+    return 2 if first in COMMAND else 1 if first in ROOMS else 0
+
+
+def own_imports(path: Path) -> set[str]:
+    """The package's modules that a file imports, without the package's name."""
+    found = set()
+    for name in imported_modules(path):
+        if name.startswith("gpt2mini.") and is_module(name):
+            found.add(name.removeprefix("gpt2mini."))
+    return found
+
+
+def is_module(name: str) -> bool:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
 @each_file
-def test_the_core_never_imports_the_workshop(path: Path) -> None:
-    if WORKSHOP & set(parts_of(path)[:1]):
-        return
-    own = [name for name in imported_modules(path) if name.startswith("gpt2mini.")]
-    assert not [name for name in own if name.split(".")[1] in WORKSHOP]
+def test_imports_go_from_the_command_to_the_rooms_to_the_core(path: Path) -> None:
+    ring = ring_of(".".join(parts_of(path)) or "__init__")
+    assert not [name for name in own_imports(path) if ring_of(name) > ring]
+
+
+def test_no_room_and_no_module_of_the_core_imports_itself_in_a_circle() -> None:
+    """Rooms count as one each, modules of the core by themselves."""
+    arrows: dict[str, set[str]] = {}
+    for path in FILES:
+        here = (parts_of(path) or ["__init__"])[0]
+        there = {name.split(".")[0] for name in own_imports(path)}
+        arrows.setdefault(here, set()).update(
+            name for name in there if name != here and (here, name) not in METHODS
+        )
+    order = TopologicalSorter(arrows)
+    order.prepare()  # raises CycleError, which names the circle
 
 
 @each_file
 def test_the_library_never_prints(path: Path) -> None:
-    if path.name == "__main__.py":  # a command, whose purpose is to say something
+    if COMMAND & set(parts_of(path)):  # its purpose is to say something
         return
     lines = [c.lineno for c in calls(path) if isinstance(c.func, ast.Name) and c.func.id == "print"]
     assert not lines

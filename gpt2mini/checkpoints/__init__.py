@@ -3,16 +3,25 @@
 Read in this order: names, stored, build, huggingface, tensorflow, openai, hub.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gpt2mini.checkpoints.build import build_model
 from gpt2mini.checkpoints.config_json import read_class_names
 from gpt2mini.checkpoints.hub import find_model
 from gpt2mini.checkpoints.huggingface import read_folder, write_folder
-from gpt2mini.checkpoints.stored import CheckpointError, holds_adapter
+from gpt2mini.checkpoints.stored import (
+    Checkpoint,
+    CheckpointError,
+    StoredTensor,
+    holds_adapter,
+    without_wrappers,
+)
+from gpt2mini.config import GPT2Config
 from gpt2mini.model import GPT2
 
 __all__ = [
@@ -20,6 +29,7 @@ __all__ = [
     "find_model",
     "holds_adapter",
     "load_model",
+    "model_from_tensors",
     "read_class_names",
     "save_model",
 ]
@@ -46,6 +56,26 @@ def load_model(
     else:
         checkpoint = read_folder(folder)
     return build_model(checkpoint, dtype or torch.float32, torch.device(device or "cpu"))
+
+
+def model_from_tensors(
+    config: GPT2Config,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    source: str | Path = "tensors",
+) -> GPT2:
+    """A model in eval mode from tensors under the published names (`wte.weight`,
+    `h.0.attn.c_attn.weight`, ...) in the published layout, (in, out): for another file format.
+
+    source: what errors call them. Raises CheckpointError for missing or unknown names and shapes.
+    """
+    stored = {
+        name: StoredTensor(Path(source), tuple(tensor.shape), partial(Tensor.detach, tensor))
+        for name, tensor in tensors.items()
+    }
+    checkpoint = Checkpoint(Path(source), config, without_wrappers(stored))
+    return build_model(checkpoint, dtype, torch.device(device))
 
 
 def save_model(

@@ -23,7 +23,6 @@ from gpt2mini.losses.last_token import last_token_loss
 from gpt2mini.masking import pad_left
 from gpt2mini.model import GPT2
 from gpt2mini.modes import accepts_argument, evaluating
-from gpt2mini.preferences.pairs import PreferenceBatch
 from gpt2mini.training.distributed import is_sharded
 
 LARGEST_IN_MEMORY = 2**31  # bytes; a larger stream goes to a temporary file
@@ -137,9 +136,7 @@ def last_token_step(model: GPT2, batch: StreamBatch | LabeledBatch) -> tuple[Ten
     return last_token_loss(batch_logits(model, batch)[:, None], batch.labels)
 
 
-def batch_logits(
-    model: GPT2, batch: StreamBatch | LabeledBatch | PreferenceBatch
-) -> Float[Tensor, "batch classes"]:
+def batch_logits(model: GPT2, batch: StreamBatch | LabeledBatch) -> Float[Tensor, "batch classes"]:
     """The head's logits at each text's last token."""
     if not isinstance(batch, StreamBatch):
         return last_token_logits(model, batch.token_ids, batch.attention_mask)

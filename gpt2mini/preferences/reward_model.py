@@ -20,11 +20,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2mini.classification.frozen import batch_logits
 from gpt2mini.classification.last_token import class_logits
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length
 from gpt2mini.data.instructions import Exchange, encode_exchanges, join
 from gpt2mini.device import autocast
+from gpt2mini.generation import last_token_logits
 from gpt2mini.lora.layers import linear_layer
 from gpt2mini.losses.preference import pairwise_reward_loss
 from gpt2mini.model import GPT2
@@ -58,7 +58,8 @@ def reward_step(
     model: GPT2, batch: PreferenceBatch, figures: Figures | None = None
 ) -> tuple[Tensor, int]:
     """(sum of the pairwise loss, number of pairs) of a batch, for `training.train`."""
-    rewards = batch_logits(model, batch)[:, 0].float()  # (rows)
+    logits = last_token_logits(model, batch.token_ids, batch.attention_mask)  # (rows, 1)
+    rewards = logits[:, 0].float()
     chosen, rejected = rewards.chunk(2)  # (pairs) each
     if figures is not None:
         figures.add(margin=chosen - rejected, accuracy=correct(chosen - rejected))
@@ -120,7 +121,7 @@ def evaluate_rewards(model: GPT2, pairs: Sequence[EncodedPreference]) -> RewardR
     check_reward_head(model)
 
     def rewards(batch: PreferenceBatch) -> Float[Tensor, " rows"]:
-        return batch_logits(model, batch)[:, 0]
+        return last_token_logits(model, batch.token_ids, batch.attention_mask)[:, 0]
 
     chosen, rejected = of_both_answers(model, pairs, rewards, "fp32").unbind(dim=1)
     return RewardReport(chosen, rejected)
