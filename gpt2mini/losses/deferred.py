@@ -66,13 +66,25 @@ def hidden_states_and_head(
 
     Where `forward` does more than that, these are the logits themselves and `nn.Identity()`.
     """
+    call = forward_of_sharded(model) if hasattr(model, "unshard") else model
     with deferred_head(model):
-        logits = model(token_ids, attention_mask)
+        logits = call(token_ids, attention_mask)
     if not isinstance(logits, Deferred):
         return logits, nn.Identity()
     if logits.result is not None:  # something has looked at them, or changed them in place
         return logits.result, nn.Identity()
     return logits.arguments[0], model.out_head
+
+
+def forward_of_sharded(model: GPT2) -> Callable[..., Tensor]:
+    """`forward` of a model sharded by FSDP2, without FSDP2's hooks around it, which would release
+    the head's weight before the loss uses it. `shard` has put them around `hidden_states`."""
+    if len(model._forward_hooks) > 1 or len(model._forward_pre_hooks) > 1:
+        raise ValueError(
+            "the sharded model has forward hooks, which its loss would leave out: register them on "
+            "a part of the model (the blocks, final_norm or out_head), or train without shard"
+        )
+    return model.forward
 
 
 @contextmanager
