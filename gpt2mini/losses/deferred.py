@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from gpt2mini.model import GPT2
+from gpt2mini.modes import forwards_replaced
 
 
 class Deferred(Tensor):
@@ -99,14 +100,9 @@ def deferred_head(model: GPT2) -> Iterator[None]:
         yield
         return
     outputs = getattr(head, "out_features", model.config.vocab_size)
-    forward, own = head.forward, vars(head).get("forward")
-    vars(head)["forward"] = lambda hidden: Deferred.of(forward, hidden, outputs=outputs)
-    try:
+    compute = head.forward
+    with forwards_replaced([(head, lambda x: Deferred.of(compute, x, outputs=outputs))]):
         yield
-    finally:
-        del vars(head)["forward"]
-        if own is not None:
-            vars(head)["forward"] = own
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -126,7 +122,7 @@ def linear_parameters(
     linear = mode.deferred
     if linear is None or output is not linear or linear.result is not None:
         return None
-    x, weight, bias = (*linear.arguments, None)[:3]
+    x, weight, bias = linear.arguments
     return (weight, bias) if x is row else None
 
 
