@@ -1,4 +1,4 @@
-"""Which device to use, and which number format it is fastest in."""
+"""Which device to use, and which precision is fastest on it."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -6,8 +6,8 @@ import torch
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The named device, or with "auto" the best one here: CUDA, then Apple's MPS, then the CPU.
-    Raises ValueError for one that is not here."""
+    """The named device, or with "auto" the best available: CUDA, then Apple's MPS, then the CPU.
+    Raises ValueError for a device that is not available."""
     here = []  # best first
     if torch.cuda.is_available():
         here += ["cuda", *(f"cuda:{number}" for number in range(1, torch.cuda.device_count()))]
@@ -29,8 +29,7 @@ def emulates_bfloat16(device: torch.device) -> bool:
 
 
 def gains_from_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware. Others emulate it, many times
-    slower."""
+    """Whether the device multiplies bfloat16 matrices in hardware; emulation is much slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and not emulates_bfloat16(device)

@@ -15,7 +15,12 @@ from gpt2mini import GPT2
 from gpt2mini.data.text import Batch
 from gpt2mini.masking import build_attn_mask
 from gpt2mini.training import Settings, attention, loop, train
-from gpt2mini.training.attention import Bfloat16CPUAttention, attention_by_products, blocks, is_fit
+from gpt2mini.training.attention import (
+    Bfloat16CPUAttention,
+    attention_by_products,
+    is_fit,
+    query_tiles,
+)
 
 Options = dict[str, Tensor | bool]
 
@@ -159,12 +164,12 @@ def test_joining_the_heads_of_the_result_copies_nothing() -> None:
     assert joined.data_ptr() == context.data_ptr()
 
 
-def test_causal_blocks_cover_every_query_and_only_the_keys_before() -> None:
+def test_causal_tiles_cover_every_query_and_only_the_keys_before() -> None:
     query = torch.empty(1, 12, 300, 8)
-    rows = [row for some, _ in blocks(query, True) for row in range(300)[some]]
+    rows = [row for some, _ in query_tiles(query, True) for row in range(300)[some]]
     assert rows == list(range(300))
-    assert [seen.stop for _, seen in blocks(query, True)] == [128, 256, 300]
-    assert {seen.stop for _, seen in blocks(query, False)} == {300}
+    assert [seen.stop for _, seen in query_tiles(query, True)] == [128, 256, 300]
+    assert {seen.stop for _, seen in query_tiles(query, False)} == {300}
 
 
 @pytest.mark.parametrize(

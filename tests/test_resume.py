@@ -574,7 +574,7 @@ def test_a_second_signal_acts_at_once(tmp_path: Path) -> None:
 def test_the_first_signal_is_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(TrainingStopped):
         Run().train(tmp_path, loss_function=signal_at(2, signal.SIGINT))
-    assert "stopping after this step or evaluation; once more stops at once" in caplog.text
+    assert "stopping after this step or evaluation; a second signal stops at once" in caplog.text
 
 
 def test_without_a_folder_a_signal_acts_as_ever() -> None:

@@ -85,24 +85,24 @@ spans = st.tuples(st.integers(2, 200), st.floats(0, 0.5)).map(lambda s: (s[0], i
 
 
 @given(span=spans, final_multiplier=st.floats(0, 1))
-def test_cosine_warms_up_to_one_and_falls_to_its_final_share(
+def test_cosine_warms_up_to_one_and_falls_to_its_final_multiplier(
     span: tuple[int, int], final_multiplier: float
 ) -> None:
     steps, warmup = span
-    shares = [cosine(step, steps, warmup, final_multiplier) for step in range(steps + 1)]
-    assert shares[0] == pytest.approx(1 / max(1, warmup))
-    assert shares[warmup] == pytest.approx(1)  # and one step before: the peak is the full rate
-    assert shares[-1] == pytest.approx(final_multiplier)
-    assert shares[:warmup] == sorted(shares[:warmup])
-    assert shares[warmup:] == sorted(shares[warmup:], reverse=True)
+    multipliers = [cosine(step, steps, warmup, final_multiplier) for step in range(steps + 1)]
+    assert multipliers[0] == pytest.approx(1 / max(1, warmup))
+    assert multipliers[warmup] == pytest.approx(1)  # and one step before: the peak is the full rate
+    assert multipliers[-1] == pytest.approx(final_multiplier)
+    assert multipliers[:warmup] == sorted(multipliers[:warmup])
+    assert multipliers[warmup:] == sorted(multipliers[warmup:], reverse=True)
 
 
 @given(span=spans, final_multiplier=st.floats(0, 1))
 def test_cosine_makes_no_jumps(span: tuple[int, int], final_multiplier: float) -> None:
     steps, warmup = span
-    shares = [cosine(step, steps, warmup, final_multiplier) for step in range(steps + 1)]
+    multipliers = [cosine(step, steps, warmup, final_multiplier) for step in range(steps + 1)]
     steepest = max(1 / max(1, warmup), math.pi / 2 / (steps - warmup))  # of line and half cosine
-    assert all(abs(b - a) <= steepest + 1e-9 for a, b in itertools.pairwise(shares))
+    assert all(abs(b - a) <= steepest + 1e-9 for a, b in itertools.pairwise(multipliers))
 
 
 def test_cosine_is_half_way_down_in_the_middle() -> None:
@@ -114,15 +114,19 @@ def test_warmup_stable_decay_is_level_between_two_lines(
     span: tuple[int, int], decay_share: float
 ) -> None:
     steps, warmup = span
-    shares = [warmup_stable_decay(step, steps, warmup, decay_share) for step in range(steps + 1)]
+    multipliers = [
+        warmup_stable_decay(step, steps, warmup, decay_share) for step in range(steps + 1)
+    ]
     falling = max(1, round(decay_share * steps))
-    assert all(share == 1 for share in shares[max(0, warmup - 1) : steps - falling + 1])
-    for line in (shares[: max(1, warmup)], shares[steps - falling :]):
+    assert all(
+        multiplier == 1 for multiplier in multipliers[max(0, warmup - 1) : steps - falling + 1]
+    )
+    for line in (multipliers[: max(1, warmup)], multipliers[steps - falling :]):
         slopes = [b - a for a, b in itertools.pairwise(line)]
         assert slopes == pytest.approx([slopes[0]] * len(slopes)) if slopes else True
-    assert shares[0] == pytest.approx(min(1 / max(1, warmup), steps / falling))
-    assert shares[-1] == 0
-    assert shares[-2] > 0  # the last step, steps - 1, still learns
+    assert multipliers[0] == pytest.approx(min(1 / max(1, warmup), steps / falling))
+    assert multipliers[-1] == 0
+    assert multipliers[-2] > 0  # the last step, steps - 1, still learns
 
 
 @pytest.mark.parametrize("schedule", [cosine, warmup_stable_decay])

@@ -13,12 +13,12 @@ from gpt2mini.losses.next_token import chunked_next_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 
-# A batch is anything with `.to(device)` that the loss function understands.
+# A batch is anything with `.to(device)` that the loss function takes.
 LossFunction = Callable[[Any, Any], tuple[Tensor, Tensor | int]]
 
 
 def next_token_step(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(sum of the next-token loss, number of targets) of a batch; the full logits never exist."""
+    """(sum, count) of a batch's next-token loss; the full logits are never materialized."""
     check_labels_not_shifted(batch.token_ids, batch.labels)
     hidden, head = hidden_states_and_head(model, batch.token_ids, batch.attention_mask)
     return chunked_next_token_loss(hidden, head, batch.labels)
@@ -30,7 +30,7 @@ def evaluate_loss(
     loss_function: LossFunction = next_token_step,
     precision: str = "auto",
 ) -> float:
-    """Mean loss over all targets of all batches, in eval mode; the mode found is restored."""
+    """Mean loss over all targets of all batches, in eval mode; the previous mode is restored."""
     device = next(model.parameters()).device
     loss_sum, count = 0.0, 0
     with evaluating(model), autocast(device, precision):
@@ -38,5 +38,5 @@ def evaluate_loss(
             batch_sum, batch_count = loss_function(model, batch.to(device))
             loss_sum, count = loss_sum + float(batch_sum), count + int(batch_count)
     if count == 0:
-        raise ValueError("there is nothing to evaluate on: the batches hold no target")
+        raise ValueError("there is nothing to evaluate on: the batches contain no target")
     return loss_sum / count

@@ -1,4 +1,4 @@
-"""The training loop and what it needs: optimizers, schedules, precision, checkpoints, processes."""
+"""The training loop, and the run around it: checkpoints, ranks, optimizers, memory."""
 
 from gpt2mini.losses.steps import LossFunction, evaluate_loss, next_token_step
 from gpt2mini.training.loop import train

@@ -1,8 +1,9 @@
-"""Attention in bfloat16 on a CPU that multiplies it in hardware, by plain matrix products.
+"""A faster `F.scaled_dot_product_attention` for CPUs with bfloat16 instructions.
 
 Forward and backward of torch's kernel take more than twice the time there. The algorithm is that of
-Dao et al. 2022, "FlashAttention", without its tiling of keys: some queries at a time, whose scores
-stay in the cache and are forgotten; backward computes them again (section 3.1, appendix B.2).
+Dao et al. 2022, "FlashAttention", without its tiling of keys: a tile of queries at a time, whose
+scores stay in the CPU's cache and are not kept; backward recomputes them (section 3.1, appendix
+B.2).
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Bfloat16CPUAttention(TorchFunctionMode):
-    """In force, `F.scaled_dot_product_attention` is `attention_by_products` where that fits."""
+    """Inside, `F.scaled_dot_product_attention` is `attention_by_products` where `is_fit`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -29,14 +30,14 @@ class Bfloat16CPUAttention(TorchFunctionMode):
 
 
 def is_fit(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> bool:
-    """Whether a call's arguments are what `attention_by_products` takes, and faster with it."""
+    """Whether `attention_by_products` takes a call's arguments, and is faster."""
     mask, causal = options.get("attn_mask"), options.get("is_causal", False)
     return (
         query.dtype == torch.bfloat16
         and query.device.type == "cpu"
         and query.shape == key.shape == value.shape
         and query.ndim == 4
-        and query.shape[2] >= 64  # with fewer tokens, calling so many products costs more
+        and query.shape[2] >= 64  # with fewer tokens, calling so many products takes longer
         and (mask is None or (mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[1] == 1))
         and (mask is None or not causal)
         and options.get("dropout_p", 0.0) == 0.0
@@ -53,8 +54,8 @@ def attention_by_products(
 ) -> Float[Tensor, "batch heads tokens head_dim"]:
     """softmax(query @ key.T / sqrt(head_dim)) @ value, as `F.scaled_dot_product_attention`.
 
-    The scores are rounded to the inputs' format, which torch's kernel keeps in float32: twice the
-    rounding error that the inputs' own format brings.
+    The scores are rounded to bfloat16, where torch's kernel keeps float32: the rounding error is
+    twice that of bfloat16 inputs alone.
     """
     return Attention.apply(query, key, value, score_bias(query, attn_mask, is_causal), is_causal)
 
@@ -72,7 +73,7 @@ def score_bias(
 
 
 class Attention(torch.autograd.Function):
-    """In the letters of FlashAttention's appendix B.2: P are the weights, O the context, dP and dO
+    """In the notation of FlashAttention's appendix B.2: P are the weights, O the context, dP and dO
     their gradients, and D = rowsum(dO * O), the mean of dP under the weights, is mean_grad."""
 
     @staticmethod
@@ -80,11 +81,11 @@ class Attention(torch.autograd.Function):
         ctx.is_causal = is_causal
         context = empty_heads(query)
         with torch.autocast("cpu", enabled=False):
-            for text in range(len(query)):
-                q, k, v = query[text], key[text], value[text]  # (heads, tokens, head_dim)
-                for rows, seen in blocks(query, is_causal):
-                    weights = attention_weights(q, k, bias[text % len(bias)], rows, seen)
-                    context[text, :, rows] = weights.bmm(v[:, seen])
+            for sample in range(len(query)):
+                q, k, v = query[sample], key[sample], value[sample]  # (heads, tokens, head_dim)
+                for rows, seen in query_tiles(query, is_causal):
+                    weights = attention_weights(q, k, bias[sample % len(bias)], rows, seen)
+                    context[sample, :, rows] = weights.bmm(v[:, seen])
         ctx.save_for_backward(query, key, value, bias, context)
         return context
 
@@ -94,36 +95,36 @@ class Attention(torch.autograd.Function):
         query, key, value, bias, context = ctx.saved_tensors
         scale = query.shape[-1] ** -0.5
         gradients = [empty_heads(query) for _ in range(3)]
-        for text in range(len(query)):
+        for sample in range(len(query)):
             q, k, v, out, grad_out = (
-                heads[text].contiguous() for heads in (query, key, value, context, grad_context)
+                heads[sample].contiguous() for heads in (query, key, value, context, grad_context)
             )  # (heads, tokens, head_dim)
             mean_grad = (grad_out * out).sum(dim=2, keepdim=True)  # (heads, tokens, 1)
             grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-            for rows, seen in blocks(query, ctx.is_causal):
-                weights = attention_weights(q, k, bias[text % len(bias)], rows, seen)
+            for rows, seen in query_tiles(query, ctx.is_causal):
+                weights = attention_weights(q, k, bias[sample % len(bias)], rows, seen)
                 grad_v[:, seen] += weights.mT.bmm(grad_out[:, rows])
                 grad_weights = grad_out[:, rows].bmm(v[:, seen].mT)  # (heads, rows, seen)
                 grad_scores = grad_weights.sub_(mean_grad[:, rows]).mul_(weights).mul_(scale)
                 grad_q[:, rows] = grad_scores.bmm(k[:, seen])
                 grad_k[:, seen] += grad_scores.mT.bmm(q[:, rows])
             for whole, part in zip(gradients, (grad_q, grad_k, grad_v), strict=True):
-                whole[text] = part
+                whole[sample] = part
         return *gradients, None, None
 
 
 def attention_weights(
     q: Tensor, k: Tensor, bias: Tensor, rows: slice, seen: slice
 ) -> Float[Tensor, "heads rows seen"]:
-    """Of one text: how much the queries `rows` attend to the keys `seen`."""
+    """Of one sample: the attention weights of the queries `rows` over the keys `seen`."""
     scale = q.shape[-1] ** -0.5
     return torch.baddbmm(bias[rows, seen], q[:, rows], k[:, seen].mT, alpha=scale).softmax(dim=2)
 
 
-def blocks(query: Tensor, is_causal: bool) -> Iterator[tuple[slice, slice]]:
-    """Some queries at a time, and the keys that they may see."""
+def query_tiles(query: Tensor, is_causal: bool) -> Iterator[tuple[slice, slice]]:
+    """A tile of queries at a time, and the keys that they may attend to."""
     _, heads, tokens, _ = query.shape
-    size = max(128, 1024 // heads)  # of one text a few hundred thousand scores
+    size = max(128, 1024 // heads)  # a few hundred thousand scores per sample
     for start in range(0, tokens, size):
         end = min(start + size, tokens)
         yield slice(start, end), slice(0, end if is_causal else tokens)

@@ -1,14 +1,15 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped.
+"""Checkpoints of a run: everything needed to resume it as if it had never stopped.
 
-A folder for each, `step-00000120`, of which the last few are kept:
+Each is a folder, `step-00000120`; the last few are kept:
 
     progress.json           how far the run was, the model's config, the other files' lengths
     .metadata, *.distcp     weights and optimizer states (torch.distributed.checkpoint), which any
-                            number of processes can read
-    process-0.pt, ...       random number generators and the like, of each process
+                            number of ranks can read
+    process-0.pt, ...       random generators, gradient scaler and the like, of each rank
 
-It is written under another name and renamed when it is whole, so that a run killed at any instant
-leaves whole checkpoints only. What does not learn is not saved: the run gets it where it got it.
+It is written under another name and renamed when complete, so a run killed at any instant leaves
+complete checkpoints only. Frozen parameters are not saved: the program that resumes loads them as
+it did at first.
 """
 
 import logging
@@ -40,15 +41,15 @@ NAME = re.compile(r"step-\d{8,}")
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """How far a run has come."""
 
     step: int = 0  # optimizer steps done
-    batches: int = 0  # micro-batches read, by all processes together
+    batches: int = 0  # micro-batches read, by all ranks together
     best: float = math.inf  # the lowest validation loss so far
     loss_sum: float = 0.0  # over the steps since the last logged row
     count: float = 0.0  # targets in them
-    usual_loss: float = math.nan  # a moving average, by which a spike is known
-    first_batch: str = ""  # a digest of it, by which other data are known
+    usual_loss: float = math.nan  # a moving average, with which a spike is compared
+    first_batch: str = ""  # a digest of it, to recognize other data
 
 
 class RunCheckpoints:
@@ -60,7 +61,7 @@ class RunCheckpoints:
         self.folder, self.keep_last = folder, keep_last
 
     def all(self) -> list[Path]:
-        """The folders of whole checkpoints, newest first. What else lies there is not ours."""
+        """The folders of complete checkpoints, newest first. Other files are not touched."""
         found = (p for p in self.folder.glob("step-*") if NAME.fullmatch(p.name) and p.is_dir())
         return sorted(found, reverse=True)
 
@@ -75,12 +76,14 @@ class RunCheckpoints:
         return self.folder / f"step-{step:08}"
 
     def check_space(self, model: nn.Module, regularly: bool) -> None:
-        """Raise OSError if the disk has no room for the best model and the checkpoints; if they are
-        not saved regularly, for one, since a signal may come."""
-        learning = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        """Raise OSError if the disk has no room for the best model and the checkpoints. Where they
+        are not saved regularly, that is one, for a signal."""
+        trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         whole = sum(p.numel() * p.element_size() for p in model.parameters())
-        more = max(1, self.keep_last + 1 - len(self.all())) if regularly else 1  # one in the making
-        needed = whole + more * 3 * learning  # with AdamW's two averages
+        more = (
+            max(1, self.keep_last + 1 - len(self.all())) if regularly else 1
+        )  # and the one being written
+        needed = whole + more * 3 * trainable  # with AdamW's two averages
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder.parent).free
         if free < needed:
@@ -116,7 +119,7 @@ class RunCheckpoints:
                 facts = {"progress": asdict(progress), "config": config, "files": sizes}
                 write_json(aside / PROGRESS, facts)
                 self.put_in_place(aside, whole)
-        except Exception as error:  # of a full disk, torch says in many ways
+        except Exception as error:  # torch reports a full disk in many ways
             shutil.rmtree(aside, ignore_errors=True)
             raise OSError(f"cannot save the run in {whole}: {error}") from error
         if get_rank() == 0:
@@ -133,7 +136,7 @@ class RunCheckpoints:
         """
         candidates = self.all()
         for folder in candidates:
-            found = read_in_all_processes(folder, model)
+            found = read_on_all_ranks(folder, model)
             if found is None:
                 continue
             progress, states = found
@@ -150,14 +153,14 @@ class RunCheckpoints:
         return None
 
     def put_in_place(self, aside: Path, whole: Path) -> None:
-        """Rename, over a broken one of the same step if there is one."""
+        """Rename, in place of a broken checkpoint of the same step if there is one."""
         doomed = rename_aside(whole) if whole.exists() else None
         aside.replace(whole)
         if doomed is not None:
             shutil.rmtree(doomed, ignore_errors=True)
 
     def drop_all_but_the_last(self, newest: Path) -> None:
-        """Later ones, which the run could not read when it went on from before them, go first."""
+        """Those of later steps, which could not be read when the run was resumed, go first."""
         later = [folder for folder in self.all() if folder.name > newest.name]
         earlier = [folder for folder in self.all() if folder.name <= newest.name]
         for folder in later + earlier[self.keep_last :]:
@@ -169,13 +172,13 @@ class RunCheckpoints:
 
 
 def rename_aside(folder: Path) -> Path:
-    """Take its good name from a folder that is to go, so that no half of it is ever found there."""
+    """Rename a folder before it is removed, so that half of it is never taken for a checkpoint."""
     return folder.replace(folder.with_suffix(".old" + PARTIAL))
 
 
-def read_in_all_processes(folder: Path, model: nn.Module) -> tuple[Progress, dict[str, Any]] | None:
-    """(progress, states): what one process can read without the others; None, with a warning, if it
-    or any of them cannot: they have to go on together."""
+def read_on_all_ranks(folder: Path, model: nn.Module) -> tuple[Progress, dict[str, Any]] | None:
+    """(progress, states): what a rank can read without the others; None on all ranks, and a
+    warning, if any of them cannot."""
     found, problem = None, None
     try:
         facts = read_facts(folder)
@@ -185,23 +188,26 @@ def read_in_all_processes(folder: Path, model: nn.Module) -> tuple[Progress, dic
         problem = error
     if sum_over_ranks([float(problem is not None)], torch.device("cpu")) == [0.0]:
         return found
-    logger.warning("skipped %s, which cannot be read: %s", folder, problem or "by another process")
+    logger.warning("skipped %s, which cannot be read: %s", folder, problem or "by another rank")
     return None
 
 
 def read_states(folder: Path) -> dict[str, Any]:
-    """The states of this process. One that the run did not have begins with other random numbers
-    and takes from the first only what all have in common: the scale of the gradients."""
+    """This rank's states. A rank that the run did not have keeps its own random generators, and
+    takes from rank 0 what all have in common: the gradient scale."""
     own = folder / f"process-{get_rank()}.pt"
     if own.is_file():
         return torch.load(own, map_location="cpu", weights_only=True)
-    logger.warning("the run had fewer processes: number %d is new to it", get_rank())
+    logger.warning(
+        "the checkpoint is of a smaller world size: rank %d starts with its own random generators",
+        get_rank(),
+    )
     first = torch.load(folder / "process-0.pt", map_location="cpu", weights_only=True)
     return {"scaler": first.get("scaler")}
 
 
 def check_config(stored: dict[str, Any] | None, model: nn.Module) -> None:
-    """Shapes alone do not tell how many heads there were."""
+    """Raise ValueError for another config: shapes alone do not tell the number of heads."""
     if stored is not None and isinstance(model, GPT2):
         own = vars(model.config)
         differing = sorted(name for name in own if own[name] != stored.get(name))
@@ -223,12 +229,12 @@ def load(
     if "generators" in states:
         restore_generators(states["generators"])
     for name, one in stateful.items():
-        if states.get(name):  # a scaler that had nothing to do has none
+        if states.get(name):  # a disabled scaler has none
             one.load_state_dict(states[name])
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What progress.json says; ValueError if another file is not as long as it says."""
+    """The contents of progress.json. Raises ValueError if a file has another size than it says."""
     facts = read_json(folder / PROGRESS)
     for name, size in facts["files"].items():
         found = (folder / name).stat().st_size
@@ -238,7 +244,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def read_progress(facts: dict[str, Any]) -> Progress:
-    """JSON knows no infinity and no NaN; what is null there has not changed since the start."""
+    """JSON has neither infinity nor NaN: a null there is still the default."""
     return Progress(**{k: v for k, v in facts["progress"].items() if v is not None})
 
 
@@ -247,9 +253,9 @@ def is_checkpoint(folder: str | Path) -> bool:
 
 
 def model_of_checkpoint(folder: str | Path) -> GPT2:
-    """The model as it was then, from a run in which all of its parameters learned.
+    """The model of a checkpoint, of a run that trained all of its parameters.
 
-    Raises ValueError for any other: a classifier or an adapter is had by resuming its run.
+    Raises ValueError for any other: resume the run of a classifier or an adapter.
     """
     from gpt2mini.training.state_tensors import load_tensors
 
@@ -262,13 +268,14 @@ def model_of_checkpoint(folder: str | Path) -> GPT2:
 
 
 def states_of(stateful: dict[str, Any]) -> dict[str, Any]:
-    """Where the random generators stand, and the `state_dict` of each object, by name."""
+    """The states of the random generators, and the `state_dict` of each object, by name."""
     states = {name: one.state_dict() for name, one in stateful.items()}
     return {"generators": generator_states(), **states}
 
 
 def generator_states() -> dict[str, Any]:
-    """Where each of them stands, in types that a checkpoint may hold."""
+    """The states of Python's, NumPy's, torch's and the device's random generators, in types that
+    `torch.load(weights_only=True)` reads."""
     name, keys, *rest = np.random.get_state(legacy=True)
     states: dict[str, Any] = {
         "python": random.getstate(),

@@ -1,6 +1,9 @@
-"""One run in several processes, started by torchrun: who am I, and what do we have together?
+"""Distributed training under torchrun: ranks, averaged gradients (DDP), sharded parameters (FSDP2).
 
-In a single process all of this does nothing, so nobody else has to ask how many there are.
+Every rank reads other batches. With DDP (Li et al. 2020, "PyTorch Distributed") it holds the whole
+model; with FSDP2 (Zhao et al. 2023, "PyTorch FSDP") a shard of each parameter. Either way the
+gradients that arrive are the mean over the ranks of each rank's sum, which `divide_and_clip` turns
+into the mean over all targets. Without torchrun the world size is 1 and all of this does nothing.
 """
 
 import os
@@ -22,8 +25,8 @@ from gpt2mini.model import GPT2
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Inside, this is one of the processes that torchrun has started, if it has. Each has a GPU of
-    its own, which is what the device "cuda" means to it, or they share the processor."""
+    """Inside, the process is a rank of torchrun's process group, if torchrun has started it. Each
+    rank has a GPU of its own, its device "cuda", or the ranks share the CPU."""
     if "LOCAL_RANK" not in os.environ:
         yield
         return
@@ -35,7 +38,7 @@ def process_group() -> Iterator[None]:
     # gradients on GPUs travel over NCCL, checkpoints and small sums over gloo
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        timeout=timedelta(hours=12),  # as long as the first may take to prepare a corpus
+        timeout=timedelta(hours=12),  # rank 0 may take that long to prepare a corpus
     )
     try:
         yield
@@ -60,13 +63,13 @@ def get_rank() -> int:
 
 
 def barrier() -> None:
-    """Go on when every process has come this far."""
+    """Wait until every rank has reached this call."""
     if get_world_size() > 1:
         sum_over_ranks([0.0], torch.device("cpu"))
 
 
 def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
-    """Each value, summed over all processes."""
+    """Each value, summed over all ranks."""
     if get_world_size() == 1:
         return values
     # float64, or counts above 2**24 would be rounded; which Apple's GPUs do not have
@@ -76,19 +79,22 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
 
 
 def broadcast_from_rank_zero(value: float, device: torch.device) -> float:
-    """The first process's value: what all decide by has to be one number, to the last bit."""
+    """Rank 0's value. Decisions that all ranks make alike need one number, to the last bit."""
     return sum_over_ranks([value if get_rank() == 0 else 0.0], device)[0]
 
 
 @contextmanager
 def rank_zero_first() -> Iterator[None]:
-    """For what all need and one can prepare, such as tokenizing a corpus: the others wait, and find
-    it done."""
+    """Rank 0 runs the body first, and the others after it: for work whose result is cached, such as
+    tokenizing a corpus."""
     if get_rank() != 0:
         barrier()
     yield
     if get_rank() == 0:
         barrier()
+
+
+# ---- averaged gradients
 
 
 class LossOfModel(nn.Module):
@@ -103,11 +109,11 @@ class LossOfModel(nn.Module):
 
 
 def with_averaged_gradients(model: nn.Module, loss_function: Callable) -> nn.Module:
-    """batch -> (sum, count), whose backward also averages the gradients over the processes."""
+    """batch -> (sum, count), whose backward also averages the gradients over the ranks."""
     loss = LossOfModel(model, loss_function)
     if get_world_size() == 1:
         return loss
-    # else all processes would drop the same activations
+    # else dropout would drop the same activations on every rank
     torch.manual_seed(torch.initial_seed() + get_rank())
     if is_sharded(model):
         return loss
@@ -115,8 +121,8 @@ def with_averaged_gradients(model: nn.Module, loss_function: Callable) -> nn.Mod
 
 
 def gradient_sync(loss: nn.Module, now: bool) -> AbstractContextManager:
-    """Whether backward inside is to average the gradients: only that of a step's last micro-batch
-    needs to, since the others' pile up first."""
+    """Whether backward inside averages the gradients over the ranks. Only that of a step's last
+    micro-batch has to; until then each rank accumulates its own."""
     if isinstance(loss, DistributedDataParallel):
         return nullcontext() if now else loss.no_sync()
     if isinstance(loss, LossOfModel) and is_sharded(loss.model):
@@ -124,19 +130,22 @@ def gradient_sync(loss: nn.Module, now: bool) -> AbstractContextManager:
     return nullcontext()
 
 
+# ---- sharded parameters
+
+
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `sharding.shard` has spread the model over the processes."""
+    """Whether `shard` has been applied to the model."""
     return hasattr(model, "whole_model")
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """The tensor itself, or what its parts in all processes make together."""
+    """The tensor itself, or all of a DTensor, gathered from the ranks."""
     # only a DTensor has this; its class takes a second to import
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def spread_like(like: Tensor, whole: Tensor) -> Tensor:
-    """The reverse: a tensor that every process has whole, spread over them as `like` is."""
+def sharded_like(like: Tensor, whole: Tensor) -> Tensor:
+    """The reverse: a tensor that every rank has whole, sharded as `like` is."""
     if not hasattr(like, "full_tensor"):
         return whole
     from torch.distributed.tensor import DTensor, Replicate
@@ -147,20 +156,21 @@ def spread_like(like: Tensor, whole: Tensor) -> Tensor:
 
 
 def shard(model: GPT2, precision: str = "auto") -> None:
-    """Spread the parameters over all processes, in place: each keeps an equal part of every one,
-    and gathers a block only while it computes with it (FSDP2; Zhao et al. 2023). Make optimizers
-    afterwards, for they hold parameters. Raises ValueError without torchrun, NotImplementedError on
-    a CPU with a torch (2.6) that can do it on GPUs alone."""
+    """Shard the parameters over all ranks, in place (FSDP2). A block's parameters are gathered
+    while it computes, forward and backward, and freed afterwards; gradients and optimizer states
+    stay sharded. Make the optimizers afterwards, since they refer to parameters. Raises ValueError
+    without torchrun, and NotImplementedError on a CPU with torch 2.6, which shards on GPUs alone.
+    """
     from torch.distributed import fsdp  # hundreds of modules, for those who need them
 
     if not is_distributed():
-        raise ValueError("there are no processes to spread the model over: start it with torchrun")
+        raise ValueError("there are no ranks to shard the model over: start it with torchrun")
     if model.tok_emb.weight.device.type == "cpu" and not can_shard_on_cpu():
         raise NotImplementedError(
-            f"torch {torch.__version__} can spread a model over GPUs alone: install a newer torch, "
-            "or let every process hold the whole model (DDP: leave shard out)"
+            f"torch {torch.__version__} can shard a model over GPUs alone: install a newer torch, "
+            "or let every rank hold the whole model (DDP: leave shard out)"
         )
-    # how the model looks when it is whole; a tuple hides it from `nn.Module`
+    # the unsharded structure, for `gathered`; a tuple hides it from `nn.Module`
     object.__setattr__(model, "whole_model", (deepcopy(model).to("meta"),))
     half = best_precision(model.tok_emb.weight.device, precision) == "bf16"
     policy = fsdp.MixedPrecisionPolicy(
@@ -178,13 +188,13 @@ def can_shard_on_cpu() -> bool:
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go of parameters that a forward pass without backward has gathered."""
+    """Free the parameters that a forward pass without backward has gathered."""
     if is_sharded(model):
         model.reshard()  # type: ignore[operator]
 
 
 def save_whole(save: Callable[[Any, Path], object], model: nn.Module, folder: Path) -> None:
-    """Let the first process save the model, gathered from all if it is spread over them."""
+    """Save the model from rank 0, gathered from all ranks if it is sharded."""
     if is_sharded(model):
         model = gathered(model)
     if get_rank() == 0:
@@ -194,7 +204,7 @@ def save_whole(save: Callable[[Any, Path], object], model: nn.Module, folder: Pa
 
 @torch.no_grad()
 def gathered(model: nn.Module) -> nn.Module:
-    """The whole model in the first process's memory, a tensor at a time; empty in the others."""
+    """The whole model on rank 0, on the CPU, gathered tensor by tensor; empty on the others."""
     whole: nn.Module = deepcopy(model.whole_model[0])  # type: ignore[index, assignment]
     if get_rank() == 0:
         whole.to_empty(device="cpu")

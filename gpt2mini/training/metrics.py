@@ -1,4 +1,4 @@
-"""What a run logs: a row for every few steps, in memory and in metrics.jsonl."""
+"""What a run logs: a row of figures every few steps, in memory and in metrics.jsonl."""
 
 import json
 import math
@@ -17,8 +17,7 @@ class MetricsLog:
     """Rows in memory and, given a file, one JSON object a line in it."""
 
     def __init__(self, path: Path | None, from_step: int = 0) -> None:
-        """from_step: keep the rows that the file already has, up to this step; a run that goes on
-        from there writes all later ones again."""
+        """from_step: keep the file's rows up to this step, from which the run is resumed."""
         self.path = path
         self.rows = rows_until(from_step, path) if path is not None else []
         if path is not None:
@@ -28,7 +27,7 @@ class MetricsLog:
 
     @contextmanager
     def clock_stopped(self) -> Iterator[None]:
-        """What happens inside does not count as training time."""
+        """Time spent inside does not count as training time."""
         entered = time.perf_counter()
         yield
         self.began += time.perf_counter() - entered
@@ -50,7 +49,7 @@ def as_line(row: dict[str, Any]) -> str:
 
 
 def rows_until(step: int, path: Path) -> list[dict[str, Any]]:
-    """The rows of a log up to a step; of a line that was cut off in writing, nothing."""
+    """The rows of a log up to a step; a line that was cut off in writing ends it."""
     if step == 0 or not path.is_file():
         return []
     rows = []
@@ -64,16 +63,19 @@ def rows_until(step: int, path: Path) -> list[dict[str, Any]]:
 
 
 class Figures:
-    """Add values as they come; call it for their means since the last call."""
+    """Means of what a loss function computes besides the loss: rewards, accuracies.
+
+    Add values in each batch; call it for their means since the last call.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
     def add(self, **values: Tensor) -> None:
-        """Values of any number, each counting alike; no gradient is kept of them."""
+        """Tensors of any shape, each element with the same weight. They are detached."""
         for name, value in values.items():
-            # They stay tensors: to read one would wait for the device.
+            # Kept as tensors: reading a value would synchronize with the device.
             self.sums[name] = self.sums.get(name, 0) + value.detach().float().sum()
             self.counts[name] = self.counts.get(name, 0) + value.numel()
 

@@ -1,4 +1,7 @@
-"""Optimizers: AdamW as GPT-2's successors use it, and Muon for pretraining from scratch."""
+"""Optimizers and learning-rate schedules: AdamW as GPT-2's successors use it; Muon for pretraining.
+
+A schedule returns the learning-rate multiplier of a step, which scales each optimizer's peak rate.
+"""
 
 import math
 
@@ -8,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 
 from gpt2mini.device import best_precision
 from gpt2mini.model import GPT2
-from gpt2mini.training.distributed import spread_like, whole_tensor
+from gpt2mini.training.distributed import sharded_like, whole_tensor
 
 
 def adamw(
@@ -16,8 +19,8 @@ def adamw(
 ) -> AdamW:
     """AdamW over the trainable parameters; weight decay on matrices only.
 
-    Decaying biases and norms towards zero serves nothing: they have no scale to keep small (GPT-3,
-    appendix B; the betas are theirs too).
+    Biases and norms have no scale to keep small, so they are not decayed. The betas are GPT-3's
+    (Brown et al. 2020, appendix B).
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
@@ -44,7 +47,7 @@ class Muon(Optimizer):
     """Momentum whose step is orthogonalized: all directions of a weight matrix move equally far.
 
     Jordan et al. 2024, kellerjordan.github.io/posts/muon. The same update as `torch.optim.Muon`,
-    which computes in bfloat16 whatever the processor: where bfloat16 is emulated (CPUs before
+    which computes in bfloat16 on any processor: where bfloat16 is emulated (CPUs before
     AVX512-BF16) that is ten times slower than this, which then stays in the gradient's precision,
     and takes all matrices of one shape at once.
 
@@ -72,9 +75,9 @@ class Muon(Optimizer):
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for parameters in by_shape.values():
                 for some in stacks(parameters):
-                    self.move(some, group["lr"], group["momentum"], group["weight_decay"])
+                    self.update(some, group["lr"], group["momentum"], group["weight_decay"])
 
-    def move(
+    def update(
         self, parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float
     ) -> None:
         """One step of matrices that have one shape."""
@@ -84,7 +87,7 @@ class Muon(Optimizer):
         scale = lr * max(1.0, rows / columns) ** 0.5
         for parameter, direction in zip(parameters, directions, strict=True):
             parameter.mul_(1 - lr * weight_decay)
-            parameter.sub_(spread_like(parameter, direction), alpha=scale)
+            parameter.sub_(sharded_like(parameter, direction), alpha=scale)
 
     def momentum_step(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """Nesterov momentum: the average of past gradients, seen one step ahead."""
@@ -96,7 +99,7 @@ class Muon(Optimizer):
         return gradient.lerp(average, momentum)
 
     def rounded(self, averages: Tensor) -> Tensor:
-        """In the format that they are to be orthogonalized in."""
+        """In the precision in which they are orthogonalized."""
         half = best_precision(averages.device, self.precision) == "bf16"
         return averages.bfloat16() if half and averages.dtype == torch.float32 else averages
 
@@ -124,8 +127,8 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
 
 
 def cosine(step: int, steps: int, warmup_steps: int, final_multiplier: float = 0.1) -> float:
-    """Linear warm-up, then half a cosine down to `final_multiplier` (Loshchilov & Hutter 2017;
-    GPT-3's schedule)."""
+    """Linear warmup, then half a cosine down to `final_multiplier` (Loshchilov & Hutter 2017; the
+    schedule of GPT-3)."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
@@ -135,8 +138,8 @@ def cosine(step: int, steps: int, warmup_steps: int, final_multiplier: float = 0
 def warmup_stable_decay(
     step: int, steps: int, warmup_steps: int, decay_share: float = 0.3
 ) -> float:
-    """Linear warm-up, a long level stretch, and a linear fall to zero over the last `decay_share`
-    of all steps (Hu et al. 2024, MiniCPM). Before the fall a run can be prolonged without
-    regret."""
+    """Linear warmup, a constant rate, and a linear decay to zero over the last `decay_share` of
+    all steps (Hu et al. 2024, MiniCPM). Until the decay begins, a run can be prolonged at no
+    loss."""
     decay_steps = max(1, round(decay_share * steps))
     return max(0.0, min(1.0, (step + 1) / max(1, warmup_steps), (steps - step) / decay_steps))

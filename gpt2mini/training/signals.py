@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """Training has ended at a signal, between two steps; the message says how to go on."""
+    """Training was stopped by a signal, between two steps; the message names the checkpoint."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -20,12 +20,12 @@ class TrainingStopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Inside, the first Ctrl-C or SIGTERM is noted in `received`; a second acts as usual.
+    """Inside, the first Ctrl-C or SIGTERM is recorded in `received`; a second acts as usual.
 
-    Not so under torchrun, which passes one Ctrl-C on in three ways, and kills what has not ended
-    half a minute later. A signal that is ignored outside stays ignored, as Ctrl-C is by what a
-    script starts with `&` (stop it by SIGTERM). Only the main thread of a program can receive
-    signals; in any other this does nothing.
+    Under torchrun all of them are recorded: it passes one Ctrl-C on in three ways, and kills ranks
+    that have not ended after half a minute. A signal that was ignored stays ignored, as Ctrl-C is
+    in a shell's background job (stop it with SIGTERM). Only the main thread can receive signals; in
+    any other this does nothing.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -45,11 +45,11 @@ class StopSignals:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        once_more = ""
+        again = ""
         if get_world_size() == 1:
             self.restore()
-            once_more = "; once more stops at once, and saves nothing"
-        logger.warning("stopping after this step or evaluation%s", once_more)
+            again = "; a second signal stops at once, without saving"
+        logger.warning("stopping after this step or evaluation%s", again)
 
     def restore(self) -> None:
         for number, handler in self.before.items():

@@ -1,10 +1,10 @@
-"""Weights and optimizer states on disk, by name, for any number of processes.
+"""Weights and optimizer states on disk, by name, for any world size.
 
-torch.distributed.checkpoint lets every process write its part of each tensor, and read its part
-however many there were. It keeps its index as a pickle, and a pickle can call any function: the
-reader here first looks at what the pickle asks for, and refuses all but the classes of an index.
-(Importing it takes a second, which only runs that save or resume should spend: hence the module of
-its own, imported where it is used.)
+With torch.distributed.checkpoint (DCP) every rank writes its shard of each tensor, and a run of
+another world size can read them. DCP's index is a pickle, which could call any function: the reader
+here first checks which classes the pickle names, and refuses all but those of an index.
+(Importing DCP takes a second, which only runs that save or resume should spend, so this module is
+imported where it is used.)
 """
 
 import pickle
@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 
 def tensors_of(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
-    """What learns, the buffers, and what the optimizers remember of each parameter."""
+    """Trainable parameters, buffers, and the optimizers' state of each parameter."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     tensors = {f"model.{name}": p for p, name in names.items() if p.requires_grad}
     saved = model.state_dict().keys()
@@ -36,7 +36,7 @@ def tensors_of(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, T
                 elif value is not None:
                     raise TypeError(
                         f"{type(optimizer).__name__} keeps {key!r} as {type(value).__name__}; only "
-                        "tensors can be saved: resuming it needs an optimizer that keeps tensors"
+                        "tensors can be saved: use an optimizer whose state is made of tensors"
                     )
     return tensors
 
@@ -44,17 +44,18 @@ def tensors_of(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, T
 def save_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Raises OSError if they cannot be written."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a single process is alone
+        warnings.simplefilter("ignore")  # about a single process without a process group
         try:
             checkpoint.save(tensors, checkpoint_id=folder)
-        except CheckpointException as error:  # which is no Exception
+        except CheckpointException as error:  # not a subclass of Exception
             raise OSError(reason(error)) from error
 
 
 def load_tensors(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     """Read weights in place, and optimizer states into fresh tensors like their parameters.
 
-    Raises ValueError if what learns has other names or shapes, or the files cannot be read.
+    Raises ValueError if the trainable parameters have other names or shapes, or the files cannot be
+    read.
     """
     reader = SafeReader(folder)
     facts = reader.read_metadata().state_dict_metadata.items()
@@ -79,7 +80,7 @@ def load_tensors(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]
 
 
 def reason(error: CheckpointException) -> str:
-    """What went wrong in the first process in which something did."""
+    """The error of the first rank that failed."""
     return str(next(iter(error.failures.values()))[0])
 
 
@@ -91,14 +92,14 @@ def check_same(stored: dict[str, torch.Size], tensors: dict[str, Tensor]) -> Non
 
 
 def empty_state(parameter: nn.Parameter, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Room for a moving average, spread over the processes as its parameter is, or for a number."""
+    """An empty moving average, sharded as its parameter is, or an empty scalar."""
     if shape == parameter.shape:
         return torch.empty_like(parameter, requires_grad=False, dtype=dtype)
     return torch.empty(shape, dtype=dtype)
 
 
 def give_states(optimizer: Optimizer, states: dict[nn.Parameter, dict[str, Tensor]]) -> None:
-    """Through `load_state_dict`, which knows on which device each kind of optimizer wants what."""
+    """Through `load_state_dict`, which moves each state to the device its optimizer needs."""
     blank = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in blank["param_groups"] for number in group["params"]]
@@ -119,7 +120,8 @@ HARMLESS = {
 
 
 def enum_member(kind: Any, name: str) -> Enum:
-    """What Python 3.11.0 to 3.11.3 asks `getattr` for, and all that it is to be had for here."""
+    """Stands in for `getattr`, with which Python 3.11.0 to 3.11.3 pickles members of an Enum, and
+    gives nothing else."""
     if isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__:
         return kind[name]
     raise pickle.UnpicklingError(f"it asks for {kind}.{name}, which no checkpoint needs")
@@ -139,7 +141,7 @@ class IndexUnpickler(pickle.Unpickler):
 
 
 class SafeReader(FileSystemReader):
-    """Raises pickle.UnpicklingError for an index that asks for anything else."""
+    """Raises pickle.UnpicklingError for an index that names any other class."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
