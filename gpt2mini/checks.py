@@ -250,8 +250,8 @@ def check_in_vocabulary(targets: Int[Tensor, "batch tokens"], vocab_size: int) -
 def check_labels_not_shifted(
     token_ids: Int[Tensor, "batch tokens"], labels: Int[Tensor, "batch tokens"]
 ) -> None:
-    """Raise ValueError if somebody has shifted the labels already, which would train the token
-    after next."""
+    """Raise ValueError for labels that look already shifted, which would train the token after
+    next."""
     kept = labels[:, :-1] != IGNORED
     looks_shifted = kept.any() & ((labels[:, :-1] == token_ids[:, 1:]) | ~kept).all()
     looks_right = ((labels == token_ids) | (labels == IGNORED)).all()

@@ -100,7 +100,7 @@ def writable_folder(path: str | Path) -> Path:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Inside, no other process may come here with the same folder. Raises BlockingIOError if one
-    has been faster. The system lets go of the lock when its holder dies, however it dies."""
+    holds it already. The system releases the lock when its holder ends, however it ends."""
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -36,9 +36,9 @@ class Sampling:
     repetition_penalty: float = 1.0  # above 1: tokens already in the text become less likely
     no_repeat_ngram_size: int = 0  # n above 0: no n tokens in a row appear twice
     temperature: float = (
-        1.0  # below 1: bolder; above 1: more varied; 0: always the likeliest (greedy)
+        1.0  # below 1: sharper; above 1: flatter; 0: always the most likely token (greedy)
     )
-    top_k: int | None = None  # choose among the k likeliest
+    top_k: int | None = None  # choose among the k most likely
     top_p: float | None = None  # choose among the fewest whose probabilities add up to p
 
     def __post_init__(self) -> None:
@@ -313,7 +313,7 @@ def stream(
 
 
 def each_evaluating(model: GPT2, steps: Iterator[NewTokens]) -> Iterator[NewTokens]:
-    """The steps, each computed in eval mode; between two the caller has the model as it was."""
+    """The steps, each computed in eval mode; between two the model is in its own mode."""
     while True:
         with evaluating(model):
             step = next(steps, None)

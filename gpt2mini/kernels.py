@@ -30,8 +30,7 @@ class FewRowsLinear(TorchFunctionMode):
 
 
 def decoding_kernels(model: nn.Module, rows: int) -> AbstractContextManager:
-    """What to put in force for steps of one token in each of so many rows: `FewRowsLinear` where
-    it is faster, else nothing."""
+    """The context for decoding steps of this many rows: `FewRowsLinear` where it is faster."""
     linear = next((layer for layer in model.modules() if isinstance(layer, nn.Linear)), None)
     if linear is None or not 2 <= rows <= 32 or not torch.backends.mkl.is_available():
         return nullcontext()

@@ -99,7 +99,7 @@ class PackedHalfLinear(QuantizedLinear):
     multiplied and summed in float32."""
 
     def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None) -> None:
-        super().__init__(weight, None)  # the bias goes along
+        super().__init__(weight, None)  # the bias is packed with the weight
         bias = None if bias is None else bias.detach().float().clone()
         self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
 

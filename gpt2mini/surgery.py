@@ -1,4 +1,4 @@
-"""Change the shape of a model that has already learned something."""
+"""Change the shape of a trained model."""
 
 from dataclasses import replace
 
@@ -11,12 +11,11 @@ from gpt2mini.quantized_layers import refuse_quantized
 
 @torch.no_grad()
 def resize_vocab(model: GPT2, vocab_size: int) -> None:
-    """Give a model more tokens, or fewer, in place; an output head over the vocabulary goes along.
+    """Add tokens to the vocabulary, or remove the last ones, in place, with an output head over it.
 
-    New rows start at the mean of the old ones: a token that is unlike no other, and gets an
-    average logit, where random rows could get the highest of all (Hewitt 2021, "Initializing New
-    Word Embeddings for Pretrained Language Models"). Fewer tokens means the first ones. Make the
-    optimizer afterwards: the embedding is a new parameter.
+    New rows start at the mean of the old ones and get an average logit, where random rows could
+    get the highest of all (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language
+    Models"). Make the optimizer afterwards: the embedding is a new parameter.
     Raises ValueError if <|endoftext|> would be cut off.
     """
     refuse_quantized(model, "another vocabulary")
