@@ -36,13 +36,8 @@ from flags import (
 )
 
 from gpt2mini import GPT2, Tokenizer, complete
-from gpt2mini.data.text import (
-    TokenBatches,
-    hold_out,
-    sequential_batches,
-    text_files,
-    tokenize_files,
-)
+from gpt2mini.data.corpus import hold_out, text_files, tokenize_files
+from gpt2mini.data.text import TokenBatches, sequential_batches
 from gpt2mini.device import pick_device
 from gpt2mini.training import Settings, adamw, cosine, evaluate_loss, train
 from gpt2mini.training.distributed import get_world_size, rank_zero_first

@@ -36,15 +36,8 @@ from flags import (
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer, complete
 from gpt2mini.checks import check_predicts_tokens
-from gpt2mini.data.text import (
-    TokenBatches,
-    TokenFile,
-    hold_out,
-    read_pieces,
-    sequential_batches,
-    text_files,
-    tokenize_files,
-)
+from gpt2mini.data.corpus import TokenFile, hold_out, read_pieces, text_files, tokenize_files
+from gpt2mini.data.text import TokenBatches, sequential_batches
 from gpt2mini.device import pick_device
 from gpt2mini.model import TiedHead
 from gpt2mini.tokenizer import train_tokenizer

@@ -13,20 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gpt2mini import Tokenizer
-from gpt2mini.data import text as text_module
-from gpt2mini.data.text import (
-    TokenBatches,
+from gpt2mini.data import corpus as corpus_module
+from gpt2mini.data.corpus import (
     TokenFile,
     cut,
     hold_out,
-    pad_batch,
     read_pieces,
-    sequential_batches,
     text_files,
     tokenize_files,
     tokenize_group,
-    windows,
 )
+from gpt2mini.data.text import TokenBatches, pad_batch, sequential_batches, windows
 from gpt2mini.losses import IGNORED
 from gpt2mini.tokenizer import END_OF_TEXT, train_tokenizer
 
@@ -80,8 +77,8 @@ def documents_of(text: str) -> list[str]:
 def read_documents(path: Path, piece_characters: int, read_characters: int) -> list[list[str]]:
     """The pieces of each document, with the library's sizes replaced by small ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_module, "PIECE_CHARACTERS", piece_characters)
-        patch.setattr(text_module, "READ_CHARACTERS", read_characters)
+        patch.setattr(corpus_module, "PIECE_CHARACTERS", piece_characters)
+        patch.setattr(corpus_module, "READ_CHARACTERS", read_characters)
         documents: list[list[str]] = [[]]
         for piece, ends_document in read_pieces(path):
             documents[-1].append(piece)
@@ -137,7 +134,7 @@ def test_a_control_character_that_python_takes_for_white_space_does_not_change_t
 
 @pytest.mark.parametrize("run", [" ", "\n", "\t", "\u3000", "x"])
 def test_a_long_run_is_cut_into_few_pieces(monkeypatch: pytest.MonkeyPatch, run: str) -> None:
-    monkeypatch.setattr(text_module, "PIECE_CHARACTERS", 20)
+    monkeypatch.setattr(corpus_module, "PIECE_CHARACTERS", 20)
     pieces = cut(run * 1000)
     assert len(pieces) <= 4 * 1000 / 20  # on average, a piece has a quarter of what it may have
     assert "".join(pieces) == run * 1000
@@ -212,8 +209,8 @@ def test_how_many_pieces_a_thread_takes_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     thread_characters: int,
 ) -> None:
-    monkeypatch.setattr(text_module, "PIECE_CHARACTERS", 24)
-    monkeypatch.setattr(text_module, "THREAD_CHARACTERS", thread_characters)
+    monkeypatch.setattr(corpus_module, "PIECE_CHARACTERS", 24)
+    monkeypatch.setattr(corpus_module, "THREAD_CHARACTERS", thread_characters)
     found = tokenize_files([scratch / "pieces.txt"], tokenizer, tmp_path, progress=False)
     assert len(found.bounds) > 100
     assert np.array_equal(found.tokens, many_pieces.tokens)
@@ -242,8 +239,8 @@ class CountedGroups:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> CountedGroups:
     groups = CountedGroups()
-    monkeypatch.setattr(text_module, "tokenize_group", groups)
-    monkeypatch.setattr(text_module, "THREAD_CHARACTERS", 1)  # each piece is a group
+    monkeypatch.setattr(corpus_module, "tokenize_group", groups)
+    monkeypatch.setattr(corpus_module, "THREAD_CHARACTERS", 1)  # each piece is a group
     return groups
 
 
@@ -415,7 +412,7 @@ def many_pieces(scratch: Path, tokenizer: Tokenizer) -> TokenFile:
     """A file of two documents and some hundred pieces."""
     text = "the sea's the 42 the " * 90
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_module, "PIECE_CHARACTERS", 24)
+        patch.setattr(corpus_module, "PIECE_CHARACTERS", 24)
         path = written(scratch, text + END_OF_TEXT + text, "pieces.txt")
         return tokenize_files([path], tokenizer, scratch, progress=False)
 

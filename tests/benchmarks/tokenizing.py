@@ -25,7 +25,8 @@ import numpy as np
 from measuring import measure_in_own_process, start_measuring_memory
 
 from gpt2mini import GPT2, Tokenizer
-from gpt2mini.data.text import TokenBatches, hold_out, text_files, tokenize_files
+from gpt2mini.data.corpus import hold_out, text_files, tokenize_files
+from gpt2mini.data.text import TokenBatches
 from gpt2mini.tokenizer import END_OF_TEXT
 
 FILE_BYTES = 10_000_000

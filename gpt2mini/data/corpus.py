@@ -1,0 +1,271 @@
+"""Text files -> a memory-mapped file of token ids, and the documents in it.
+
+A corpus may be larger than memory. It is read in pieces, tokenized by all cores at once, and
+written to disk as it goes; training then maps that file, so that the operating system holds in
+memory only the parts in use.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from gpt2mini.tokenizer import END_OF_TEXT, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+PIECE_CHARACTERS = 8192  # a few pages: the unit of `fraction`
+THREAD_CHARACTERS = 2**18  # what a thread takes at a time: much more work than handing it over
+READ_CHARACTERS = 2**16  # fits the processor's cache
+PIECE = np.dtype([("end", np.int64), ("ends_document", np.bool_)])  # a row of pieces.npy
+# What \s means in GPT-2's word pattern (Unicode's White_Space; Python's isspace has four more).
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+
+
+def text_files(path: str | Path) -> list[Path]:
+    """The file itself, or all .txt files in and below a folder, in order of their names."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is neither a text file nor a folder of text files")
+    files = sorted(path.rglob("*.txt"))
+    if not files:
+        raise ValueError(f"{path} holds no .txt file")
+    return files
+
+
+def read_pieces(path: Path) -> Iterator[tuple[str, bool]]:
+    """(text, whether a document ends here): a file in pieces of about PIECE_CHARACTERS.
+
+    A document is a file, or what stands between <|endoftext|> marks in it. Pieces are cut before
+    white space, where GPT-2's word pattern always starts a new word, so that the ids are those of
+    the whole.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rest = ""
+        try:
+            while block := file.read(READ_CHARACTERS):
+                *documents, rest = (rest + block).split(END_OF_TEXT)
+                for document in documents:
+                    pieces = list(cut(document))
+                    yield from ((piece, False) for piece in pieces[:-1])
+                    yield from ((piece, True) for piece in pieces[-1:])
+                *pieces, rest = cut(rest) or [""]
+                while pieces and len(rest) < len(END_OF_TEXT):  # it may begin with half a mark
+                    rest = pieces.pop() + rest
+                yield from ((piece, False) for piece in pieces)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+        if rest:
+            yield rest, True
+
+
+def cut(text: str) -> list[str]:
+    """Pieces of at most PIECE_CHARACTERS, split before white space where there is any in reach."""
+    pieces, start = [], 0
+    while len(text) - start > PIECE_CHARACTERS:
+        end = start + PIECE_CHARACTERS
+        middle = start + PIECE_CHARACTERS // 2
+        best = text.rfind("\n", middle, end)
+        if best < 0:
+            best = text.rfind(" ", middle, end)
+        while best > start and text[best - 1] in WHITE_SPACE:
+            best -= 1  # to where the run of white space begins
+        if best > start:
+            end = best
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]] if text[start:] else pieces
+
+
+class TokenFile:
+    """Token ids of a corpus on disk, mapped into memory, with the bounds of its pieces and
+    documents."""
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        mapped = np.load(folder / "tokens.npy", mmap_mode="r")
+        self.tokens = np.asarray(mapped)  # (tokens), uint16 or uint32; still on disk
+        pieces = np.load(folder / "pieces.npy")
+        self.bounds = pieces["end"]  # (pieces): where each piece ends in `tokens`
+        self.ends_document = pieces["ends_document"]  # (pieces)
+
+    def documents(self, fraction: float = 1.0, seed: int = 0) -> list[range]:
+        """Token ranges of the documents; with a `fraction`, of a seeded share of all pieces
+        instead."""
+        if not 0.0 < fraction <= 1.0:
+            raise ValueError(f"fraction must lie in (0, 1], not {fraction}")
+        if fraction < 1.0:
+            chosen = np.random.default_rng(seed).permutation(len(self.bounds))
+            chosen = np.sort(chosen[: max(1, round(fraction * len(chosen)))])
+            starts = np.concatenate([[0], self.bounds[:-1]])
+            return [range(int(starts[i]), int(self.bounds[i])) for i in chosen]
+        ends = [int(end) for end in self.bounds[self.ends_document]]
+        return [range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def tokenize_files(
+    files: list[Path], tokenizer: Tokenizer, folder: str | Path, progress: bool = True
+) -> TokenFile:
+    """Tokenize text files into `folder`, once: the same files and vocabulary are found done the
+    next time.
+
+    Every document ends in <|endoftext|>. All cores work at once (tiktoken lets go of Python's
+    lock).
+    """
+    folder = Path(folder) / corpus_key(files, tokenizer)
+    if (folder / "pieces.npy").is_file():  # written last
+        return TokenFile(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    groups, total = [], 0
+    size = sum(file.stat().st_size for file in files)
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc="tokenizing", disable=not progress)
+    aside = folder / f"tokens.{os.getpid()}.npy"
+    try:
+        with aside.open("wb") as output, bar:
+            write_header(output, dtype, 0)  # room for the one with the number of tokens
+            for tokens, pieces, n_bytes in tokenize_pieces(files, tokenizer):
+                output.write(tokens.astype(dtype).tobytes())
+                pieces["end"] += total
+                groups.append(pieces)
+                total += len(tokens)
+                bar.update(n_bytes)
+            bar.update(size - bar.n)  # what marks documents in the files is no text
+            output.seek(0)
+            write_header(output, dtype, total)
+        if not total:
+            raise ValueError(f"there is no text in {', '.join(map(str, files[:3]))}")
+        aside.replace(folder / "tokens.npy")
+    finally:
+        aside.unlink(missing_ok=True)
+    all_pieces = np.concatenate(groups)
+    write_npy(folder / "pieces.npy", all_pieces)
+    logger.info("%d tokens in %d pieces written to %s", total, len(all_pieces), folder)
+    return TokenFile(folder)
+
+
+def tokenize_pieces(
+    files: list[Path], tokenizer: Tokenizer
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """What `tokenize_group` makes of one group of pieces after the other, in order. Threads work a
+    few groups ahead, so that none waits while the next are read."""
+    threads = os.cpu_count() or 1
+    under_way: deque[Future[tuple[np.ndarray, np.ndarray, int]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for group in read_groups(files):
+            under_way.append(pool.submit(tokenize_group, group, tokenizer))
+            if len(under_way) > 2 * threads:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def read_groups(files: list[Path]) -> Iterator[list[tuple[str, bool]]]:
+    """The pieces of all files, THREAD_CHARACTERS and some more at a time."""
+    group, size = [], 0
+    for file in files:
+        for piece in read_pieces(file):
+            group.append(piece)
+            size += len(piece[0])
+            if size >= THREAD_CHARACTERS:
+                yield group
+                group, size = [], 0
+    if group:
+        yield group
+
+
+def tokenize_group(
+    group: list[tuple[str, bool]], tokenizer: Tokenizer
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """(token ids, the pieces with their ends counted from the first of these ids, bytes of text).
+
+    Documents that are one piece are encoded together, <|endoftext|> between them, which is what
+    tells their ends: one call each would spend its time in waiting for Python's lock.
+    """
+    parts, ends, total = [], [], 0
+    for text, last_ends_document in join_documents(group):
+        ids = tokenizer.encode_to_numpy(text, allow_special=True)
+        parts.append(ids)
+        ends.append(total + 1 + np.flatnonzero(ids == tokenizer.eos_id))
+        total += len(ids)
+        if not last_ends_document:
+            ends.append(np.array([total]))
+    pieces = np.empty(len(group), PIECE)
+    pieces["end"] = np.concatenate(ends)
+    pieces["ends_document"] = [ends_document for _, ends_document in group]
+    n_bytes = sum(len(text.encode()) for text, _ in group)
+    return np.concatenate(parts), pieces, n_bytes
+
+
+def join_documents(group: list[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+    """(text, whether a document ends with it): the pieces of a group, each end of a document
+    marked, in one text up to every piece that ends none."""
+    joined: list[str] = []
+    for text, ends_document in group:
+        joined += [text, END_OF_TEXT] if ends_document else [text]
+        if not ends_document:
+            yield "".join(joined), False
+            joined = []
+    if joined:
+        yield "".join(joined), True
+
+
+def write_header(output: BinaryIO, dtype: np.dtype, n: int) -> None:
+    """The head of a .npy file of n numbers, which takes the same room whatever n is."""
+    facts = {"descr": dtype.str, "fortran_order": False, "shape": (n,)}
+    np.lib.format.write_array_header_1_0(output, facts)
+
+
+def corpus_key(files: list[Path], tokenizer: Tokenizer) -> str:
+    """A name that changes with the vocabulary and with any file's name, size or date."""
+    facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    described = json.dumps([facts, tokenizer.merges, tokenizer.vocab, PIECE_CHARACTERS])
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write aside, then rename: the file is whole or not there."""
+    aside = path.with_name(f"{path.stem}.{os.getpid()}.npy")
+    np.save(aside, array)
+    aside.replace(path)
+
+
+def hold_out(documents: list[range], share: float, seed: int) -> tuple[list[range], list[range]]:
+    """(training, validation): whole documents, seeded, where there are enough of them to choose
+    from; otherwise the last part of each document.
+
+    Raises ValueError for a share outside (0, 1), or a text too short for both to hold a target.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"the share to hold out must lie between 0 and 1, as 0.1, not {share}")
+    if len(documents) >= 20:
+        order = np.random.default_rng(seed).permutation(len(documents))
+        count = max(1, round(share * len(documents)))
+        chosen = set(order[:count].tolist())
+        training = [document for i, document in enumerate(documents) if i not in chosen]
+        validation = [document for i, document in enumerate(documents) if i in chosen]
+    else:
+        cuts = [document.start + int(len(document) * (1 - share)) for document in documents]
+        parts = list(zip(documents, cuts, strict=True))
+        training = [range(document.start, cut) for document, cut in parts]
+        validation = [range(cut, document.stop) for document, cut in parts]
+    to_learn, longest = sum(map(len, training)), max(map(len, validation), default=0)
+    if to_learn < 2 or longest < 2:  # training lays documents end to end; validation does not
+        raise ValueError(
+            f"the text is too short to hold out {share:g} of it: {to_learn} tokens are left to "
+            f"learn from, and the longest part held out has {longest}; each needs at least two: "
+            "give more text or another share"
+        )
+    return training, validation
