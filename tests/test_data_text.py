@@ -23,7 +23,7 @@ from gpt2mini.data.corpus import (
     tokenize_files,
     tokenize_group,
 )
-from gpt2mini.data.text import TokenBatches, pad_batch, sequential_batches, windows
+from gpt2mini.data.text import TokenBatches, pad_batch, sequential_batches, sliding_windows
 from gpt2mini.losses import IGNORED
 from gpt2mini.tokenizer import END_OF_TEXT, train_tokenizer
 
@@ -401,7 +401,7 @@ def test_a_share_to_hold_out_must_leave_something_to_both(lengths: list[int], sh
 def test_a_text_too_short_to_hold_out_a_part_is_refused(
     lengths: list[int], share: float, left: int, longest: int
 ) -> None:
-    said = f"too short .* {left} tokens are left to learn from, .* held out has {longest};"
+    said = f"too short .* {left} tokens are left for training, .* held out has {longest};"
     with pytest.raises(ValueError, match=said):
         hold_out(laid_out(lengths), share, seed=0)
     assert hold_out(laid_out([20]), 0.1, seed=0) == ([range(18)], [range(18, 20)])  # just enough
@@ -465,7 +465,7 @@ def test_batches_have_the_shape_asked_for(corpus: dict[str, Any]) -> None:
 @given(corpus=corpora())
 def test_an_epoch_shows_no_token_twice(corpus: dict[str, Any]) -> None:
     batches = TokenBatches(**corpus)
-    if batches.windows < batches.batch_size:
+    if batches.n_windows < batches.batch_size:
         return  # one batch is more than the text; rows are then repeated
     ids = torch.cat(take(batches, batches.batches_per_epoch)).flatten()
     assert len(ids.unique()) == len(ids)
@@ -545,20 +545,20 @@ def test_a_batch_larger_than_the_text_is_said(caplog: pytest.LogCaptureFixture) 
     TokenBatches(np.arange(50), [range(50)], batch_size=6, context_length=8, seed=0)
     assert not caplog.text
     TokenBatches(np.arange(50), [range(50)], batch_size=7, context_length=8, seed=0)
-    assert "7 x 8 tokens reads the 50 tokens to learn from more than once" in caplog.text
+    assert "7 x 8 tokens repeats some of the 50 training tokens" in caplog.text
 
 
 @pytest.mark.parametrize("context_length", [0, 1])
 def test_a_window_that_predicts_nothing_is_refused(context_length: int) -> None:
-    with pytest.raises(ValueError, match=f"a window of {context_length} tokens predicts nothing"):
+    with pytest.raises(ValueError, match=f"must be at least 2, not {context_length}"):
         TokenBatches(np.arange(10), [range(10)], 1, context_length, seed=0)
-    with pytest.raises(ValueError, match=f"a window of {context_length} tokens predicts nothing"):
+    with pytest.raises(ValueError, match=f"must be at least 2, not {context_length}"):
         next(sequential_batches(np.arange(10), [range(10)], 1, context_length))
 
 
 def test_windows_that_do_not_move_on_are_refused() -> None:
     with pytest.raises(ValueError, match="stride must be at least 1, not 0"):
-        windows([torch.arange(9)], context_length=4, stride=0)
+        sliding_windows([torch.arange(9)], context_length=4, stride=0)
 
 
 # Validation batches
@@ -574,9 +574,9 @@ def test_windows_of_any_stride_predict_every_token_but_each_text_s_first_once(
 ) -> None:
     stride = data.draw(st.integers(1, context_length - 1))
     documents = laid_out(lengths)
-    rows = windows([torch.tensor([*span]) for span in documents], context_length, stride)
+    rows = sliding_windows([torch.tensor([*span]) for span in documents], context_length, stride)
     assert all(len(row.token_ids) <= context_length for row in rows)
-    predicted = [token for row in rows for token in row.token_ids[row.seen :].tolist()]
+    predicted = [token for row in rows for token in row.token_ids[row.n_context :].tolist()]
     assert sorted(predicted) == tokens_of([document[1:] for document in documents])
 
 

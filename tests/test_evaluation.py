@@ -175,7 +175,7 @@ def test_a_classifier_is_refused(model: GPT2, tokenizer: Tokenizer) -> None:
         lambda: forgetting(model, classifier, tokenizer, ENGLISH, ENGLISH),
         lambda: score_continuations(classifier, [Continuation([1], [2])]),
     ):
-        with pytest.raises(ValueError, match=r"head has 2 outputs, expected 8192.* classifier"):
+        with pytest.raises(ValueError, match=r"head has 2 outputs; expected 8192.* classifier"):
             score()
 
 

@@ -1,8 +1,8 @@
 """Text files -> a memory-mapped file of token ids, and the documents in it.
 
 A corpus may be larger than memory. It is read in pieces, tokenized by all cores at once, and
-written to disk as it goes; training then maps that file, so that the operating system holds in
-memory only the parts in use.
+written to disk piece by piece; training then maps that file, so that the operating system keeps
+only the parts in use in memory.
 """
 
 import hashlib
@@ -18,12 +18,13 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from gpt2mini.files import write_together
 from gpt2mini.tokenizer import END_OF_TEXT, Tokenizer
 
 logger = logging.getLogger(__name__)
 
 PIECE_CHARACTERS = 8192  # a few pages: the unit of `fraction`
-THREAD_CHARACTERS = 2**18  # what a thread takes at a time: much more work than handing it over
+THREAD_CHARACTERS = 2**18  # in one task of a thread: much more work than starting the task
 READ_CHARACTERS = 2**16  # fits the processor's cache
 PIECE = np.dtype([("end", np.int64), ("ends_document", np.bool_)])  # a row of pieces.npy
 # What \s means in GPT-2's word pattern (Unicode's White_Space; Python's isspace has four more).
@@ -46,11 +47,11 @@ def text_files(path: str | Path) -> list[Path]:
 
 
 def read_pieces(path: Path) -> Iterator[tuple[str, bool]]:
-    """(text, whether a document ends here): a file in pieces of about PIECE_CHARACTERS.
+    """Yield (text, whether a document ends here): a file in pieces of about PIECE_CHARACTERS.
 
-    A document is a file, or what stands between <|endoftext|> marks in it. Pieces are cut before
-    white space, where GPT-2's word pattern always starts a new word, so that the ids are those of
-    the whole.
+    A document is a file, or the text between <|endoftext|> marks in it. Pieces are cut before white
+    space, where GPT-2's word pattern always starts a new word, so that the ids are those of the
+    whole text.
     """
     with path.open(encoding="utf-8", newline="") as file:
         rest = ""
@@ -62,7 +63,7 @@ def read_pieces(path: Path) -> Iterator[tuple[str, bool]]:
                     yield from ((piece, False) for piece in pieces[:-1])
                     yield from ((piece, True) for piece in pieces[-1:])
                 *pieces, rest = cut(rest) or [""]
-                while pieces and len(rest) < len(END_OF_TEXT):  # it may begin with half a mark
+                while pieces and len(rest) < len(END_OF_TEXT):  # it may be the start of a mark
                     rest = pieces.pop() + rest
                 yield from ((piece, False) for piece in pieces)
         except UnicodeDecodeError as error:
@@ -72,7 +73,7 @@ def read_pieces(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def cut(text: str) -> list[str]:
-    """Pieces of at most PIECE_CHARACTERS, split before white space where there is any in reach."""
+    """Pieces of at most PIECE_CHARACTERS, split before white space if their second half has any."""
     pieces, start = [], 0
     while len(text) - start > PIECE_CHARACTERS:
         end = start + PIECE_CHARACTERS
@@ -81,7 +82,7 @@ def cut(text: str) -> list[str]:
         if best < 0:
             best = text.rfind(" ", middle, end)
         while best > start and text[best - 1] in WHITE_SPACE:
-            best -= 1  # to where the run of white space begins
+            best -= 1  # to the start of a run of white space
         if best > start:
             end = best
         pieces.append(text[start:end])
@@ -96,14 +97,14 @@ class TokenFile:
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
         mapped = np.load(folder / "tokens.npy", mmap_mode="r")
-        self.tokens = np.asarray(mapped)  # (tokens), uint16 or uint32; still on disk
+        self.tokens = np.asarray(mapped)  # (tokens), uint16 or uint32; mapped
         pieces = np.load(folder / "pieces.npy")
         self.bounds = pieces["end"]  # (pieces): where each piece ends in `tokens`
         self.ends_document = pieces["ends_document"]  # (pieces)
 
     def documents(self, fraction: float = 1.0, seed: int = 0) -> list[range]:
-        """Token ranges of the documents; with a `fraction`, of a seeded share of all pieces
-        instead."""
+        """Token ranges of the documents; with a `fraction` below 1, of a seeded share of all
+        pieces instead."""
         if not 0.0 < fraction <= 1.0:
             raise ValueError(f"fraction must lie in (0, 1], not {fraction}")
         if fraction < 1.0:
@@ -118,62 +119,70 @@ class TokenFile:
 def tokenize_files(
     files: list[Path], tokenizer: Tokenizer, folder: str | Path, progress: bool = True
 ) -> TokenFile:
-    """Tokenize text files into `folder`, once: the same files and vocabulary are found done the
-    next time.
+    """Tokenize text files into `folder`, once: a second call with the same files and vocabulary
+    opens what the first one wrote.
 
-    Every document ends in <|endoftext|>. All cores work at once (tiktoken lets go of Python's
-    lock).
+    Every document ends in <|endoftext|>. All cores work at once (tiktoken releases Python's lock).
+    Raises ValueError for files without text, or that are not UTF-8.
     """
     folder = Path(folder) / corpus_key(files, tokenizer)
-    if (folder / "pieces.npy").is_file():  # written last
-        return TokenFile(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "pieces.npy").is_file():  # the last to be renamed into place
+        folder.mkdir(parents=True, exist_ok=True)
+        groups: list[np.ndarray] = []  # of pieces; known when all tokens are written
+        write_together(
+            {
+                folder / "tokens.npy": lambda aside: groups.extend(
+                    write_tokens(aside, files, tokenizer, progress)
+                ),
+                folder / "pieces.npy": lambda aside: write_array(aside, np.concatenate(groups)),
+            }
+        )
+    return TokenFile(folder)
+
+
+def write_tokens(
+    path: Path, files: list[Path], tokenizer: Tokenizer, progress: bool
+) -> list[np.ndarray]:
+    """Write the token ids of all files as they come; return the pieces, with their ends."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     groups, total = [], 0
     size = sum(file.stat().st_size for file in files)
     bar = tqdm(total=size, unit="B", unit_scale=True, desc="tokenizing", disable=not progress)
-    aside = folder / f"tokens.{os.getpid()}.npy"
-    try:
-        with aside.open("wb") as output, bar:
-            write_header(output, dtype, 0)  # room for the one with the number of tokens
-            for tokens, pieces, n_bytes in tokenize_pieces(files, tokenizer):
-                output.write(tokens.astype(dtype).tobytes())
-                pieces["end"] += total
-                groups.append(pieces)
-                total += len(tokens)
-                bar.update(n_bytes)
-            bar.update(size - bar.n)  # what marks documents in the files is no text
-            output.seek(0)
-            write_header(output, dtype, total)
-        if not total:
-            raise ValueError(f"there is no text in {', '.join(map(str, files[:3]))}")
-        aside.replace(folder / "tokens.npy")
-    finally:
-        aside.unlink(missing_ok=True)
-    all_pieces = np.concatenate(groups)
-    write_npy(folder / "pieces.npy", all_pieces)
-    logger.info("%d tokens in %d pieces written to %s", total, len(all_pieces), folder)
-    return TokenFile(folder)
+    with path.open("wb") as output, bar:
+        write_header(output, dtype, 0)  # room for the one with the number of tokens
+        for tokens, pieces, n_bytes in tokenize_pieces(files, tokenizer):
+            output.write(tokens.astype(dtype).tobytes())
+            pieces["end"] += total
+            groups.append(pieces)
+            total += len(tokens)
+            bar.update(n_bytes)
+        bar.update(size - bar.n)  # <|endoftext|> marks in the files are not counted as text
+        output.seek(0)
+        write_header(output, dtype, total)
+    if not total:
+        raise ValueError(f"there is no text in {', '.join(map(str, files[:3]))}")
+    logger.info("%d tokens of %d files written to %s", total, len(files), path.parent)
+    return groups
 
 
 def tokenize_pieces(
     files: list[Path], tokenizer: Tokenizer
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """What `tokenize_group` makes of one group of pieces after the other, in order. Threads work a
-    few groups ahead, so that none waits while the next are read."""
+    """The results of `tokenize_group`, in the order of the files. Threads work a few groups ahead,
+    so that none waits for the files to be read."""
     threads = os.cpu_count() or 1
-    under_way: deque[Future[tuple[np.ndarray, np.ndarray, int]]] = deque()
+    pending: deque[Future[tuple[np.ndarray, np.ndarray, int]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for group in read_groups(files):
-            under_way.append(pool.submit(tokenize_group, group, tokenizer))
-            if len(under_way) > 2 * threads:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+            pending.append(pool.submit(tokenize_group, group, tokenizer))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def read_groups(files: list[Path]) -> Iterator[list[tuple[str, bool]]]:
-    """The pieces of all files, THREAD_CHARACTERS and some more at a time."""
+    """The pieces of all files, in groups of at least THREAD_CHARACTERS."""
     group, size = [], 0
     for file in files:
         for piece in read_pieces(file):
@@ -191,8 +200,8 @@ def tokenize_group(
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """(token ids, the pieces with their ends counted from the first of these ids, bytes of text).
 
-    Documents that are one piece are encoded together, <|endoftext|> between them, which is what
-    tells their ends: one call each would spend its time in waiting for Python's lock.
+    Documents of one piece are encoded in one call, separated by <|endoftext|>, whose ids mark their
+    ends: a call for each would spend most of its time waiting for Python's lock.
     """
     parts, ends, total = [], [], 0
     for text, last_ends_document in join_documents(group):
@@ -210,8 +219,8 @@ def tokenize_group(
 
 
 def join_documents(group: list[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
-    """(text, whether a document ends with it): the pieces of a group, each end of a document
-    marked, in one text up to every piece that ends none."""
+    """(text, whether a document ends with it): the pieces of a group joined, <|endoftext|> at the
+    end of each document, up to each piece that does not end one."""
     joined: list[str] = []
     for text, ends_document in group:
         joined += [text, END_OF_TEXT] if ends_document else [text]
@@ -223,28 +232,26 @@ def join_documents(group: list[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
 
 
 def write_header(output: BinaryIO, dtype: np.dtype, n: int) -> None:
-    """The head of a .npy file of n numbers, which takes the same room whatever n is."""
-    facts = {"descr": dtype.str, "fortran_order": False, "shape": (n,)}
-    np.lib.format.write_array_header_1_0(output, facts)
+    """The header of a .npy file of n numbers; its length does not depend on n."""
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (n,)}
+    np.lib.format.write_array_header_1_0(output, header)
 
 
 def corpus_key(files: list[Path], tokenizer: Tokenizer) -> str:
-    """A name that changes with the vocabulary and with any file's name, size or date."""
+    """A hash of the vocabulary and of every file's path, size and modification time."""
     facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     described = json.dumps([facts, tokenizer.merges, tokenizer.vocab, PIECE_CHARACTERS])
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
-def write_npy(path: Path, array: np.ndarray) -> None:
-    """Write aside, then rename: the file is whole or not there."""
-    aside = path.with_name(f"{path.stem}.{os.getpid()}.npy")
-    np.save(aside, array)
-    aside.replace(path)
+def write_array(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as output:  # given a path, np.save appends .npy to its name
+        np.save(output, array)
 
 
 def hold_out(documents: list[range], share: float, seed: int) -> tuple[list[range], list[range]]:
-    """(training, validation): whole documents, seeded, where there are enough of them to choose
-    from; otherwise the last part of each document.
+    """(training, validation): a seeded choice of whole documents where there are at least 20;
+    otherwise the last part of each document.
 
     Raises ValueError for a share outside (0, 1), or a text too short for both to hold a target.
     """
@@ -261,11 +268,11 @@ def hold_out(documents: list[range], share: float, seed: int) -> tuple[list[rang
         parts = list(zip(documents, cuts, strict=True))
         training = [range(document.start, cut) for document, cut in parts]
         validation = [range(cut, document.stop) for document, cut in parts]
-    to_learn, longest = sum(map(len, training)), max(map(len, validation), default=0)
-    if to_learn < 2 or longest < 2:  # training lays documents end to end; validation does not
+    n_training, longest = sum(map(len, training)), max(map(len, validation), default=0)
+    if n_training < 2 or longest < 2:  # training concatenates documents; validation does not
         raise ValueError(
-            f"the text is too short to hold out {share:g} of it: {to_learn} tokens are left to "
-            f"learn from, and the longest part held out has {longest}; each needs at least two: "
+            f"the text is too short to hold out {share:g} of it: {n_training} tokens are left for "
+            f"training, and the longest part held out has {longest}; each needs at least two: "
             "give more text or another share"
         )
     return training, validation

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts side by side. `attention_mask` None: all tokens are real."""
+    """Padded texts. `attention_mask` None: no row is padded."""
 
     token_ids: Int[Tensor, "batch tokens"]
     labels: Int[Tensor, "batch tokens"]  # token ids, or IGNORED
@@ -35,10 +35,10 @@ class Batch:
 class TokenBatches:
     """Endless shuffled batches of consecutive tokens, a function of (seed, batch number) alone.
 
-    Each epoch lays the documents end to end in a new order, cuts that line into windows of
+    Each epoch concatenates the documents in a new order, cuts the result into windows of
     `context_length` tokens, and draws the windows in a random order: no two batches of an epoch
-    share a token, and the rows of a batch come from different places. `part` begins later, which
-    is how a run resumes, or takes every n-th batch, which is how processes share the work.
+    share a token, and the rows of a batch come from different places. `part` starts at a later
+    batch, to resume a run, or takes every n-th batch, one share for each rank.
     """
 
     def __init__(
@@ -57,19 +57,19 @@ class TokenBatches:
         self.seed, self.start, self.every = seed, 0, 1
         self.total = int(self.lengths.sum())
         if self.total < 2:
-            raise ValueError("the text is too short to learn from: it has fewer than two tokens")
-        check_predicts(context_length)
+            raise ValueError("the text is too short to train on: it has fewer than two tokens")
+        check_context_length(context_length)
         self.context_length = min(context_length, self.total)
-        self.windows = self.total // self.context_length
-        self.batches_per_epoch = max(1, self.windows // batch_size)
-        if batch_size > self.windows:
+        self.n_windows = self.total // self.context_length
+        self.batches_per_epoch = max(1, self.n_windows // batch_size)
+        if batch_size > self.n_windows:
             logger.warning(
-                "a batch of %d x %d tokens reads the %d tokens to learn from more than once",
+                "a batch of %d x %d tokens repeats some of the %d training tokens",
                 *(batch_size, self.context_length, self.total),
             )
 
     def part(self, start: int, every: int = 1) -> "TokenBatches":
-        """The batches from number `start` on, every `every`-th of them; no other is read."""
+        """Every `every`-th batch from number `start` on; the others are not read."""
         found = copy(self)
         found.start, found.every = start, every
         return found
@@ -80,11 +80,11 @@ class TokenBatches:
             epoch, first = divmod(number, self.batches_per_epoch)
             generator = np.random.default_rng((self.seed, epoch))
             order = generator.permutation(len(self.lengths))
-            ends = np.cumsum(self.lengths[order])  # (documents): where each ends on the line
+            ends = np.cumsum(self.lengths[order])  # (documents), in the concatenation
             length = self.context_length
-            offset = int(generator.integers(self.total - self.windows * length + 1))
+            offset = int(generator.integers(self.total - self.n_windows * length + 1))
             windows = np.resize(
-                generator.permutation(self.windows), self.batches_per_epoch * self.batch_size
+                generator.permutation(self.n_windows), self.batches_per_epoch * self.batch_size
             )
             for batch in windows.reshape(-1, self.batch_size)[first :: self.every].tolist():
                 rows = [
@@ -96,7 +96,7 @@ class TokenBatches:
                 number += self.every
 
     def read(self, order: np.ndarray, ends: np.ndarray, start: int) -> np.ndarray:
-        """`context_length` tokens from `start` on the line of documents in their shuffled order."""
+        """`context_length` tokens from `start` of the concatenation of the shuffled documents."""
         place = int(np.searchsorted(ends, start, side="right"))
         parts, missing = [], self.context_length
         while missing:
@@ -111,32 +111,39 @@ class TokenBatches:
 def sequential_batches(
     tokens: np.ndarray, documents: Iterable[range], batch_size: int, context_length: int
 ) -> Iterator[Batch]:
-    """Every token of the documents once and in order, for validation: windows overlap by one token,
-    so that each token but a document's first is predicted exactly once. The last rows are
-    padded."""
+    """Batches for validation: every token but a document's first is predicted exactly once, by
+    windows that overlap by one token. The last rows are padded."""
     texts = [tokens[document.start : document.stop] for document in documents]
-    rows = windows(texts, context_length, stride=context_length - 1)
+    rows = sliding_windows(texts, context_length, stride=context_length - 1)
     for first in range(0, len(rows), batch_size):
-        yield as_batch(rows[first : first + batch_size])
+        yield pad_windows(rows[first : first + batch_size])
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a text. Its first `seen` tokens are context only."""
+    """Consecutive tokens of a text. The first `n_context` of them are context and not scored."""
 
     token_ids: Int[Tensor, " tokens"] | Integer[np.ndarray, " tokens"]
-    seen: int
+    n_context: int
+
+    @property
+    def n_scored(self) -> int:
+        return len(self.token_ids) - self.n_context
 
 
-def windows(
+def sliding_windows(
     texts: Sequence[Tensor] | Sequence[np.ndarray], context_length: int, stride: int
 ) -> list[Window]:
-    """Windows in which every token but the first of each text is new once, longest first, so that
-    only the last rows need padding."""
-    check_predicts(context_length)
+    """Windows over each text that together score every token but the first exactly once; longest
+    first, so that only the last rows need padding.
+
+    stride: how far the window moves each time, at least 1. Raises ValueError for a stride or
+    context_length too small.
+    """
+    check_context_length(context_length)
     if stride < 1:
-        raise ValueError(f"stride must be at least 1, not {stride}: windows have to move on")
-    overlap = max(1, context_length - stride)  # with no token before it, none can be predicted
+        raise ValueError(f"stride must be at least 1, not {stride}: the window has to move")
+    overlap = max(1, context_length - stride)  # a token is predicted from at least one before it
     found = []
     for ids in texts:
         starts = [0, *range(stride, len(ids) - overlap, stride)] if len(ids) > 1 else []
@@ -145,21 +152,22 @@ def windows(
     return sorted(found, key=lambda window: -len(window.token_ids))
 
 
-def check_predicts(context_length: int) -> None:
-    """Raises ValueError for windows in which nothing can be predicted."""
+def check_context_length(context_length: int) -> None:
+    """Raise ValueError for windows too short to predict a token."""
     if context_length < 2:
         raise ValueError(
-            f"a window of {context_length} tokens predicts nothing, for a token is predicted from "
-            "those before it: take at least 2"
+            f"context_length must be at least 2, not {context_length}: a token is predicted from "
+            "those before it"
         )
 
 
-def as_batch(rows: Sequence[Window]) -> Batch:
-    """Windows side by side; the labels keep what is new in each."""
+def pad_windows(rows: Sequence[Window]) -> Batch:
+    """Right-pad windows to the longest; context and padding are IGNORED in the labels."""
     batch = pad_batch([torch.from_numpy(np.asarray(row.token_ids, np.int64)) for row in rows])
     column = torch.arange(batch.labels.shape[1])  # (tokens)
-    is_seen = column < torch.tensor([row.seen for row in rows])[:, None]  # (batch, tokens)
-    return Batch(batch.token_ids, batch.labels.masked_fill(is_seen, IGNORED), batch.attention_mask)
+    is_context = column < torch.tensor([[row.n_context] for row in rows])  # (batch, tokens)
+    labels = batch.labels.masked_fill(is_context, IGNORED)
+    return Batch(batch.token_ids, labels, batch.attention_mask)
 
 
 def pad_batch(rows: list[Tensor]) -> Batch:

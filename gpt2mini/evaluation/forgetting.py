@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gpt2mini.checks import check_predicts_tokens
-from gpt2mini.data.text import as_batch, windows
+from gpt2mini.data.text import pad_windows, sliding_windows
 from gpt2mini.device import autocast
-from gpt2mini.evaluation.perplexity import Perplexity, check_window, encode
+from gpt2mini.evaluation.perplexity import Perplexity, encode, window_and_stride
 from gpt2mini.lora.adapt import lora_disabled
 from gpt2mini.losses.chunked import logprobs_in_chunks
 from gpt2mini.losses.deferred import hidden_states_and_head
@@ -105,7 +105,7 @@ def forgetting(
             f"{tuned.config.vocab_size} tokens: their predictions cannot be compared"
         )
     shorter = min((base or tuned, tuned), key=lambda model: model.config.context_length)
-    window = check_window(shorter, context_length, stride)
+    window = window_and_stride(shorter, context_length, stride)
     general, new = (
         compare(base, tuned, tokenizer, text, window, batch_size, precision)
         for text in (general_text, new_text)
@@ -124,13 +124,13 @@ def compare(
 ) -> Change:
     """Both models on one text; every token from <|endoftext|> on is scored once."""
     ids = encode(tokenizer, text)
-    rows = windows([torch.cat([torch.tensor([tokenizer.eos_id]), ids])], *window)
+    rows = sliding_windows([torch.cat([torch.tensor([tokenizer.eos_id]), ids])], *window)
     sums = torch.zeros(3, dtype=torch.float64)  # nats of base, nats of tuned, divergence
     device = tuned.tok_emb.weight.device
     reading = nullcontext() if base is None else evaluating(base)
     with evaluating(tuned), reading, autocast(device, precision):
         for first in range(0, len(rows), batch_size):
-            batch = as_batch(rows[first : first + batch_size]).to(device)
+            batch = pad_windows(rows[first : first + batch_size]).to(device)
             targets = next_tokens(batch.labels)  # (batch, tokens - 1)
             asked = targets != IGNORED
             inputs = batch.token_ids, batch.attention_mask
@@ -139,7 +139,7 @@ def compare(
                 hidden_base, head_base = hidden_states_and_head(before, *inputs)
                 states = (hidden_base[:, :-1][asked], hidden_tuned[:, :-1][asked])
                 sums += surprises(states, (head_base, head_tuned), targets[asked]).cpu()
-    scored = sum(len(row.token_ids) - row.seen for row in rows)
+    scored = sum(row.n_scored for row in rows)
     base_mean, tuned_mean, kl = (sums / scored).tolist()
     return Change(
         Perplexity.of(base_mean, [text], [ids], rows),

@@ -1,16 +1,16 @@
-"""Perplexity of a text, in the three normalizations that people compare.
+"""Perplexity of a text: per token, per word, and in bits per byte.
 
-Per token it depends on the vocabulary, so it compares models of one tokenizer only. Per word and
-per byte it does not: there the same text has the same length for every model.
+Per token it depends on the vocabulary, so it compares only models that share a tokenizer. The
+number of words and bytes is the same for every model.
 
-A text longer than the context is read through a window that moves on:
+A text longer than the context is scored with a sliding window:
 
     context_length 4, stride 2      the cat sat on
                                             sat on the mat          scored: the mat
                                                        the mat .    scored: .
 
-Each token is scored once, by the first window that it is in, so a short stride gives every token
-more to go by, and costs more.
+Each token is scored once, by the first window that holds it. A shorter stride gives every token
+more context, and costs more.
 """
 
 import math
@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt2mini.checks import check_predicts_tokens
-from gpt2mini.data.text import Window, as_batch, windows
+from gpt2mini.data.text import Window, pad_windows, sliding_windows
 from gpt2mini.losses.steps import evaluate_loss
 from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
@@ -31,10 +31,10 @@ from gpt2mini.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Perplexity:
-    """The surprise of a model at a text: nats in all, and what to divide them by.
+    """The negative log-likelihood of a text in nats, and the counts to divide it by.
 
-    Where the first token is not scored, it counts in `nats` with the mean of the others, so that
-    words and bytes are those of the whole text; `scored` says how many were.
+    A first token that is not scored counts in `nats` with the mean of the others, so that words and
+    bytes are those of the whole text. `scored`: the number of tokens scored.
     """
 
     nats: float
@@ -47,14 +47,14 @@ class Perplexity:
     def of(
         mean: float, texts: Sequence[str], encoded: Sequence[Tensor], rows: Sequence[Window]
     ) -> "Perplexity":
-        """From the mean loss of what the windows score."""
+        """From the mean loss of the tokens that the windows score."""
         tokens = sum(map(len, encoded))
         return Perplexity(
             nats=mean * tokens,
             tokens=tokens,
             words=max(1, sum(len(text.split()) for text in texts)),
             bytes=sum(len(text.encode("utf-8", errors="replace")) for text in texts),
-            scored=sum(len(row.token_ids) - row.seen for row in rows),
+            scored=sum(row.n_scored for row in rows),
         )
 
     @property
@@ -68,7 +68,7 @@ class Perplexity:
 
     @property
     def per_word(self) -> float:
-        """Words are what white space separates in the original text."""
+        """Words are separated by white space."""
         return exponential(self.nats / self.words)
 
     @property
@@ -95,12 +95,12 @@ def perplexity(
     precision: str = "fp32",
     progress: bool = False,
 ) -> Perplexity:
-    """Score every token of a text, or of several texts that do not see each other, once.
+    """Score every token of a text, or of several independent texts, once.
 
-    context_length: tokens that the model sees at once; the default is all it can. stride: how far
-    the window moves each time; the default is half of the context, so that a token has at least the
-    other half before it. (Where the two are equal, the first token of a later window has nothing
-    before it and is not scored.) score_first: the first token of a text is predicted from
+    context_length: length of the window in tokens; the default is the model's context. stride: how
+    far the window moves each time; the default is half of the window, so that a token has at least
+    the other half as context. (Where the two are equal, the first token of a later window has no
+    context and is not scored.) score_first: the first token of a text is predicted from
     <|endoftext|>, which GPT-2 saw between documents; False leaves it out, as `transformers` does.
     precision: "fp32", "bf16", or "auto" for bf16 where the device gains from it, which moves the
     figure by some thousandths. The result does not depend on the batch size.
@@ -114,18 +114,21 @@ def perplexity(
     texts = [text] if isinstance(text, str) else list(text)
     if not texts:
         raise ValueError("there is no text to score")
-    context_length, stride = check_window(model, context_length, stride)
+    context_length, stride = window_and_stride(model, context_length, stride)
     encoded = [encode(tokenizer, one, number) for number, one in enumerate(texts, start=1)]
     prefix = torch.tensor([tokenizer.eos_id] if score_first else [], dtype=torch.long)
-    rows = windows([torch.cat([prefix, ids]) for ids in encoded], context_length, stride)
+    rows = sliding_windows([torch.cat([prefix, ids]) for ids in encoded], context_length, stride)
     batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
     bar = tqdm(batches, desc="perplexity", disable=not progress)
-    mean = evaluate_loss(model, map(as_batch, bar), precision=precision)
+    mean = evaluate_loss(model, map(pad_windows, bar), precision=precision)
     return Perplexity.of(mean, texts, encoded, rows)
 
 
-def check_window(model: GPT2, context_length: int | None, stride: int | None) -> tuple[int, int]:
-    """Context and stride, or their defaults; raises ValueError for those that cannot be."""
+def window_and_stride(
+    model: GPT2, context_length: int | None, stride: int | None
+) -> tuple[int, int]:
+    """(context_length, stride), each the default where it is None. Raises ValueError for values
+    that the model cannot use."""
     longest = model.config.context_length
     context_length = longest if context_length is None else context_length
     stride = max(1, context_length // 2) if stride is None else stride
@@ -138,7 +141,7 @@ def check_window(model: GPT2, context_length: int | None, stride: int | None) ->
 
 
 def encode(tokenizer: Tokenizer, text: str, number: int = 1) -> Int[Tensor, " tokens"]:
-    """Ids of a text that is long enough to be scored; `number` is for the message if not."""
+    """Token ids of a text of at least two tokens; `number`: which text, for the error message."""
     ids = tokenizer.encode(text)
     if len(ids) < 2:
         found = "is empty" if not ids else f"has one token only ({text!r})"
@@ -147,5 +150,5 @@ def encode(tokenizer: Tokenizer, text: str, number: int = 1) -> Int[Tensor, " to
 
 
 def exponential(x: float) -> float:
-    """e to the x; infinity where that is more than a float can hold."""
+    """e to the x; infinity where that overflows."""
     return math.exp(x) if x < 700 else math.inf

@@ -7,7 +7,7 @@ from pathlib import Path
 from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.evaluation.lambada import lambada
 from gpt2mini.evaluation.multiple_choice import childrens_books, hellaswag
-from gpt2mini.evaluation.perplexity import check_window
+from gpt2mini.evaluation.perplexity import window_and_stride
 from gpt2mini.evaluation.running_text import any_text, bits, wikitext
 from gpt2mini.evaluation.table import Options, Row, Table
 from gpt2mini.model import GPT2
@@ -48,7 +48,7 @@ def zero_shot(
     its task's format.
     """
     check_predicts_tokens(model)
-    check_window(model, context_length, stride)
+    window_and_stride(model, context_length, stride)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if limit is not None and limit < 1:

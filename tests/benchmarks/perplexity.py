@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from gpt2mini import GPT2, GPT2Config
-from gpt2mini.data.text import as_batch, windows
+from gpt2mini.data.text import pad_windows, sliding_windows
 from gpt2mini.training import evaluate_loss
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         loss_theirs = recipe(theirs, warm_up, args)
         seconds_theirs = time.perf_counter() - began
         began = time.perf_counter()
-        loss_ours = sliding_windows(model, warm_up, args)
+        loss_ours = loss_in_windows(model, warm_up, args)
         seconds_ours = time.perf_counter() - began
     for name, loss, seconds in (
         ("transformers", loss_theirs, seconds_theirs),
@@ -51,13 +51,13 @@ def main() -> None:
     print(f"gpt2mini / transformers: speed {seconds_theirs / seconds_ours:.2f} x")
 
 
-def sliding_windows(model: GPT2, ids: torch.Tensor, args: argparse.Namespace) -> float:
+def loss_in_windows(model: GPT2, ids: torch.Tensor, args: argparse.Namespace) -> float:
     """What `gpt2mini.evaluation.perplexity` does, from token ids on."""
-    rows = windows([ids], min(args.context_length, len(ids)), args.stride)
+    rows = sliding_windows([ids], min(args.context_length, len(ids)), args.stride)
     batches = [
         rows[first : first + args.batch_size] for first in range(0, len(rows), args.batch_size)
     ]
-    return evaluate_loss(model, map(as_batch, batches), precision=args.precision)
+    return evaluate_loss(model, map(pad_windows, batches), precision=args.precision)
 
 
 def recipe(model, ids: torch.Tensor, args: argparse.Namespace) -> float:
