@@ -72,13 +72,14 @@ from gpt2mini.preferences.pairs import (
     read_preferences,
 )
 from gpt2mini.preferences.ppo import ActorCritic, KLController, PPOSettings, ppo_batches, ppo_step
-from gpt2mini.preferences.reward_functions import RewardFunction, find_reward
+from gpt2mini.preferences.reward_functions import RewardFunction
 from gpt2mini.preferences.reward_model import (
     CLASS_NAMES,
     CalibrationBin,
     RewardReport,
     calibration,
     evaluate_rewards,
+    find_reward,
     give_reward_head,
     reward_step,
 )

@@ -170,6 +170,15 @@ def check_predicts_tokens(model: "GPT2") -> None:
         )
 
 
+def check_reward_head(model: "GPT2") -> None:
+    """Raise ValueError for a model whose head has more than one output."""
+    if getattr(model.out_head, "out_features", None) != 1:
+        raise ValueError(
+            "this is no reward model: its output head must have one output "
+            "(give_reward_head(model), or load a trained reward model)"
+        )
+
+
 # ---- generation
 
 

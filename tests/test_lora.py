@@ -43,7 +43,7 @@ from gpt2mini.lora import (
     with_shared_weights,
 )
 from gpt2mini.losses import next_token_loss
-from gpt2mini.preferences.reward_functions import reward_model
+from gpt2mini.preferences.reward_model import load_reward_model
 
 EVERYTHING = tuple(TARGETS)
 PRECISION = 1e-5
@@ -716,13 +716,16 @@ def test_a_reward_model_is_the_whole_one_or_the_adapter(
     stale = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     expected = own_model(ids)
     assert_close(
-        reward_model(tmp_path, None, copy.deepcopy(tiny_model))(ids), expected, atol=1e-5, rtol=1e-5
+        load_reward_model(tmp_path, None, copy.deepcopy(tiny_model))(ids),
+        expected,
+        atol=1e-5,
+        rtol=1e-5,
     )
     merge_lora(own_model)
     own_model.save_pretrained(tmp_path)
     for name, contents in stale.items():  # as earlier versions left it
         (tmp_path / name).write_bytes(contents)
-    assert_close(reward_model(tmp_path, None, None)(ids), expected, atol=1e-5, rtol=1e-5)
+    assert_close(load_reward_model(tmp_path, None, None)(ids), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_an_adapter_s_folder_is_no_model_and_says_what_it_is(adapted: GPT2, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import read_class_names
 from gpt2mini.data.instructions import ALPACA, EncodedExchange
 from gpt2mini.device import autocast
+from gpt2mini.evaluation.intervals import bootstrap_interval, wilson_interval
 from gpt2mini.inspection import plot_calibration, plot_figures
 from gpt2mini.lora import add_lora, lora_layers, save_adapter
 from gpt2mini.losses import (
@@ -34,6 +35,7 @@ from gpt2mini.losses import (
     value_loss,
 )
 from gpt2mini.losses.sequence_logprobs import sequence_logprobs, token_logprobs
+from gpt2mini.masking import pad_left
 from gpt2mini.preferences.comparison import answer_prompts, best_of_n, compare_answers
 from gpt2mini.preferences.dpo import (
     dpo_step,
@@ -43,7 +45,6 @@ from gpt2mini.preferences.dpo import (
     with_reference,
 )
 from gpt2mini.preferences.grpo import group_advantages, grpo_batches, grpo_step
-from gpt2mini.preferences.intervals import bootstrap_interval, wilson_interval
 from gpt2mini.preferences.pairs import (
     EncodedPreference,
     Preference,
@@ -65,12 +66,13 @@ from gpt2mini.preferences.ppo import (
     whiten,
 )
 from gpt2mini.preferences.reference import check_reference, using_reference
-from gpt2mini.preferences.reward_functions import call_reward, find_reward
+from gpt2mini.preferences.reward_functions import call_reward, positive_share
 from gpt2mini.preferences.reward_model import (
     CLASS_NAMES,
     RewardReport,
     calibration,
     evaluate_rewards,
+    find_reward,
     give_reward_head,
     reward_step,
     score_with_reward,
@@ -80,11 +82,9 @@ from gpt2mini.preferences.rollouts import (
     OnPolicyBatches,
     Rollout,
     RolloutSettings,
-    pad_left,
     response_texts,
     roll_out,
 )
-from gpt2mini.preferences.toy import positive_share
 from gpt2mini.tokenizer import END_OF_TEXT, byte_characters
 from gpt2mini.training import Figures, Settings, adamw, recompute_activations, train
 
@@ -162,8 +162,8 @@ def test_equal_and_broken_pairs_are_dropped_and_counted(
         {"chosen": f"{DIALOGUE}Well.", "rejected": DIALOGUE.rstrip()},
     )
     assert len(read_preferences(path)) == 1
-    assert "2 of 4 pairs dropped: both answers are the same" in caplog.text
-    assert "1 of 4 pairs dropped: an answer is empty" in caplog.text
+    assert "2 of 4 pairs dropped: both responses are the same" in caplog.text
+    assert "1 of 4 pairs dropped: a response is empty" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_bad_record_is_refused_with_the_line(tmp_path: Path, row: dict, messag
 
 def test_a_file_of_equal_pairs_is_refused(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"prompt": "a", "chosen": "b", "rejected": "b"})
-    with pytest.raises(ValueError, match="no pair of two different answers"):
+    with pytest.raises(ValueError, match="no pair of two different responses"):
         read_preferences(path)
 
 
@@ -236,7 +236,7 @@ def test_an_answer_that_alone_is_too_long_keeps_its_head_and_its_pair_counts_onc
     last = tokenizer.encode("a b c")[-1:]
     assert one.chosen.token_ids.tolist() == last + tokenizer.encode(" x" * 9)[:5]
     assert one.rejected.token_ids.tolist() == last + tokenizer.encode(" y" * 9)[:5]
-    assert "1 of 1 pairs did not fit 6 tokens: the head of an answer was kept" in caplog.text
+    assert "1 of 1 pairs did not fit 6 tokens: the head of a response was kept" in caplog.text
 
 
 def random_pairs(n: int, seed: int = 0) -> list[EncodedPreference]:
@@ -497,7 +497,7 @@ def test_the_reference_without_adapters_is_the_base_bit_for_bit(own_model: GPT2)
 
 def test_a_reference_that_is_not_the_base_is_refused(own_model: GPT2) -> None:
     base = deepcopy(own_model)
-    with pytest.raises(ValueError, match="no adapters to switch off"):
+    with pytest.raises(ValueError, match="no adapters to disable"):
         check_reference(own_model, None)
     with pytest.raises(ValueError, match="the policy itself"):
         check_reference(own_model, own_model)
@@ -646,16 +646,16 @@ def raises_at_b(prompts: Sequence[str], responses: Sequence[str]) -> list[float]
     ("reward", "message"),
     [
         (raises_at_b, "raised RuntimeError: no b, for the response 'b' to the prompt 'q'"),
-        (lambda p, r: [1.0], "gave 1 values; expected 2 numbers"),
-        (lambda p, r: [0.0, float("nan")], "gave nan for the response 'b' to the prompt 'q'"),
-        (lambda p, r: [0.0, None], "gave None for the response 'b'"),
+        (lambda p, r: [1.0], "returned 1 values; expected 2 numbers"),
+        (lambda p, r: [0.0, float("nan")], "returned nan for the response 'b' to the prompt 'q'"),
+        (lambda p, r: [0.0, None], "returned None for the response 'b'"),
         (lambda p, r: torch.tensor([float("inf"), 0.0]), "for the response 'a' to the prompt 'p'"),
-        (lambda p, r: [0.0, 1e39], "gave 1e\\+39 for the response 'b' .* finite in float32"),
-        (lambda p, r: [0.0, 10**400], "gave 1000.*000 for the response 'b' to the prompt 'q'"),
-        (lambda p, r: torch.zeros(2, 2), "gave tensor.* for the response 'a'"),
-        (lambda p, r: None, "the reward function gave None; expected 2 numbers"),
-        (lambda p, r: 0.5, "the reward function gave 0.5; expected 2 numbers"),
-        (lambda p, r: torch.tensor(0.5), r"gave tensor\(0.5.*\); expected 2 numbers"),
+        (lambda p, r: [0.0, 1e39], "returned 1e\\+39 for the response 'b' .* finite in float32"),
+        (lambda p, r: [0.0, 10**400], "returned 1000.*000 for the response 'b' to the prompt 'q'"),
+        (lambda p, r: torch.zeros(2, 2), "returned tensor.* for the response 'a'"),
+        (lambda p, r: None, "the reward function returned None; expected 2 numbers"),
+        (lambda p, r: 0.5, "the reward function returned 0.5; expected 2 numbers"),
+        (lambda p, r: torch.tensor(0.5), r"returned tensor\(0.5.*\); expected 2 numbers"),
         (lambda p, r: (raises_at_b(p, r)[i] for i in range(2)), "raised RuntimeError: no b"),
     ],
 )
@@ -696,7 +696,7 @@ def test_rewards_are_found_by_name(
     text_model: GPT2, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert find_reward("toy") is positive_share
-    assert find_reward("gpt2mini.preferences.toy:positive_share") is positive_share
+    assert find_reward("gpt2mini.preferences.reward_functions:positive_share") is positive_share
     give_reward_head(text_model)
     text_model.save_pretrained(tmp_path, class_names=CLASS_NAMES)
     tokenizer.save_pretrained(tmp_path)
@@ -707,7 +707,7 @@ def test_rewards_are_found_by_name(
     for name, message in (
         ("tyo", "neither 'toy' nor a folder"),
         ("no_such_module:f", "no reward function"),
-        ("gpt2mini.preferences.toy:nothing", "no reward function"),
+        ("gpt2mini.preferences.reward_functions:nothing", "no reward function"),
         ("os:sep", "the reward 'os:sep' is .*; expected a function"),
         ("badly_written_reward:f", "no reward function .*: SyntaxError"),
     ):
@@ -904,7 +904,7 @@ def test_a_whole_answer_pays_for_its_kl(
     rewards = torch.zeros(len(rollout.token_ids))
     settings = PPOSettings(gae_lambda=1.0, kl_estimator=kl_estimator)
     critic = ActorCritic(text_model)  # its values are 0
-    found = ppo_experience(rollout, rewards, critic, KLController(2.0), settings, minibatch_rows=3)
+    found = ppo_experience(rollout, rewards, critic, KLController(2.0), settings, rollouts=SMALL)
     assert found.returns is not None
     first = found.returns[:, rollout.response_mask[0].long().argmax()]
     k1 = (rollout.logprobs - rollout.reference_logprobs).sum(dim=1)
@@ -921,7 +921,7 @@ def test_bad_settings_are_named(wrong: dict) -> None:
 
 def test_a_policy_needs_a_language_head(text_model: GPT2) -> None:
     text_model.out_head = torch.nn.Linear(text_model.config.emb_dim, 2)
-    with pytest.raises(ValueError, match="only a language model head"):
+    with pytest.raises(ValueError, match="the output head has 2 outputs"):
         ActorCritic(text_model)
 
 
@@ -1036,6 +1036,47 @@ def test_the_reward_rises(method: str, text_model: GPT2, tokenizer: Tokenizer) -
         assert {"value_loss", "kl_coefficient"} <= rows[0].keys()
 
 
+# Another method is a function from rewards to advantages, and one from a minibatch to a loss:
+# REINFORCE with a leave-one-out baseline (RLOO, Ahmadian et al. 2024, section 2.2).
+
+
+def rloo_experience(rollout: Rollout, rewards: Tensor) -> Experience:
+    groups = rewards.view(-1, 4)  # (prompts, samples)
+    others = (groups.sum(dim=1, keepdim=True) - groups) / 3  # mean reward of the other samples
+    advantages = (groups - others).flatten()[:, None] * rollout.response_mask
+    return Experience(**vars(rollout), advantages=advantages)
+
+
+def rloo_step(model: GPT2, batch: Experience) -> tuple[Tensor, Tensor]:
+    mask = batch.response_mask
+    logprobs = token_logprobs(model, batch.token_ids, batch.attention_mask, mask)
+    return -(batch.advantages * logprobs).sum(), mask.sum()
+
+
+def test_a_method_of_your_own_is_two_functions(text_model: GPT2, tokenizer: Tokenizer) -> None:
+    """The baseline of a group by hand; and the reward rises."""
+    rollout = small_rollout(text_model, tokenizer, deepcopy(text_model))  # 6 rows; take 4
+    rows = Rollout(**{name: tensor[:4] for name, tensor in vars(rollout).items()})
+    found = rloo_experience(rows, torch.tensor([1.0, 2.0, 3.0, 6.0])).advantages
+    expected = torch.tensor([1 - 11 / 3, 2 - 10 / 3, 3 - 3, 6 - 2])[:, None]
+    assert_close(found, expected * rows.response_mask)
+
+    reference, figures = deepcopy(text_model), Figures()
+    settings = replace(ON_POLICY, num_samples=4, epochs=1)
+    generator = torch.Generator().manual_seed(0)
+    batches = OnPolicyBatches(
+        text_model, tokenizer, PROMPTS, share_of_ascii, rloo_experience, settings, generator,
+        reference, figures,
+    )  # fmt: skip
+    schedule = Settings(
+        steps=40, schedule=lambda step: 1.0, log_every=settings.updates, progress=False
+    )
+    optimizers = [adamw(text_model, lr=1e-2, weight_decay=0.0)]
+    rows_logged = train(text_model, batches, optimizers, schedule, rloo_step, figures=figures)
+    rewards = [row["reward"] for row in rows_logged]
+    assert sum(rewards[-3:]) > 1.3 * sum(rewards[:3])
+
+
 def test_seeds_reproduce(text_model: GPT2, tokenizer: Tokenizer) -> None:
     def rewards(seed: int) -> list[float]:
         rows = learn_ascii("ppo", deepcopy(text_model), tokenizer, rollouts=2, seed=seed)
@@ -1103,8 +1144,8 @@ def test_answers_side_by_side(text_model: GPT2, tokenizer: Tokenizer) -> None:
     assert (found.mean_before, found.mean_after) == pytest.approx((1 / 3, 1 / 3))
     assert found.win_rate == pytest.approx(0.5)
     low, high = found.difference_interval
-    assert low < 0 < high and "it may be chance" in str(found)
-    with pytest.raises(ValueError, match="two answers to each prompt"):
+    assert low < 0 < high and "not significant" in str(found)
+    with pytest.raises(ValueError, match="two responses to each prompt"):
         compare_answers(["a"], [], ["x"], positive_share)
 
 

@@ -1,4 +1,4 @@
-"""Learn from preferences and rewards: reward model, DPO, PPO, GRPO.
+"""Learning from preferences and rewards: reward model, DPO, PPO, GRPO.
 
-Read in this order: rewards, dpo, rollouts, ppo, grpo, evaluate.
+Read in this order: pairs, reward_model, dpo, reward_functions, rollouts, ppo, grpo, comparison.
 """

@@ -1,14 +1,13 @@
-"""Direct preference optimization: learn from pairs without a reward model and without sampling.
+"""Direct preference optimization (DPO): learn from pairs without a reward model or sampling.
 
 Rafailov et al. 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward
-Model". The policy is its own reward model (equation 5, but for a term that depends on the prompt
-alone):
+Model". The policy implies a reward (equation 5, up to a term that depends on the prompt alone):
 
-    reward(prompt, answer) = beta * log (p_policy(answer | prompt) / p_reference(answer | prompt))
+    reward(prompt, response) = beta * log(p_policy(response | prompt) / p_ref(response | prompt))
 
-and the loss is that of a reward model's pairs (equation 7, `losses.dpo_loss`). At first policy and
-reference are the same, all rewards 0 and the loss ln 2; but its gradient is not 0: half of
-beta * (grad log p(rejected) - grad log p(chosen)).
+and the loss is the pairwise loss of a reward model (equation 7, `losses.dpo_loss`). At the first
+step the policy is the reference, all rewards are 0 and the loss is ln 2; its gradient is
+beta / 2 * (grad log p(rejected) - grad log p(chosen)).
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from gpt2mini.losses.sequence_logprobs import sequence_logprobs
 from gpt2mini.model import GPT2
 from gpt2mini.preferences.pairs import EncodedPreference, PreferenceBatch
 from gpt2mini.preferences.reference import using_reference
-from gpt2mini.preferences.reward_model import RewardReport, correct, of_both_answers
+from gpt2mini.preferences.reward_model import RewardReport, correct, of_both_responses
 from gpt2mini.training.metrics import Figures
 
 NO_REFERENCE = (
@@ -46,8 +45,8 @@ def dpo_step(
 ) -> tuple[Tensor, int]:
     """(sum of the loss, number of pairs) of a batch, for `training.train`.
 
-    reference_free: compare with a reference that finds all answers equally likely. Otherwise the
-    pairs must have been given their reference log-probabilities (`with_reference`).
+    reference_free: as if the reference gave all responses the same probability. Otherwise the pairs
+    need the log-probabilities of the reference (`with_reference`).
     """
     logprobs = batch_logprobs(model, batch)  # (rows)
     reference = None if reference_free else batch.reference_logprobs  # (rows)
@@ -79,15 +78,15 @@ def reward_figures(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
 
 
 def batch_logprobs(model: GPT2, batch: PreferenceBatch) -> Float[Tensor, " rows"]:
-    """log p of each answer, given its prompt."""
+    """log p(response | prompt) of each row."""
     return sequence_logprobs(model, batch.token_ids, batch.attention_mask, batch.response_mask)[0]
 
 
 def pair_logprobs(
     model: GPT2, pairs: Sequence[EncodedPreference], precision: str = "auto"
 ) -> Float[Tensor, "pairs 2"]:
-    """log p of the chosen and the rejected answers of many pairs, without gradients; on the CPU."""
-    return of_both_answers(model, pairs, partial(batch_logprobs, model), precision)
+    """log p of the chosen and the rejected response of each pair, without gradients; on the CPU."""
+    return of_both_responses(model, pairs, partial(batch_logprobs, model), precision)
 
 
 def with_reference(
@@ -96,13 +95,13 @@ def with_reference(
     reference: GPT2 | None = None,
     precision: str = "auto",
 ) -> list[EncodedPreference]:
-    """The pairs with the log-probabilities that the reference gives their answers.
+    """The pairs with the log-probabilities of their responses under the reference.
 
-    It never changes, so this is done once, not once an epoch. reference: a frozen model; the
-    default is the policy without its adapters or, where it has none, as it is now.
+    They do not change in training, so they are computed once. reference: the default is the policy
+    without its adapters or, where it has none, the policy as it is now.
     """
-    as_it_is = reference is None and not lora_layers(policy)
-    with nullcontext(policy) if as_it_is else using_reference(policy, reference) as model:
+    untrained = reference is None and not lora_layers(policy)
+    with nullcontext(policy) if untrained else using_reference(policy, reference) as model:
         logprobs = pair_logprobs(model, pairs, precision)  # (pairs, 2)
     return [
         replace(pair, reference=(row[0], row[1]))
@@ -112,7 +111,7 @@ def with_reference(
 
 @dataclass(frozen=True)
 class DPOReport(RewardReport):
-    """The rewards that a policy implies, and the mean of the loss that it is trained with."""
+    """The rewards that a policy implies, and the mean training loss."""
 
     mean_loss: float
 
@@ -130,8 +129,8 @@ def evaluate_dpo(
     reference_free: bool = False,
     precision: str = "auto",
 ) -> DPOReport:
-    """Rewards and loss of pairs that have their reference's log-probabilities; the options as for
-    `dpo_step`, so that the loss is that of training."""
+    """Rewards and loss of pairs with reference log-probabilities. With the options of `dpo_step`
+    the loss is the training loss."""
     if not pairs:
         raise ValueError("there are no pairs to evaluate on")
     logprobs = pair_logprobs(model, pairs, precision)  # (pairs, 2)

@@ -1,4 +1,4 @@
-"""Preferences: a prompt, the better of two answers, and the other; records -> batches of pairs."""
+"""Preferences: a prompt with a chosen and a rejected response; records -> batches of pairs."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ KNOWN = (*PROMPT_NAMES, "input", *CHOSEN_NAMES, "rejected")
 
 @dataclass(frozen=True)
 class Preference:
-    """What is given, as the model reads it, and two answers, of which somebody preferred one."""
+    """A prompt in the model's template, and the responses chosen and rejected by a labeler."""
 
     prompt: str
     chosen: str
@@ -50,23 +50,22 @@ def read_preferences(
     """Read prompt, chosen and rejected, instruction (with or without input), output and rejected,
     or pairs of dialogues.
 
-    source: .jsonl, .json, .csv or hf:owner/name:split. template: how a prompt is put to the model,
-    with {prompt}, or {instruction} and {input}; dialogues need none. Pairs of equal answers teach
-    nothing and are dropped, as are dialogues of which one breaks off before its answer; how many,
-    is said in a warning. Raises ValueError, with the line, for a field that is missing or empty.
+    source: .jsonl, .json, .csv or hf:owner/name:split. template: with {prompt}, or {instruction}
+    and {input}; dialogues need none. Pairs of equal or empty responses are dropped, and a warning
+    gives their number. Raises ValueError, with the line, for a field that is missing or empty.
     """
     check_template(template)
     pairs = [preference(record, template) for record in read_records(source, columns, KNOWN)]
     different = [one for one in pairs if one.chosen != one.rejected]
     found = [one for one in different if one.chosen.strip() and one.rejected.strip()]
     for dropped, what in (
-        (len(pairs) - len(different), "both answers are the same"),
-        (len(different) - len(found), "an answer is empty"),
+        (len(pairs) - len(different), "both responses are the same"),
+        (len(different) - len(found), "a response is empty"),
     ):
         if dropped:
             logger.warning("%s: %d of %d pairs dropped: %s", source, dropped, len(pairs), what)
     if not found:
-        raise ValueError(f"{source} holds no pair of two different answers")
+        raise ValueError(f"{source} has no pair of two different responses")
     return found
 
 
@@ -80,17 +79,18 @@ def preference(record: Record, template: str) -> Preference:
 
 
 def split_dialogues(chosen: str, rejected: str, place: str) -> Preference:
-    """Two dialogues of Anthropic's HH form, split at the last "Assistant:" that they share.
+    """Two dialogues in the format of Anthropic's HH, split at the last "Assistant:" they share.
 
-    That is the last one of each, but for 12 of the 5103 pairs of HH's helpful test sets: there one
-    of the answers goes on to play both parts, and its own turns are no part of what was given.
+    That is the last turn of each, except in 12 of the 5103 pairs of HH's helpful test sets: there a
+    response continues with turns of its own, which are not part of the prompt.
     """
     both = enumerate(zip(chosen, rejected, strict=False))
-    alike = next((i for i, (one, other) in both if one != other), min(len(chosen), len(rejected)))
-    before, mark, _ = chosen[:alike].rpartition(LAST_SPEAKER)
+    shared = next((i for i, (one, other) in both if one != other), min(len(chosen), len(rejected)))
+    before, mark, _ = chosen[:shared].rpartition(LAST_SPEAKER)
     if not mark:
         raise ValueError(
-            f"{place}: expected a prompt, or two dialogues that begin alike up to {LAST_SPEAKER!r}"
+            f"{place}: expected a prompt, or two dialogues that begin with the same text up to "
+            f"{LAST_SPEAKER!r}"
         )
     prompt = before.lstrip() + mark
     answers = [dialogue[len(before + mark) :] for dialogue in (chosen, rejected)]
@@ -102,11 +102,11 @@ def split_dialogues(chosen: str, rejected: str, place: str) -> Preference:
 
 @dataclass(frozen=True)
 class EncodedPreference:
-    """Token ids of prompt and answer, twice; the prompts are the same."""
+    """Token ids of the prompt with either response."""
 
     chosen: EncodedExchange
     rejected: EncodedExchange
-    reference: tuple[float, float] | None = None  # log p of both answers under the reference model
+    reference: tuple[float, float] | None = None  # log p(chosen), log p(rejected)
 
     @property
     def length(self) -> int:
@@ -116,20 +116,20 @@ class EncodedPreference:
 def encode_preferences(
     preferences: Sequence[Preference], tokenizer: Tokenizer, longest: int
 ) -> list[EncodedPreference]:
-    """Answers end in <|endoftext|>. Of what is longer than `longest` tokens the prompt keeps its
-    tail, the same for both answers, and an answer that alone is too long its head; in how many
-    pairs, is said in a warning."""
-    found, cut_prompts, cut_answers = [], 0, 0
+    """Responses end in <|endoftext|>. Of a pair longer than `longest` tokens the prompt keeps its
+    tail, the same for both responses; a response that is too long by itself keeps its head. A
+    warning gives the number of such pairs."""
+    found, cut_prompts, cut_responses = [], 0, 0
     for one in preferences:
-        (chosen, rejected), cut_prompt, cut_answer = encode_prompt_with(
+        (chosen, rejected), cut_prompt, cut_response = encode_prompt_with(
             [one.chosen, one.rejected], one.prompt, tokenizer, longest
         )
         found.append(EncodedPreference(chosen, rejected))
         cut_prompts += cut_prompt
-        cut_answers += cut_answer
+        cut_responses += cut_response
     for count, kept in (
         (cut_prompts, "the tail of the prompt"),
-        (cut_answers, "the head of an answer"),
+        (cut_responses, "the head of a response"),
     ):
         if count:
             message = "%d of %d pairs did not fit %d tokens: %s was kept"
@@ -142,15 +142,15 @@ def encode_preferences(
 
 @dataclass(frozen=True)
 class PreferenceBatch:
-    """All chosen answers, then all rejected ones, so that one forward pass reads them all.
+    """All chosen responses, then all rejected ones, for one forward pass.
 
-    `rows` is 2 * pairs; `tensor.chunk(2)` parts them again.
+    `rows` is 2 * pairs; `tensor.chunk(2)` separates them.
     """
 
     token_ids: Int[Tensor, "rows tokens"]
-    response_mask: Bool[Tensor, "rows tokens"]  # the answers, <|endoftext|> included
-    attention_mask: Bool[Tensor, "rows tokens"] | None = None  # None: all tokens are real
-    reference_logprobs: Float[Tensor, " rows"] | None = None  # of the answers
+    response_mask: Bool[Tensor, "rows tokens"]  # <|endoftext|> included
+    attention_mask: Bool[Tensor, "rows tokens"] | None = None  # None: no padding
+    reference_logprobs: Float[Tensor, " rows"] | None = None
 
     def to(self, device: torch.device) -> "PreferenceBatch":
         mask, reference = self.attention_mask, self.reference_logprobs
@@ -163,7 +163,7 @@ class PreferenceBatch:
 
 
 def pad_pairs(pairs: Sequence[EncodedPreference]) -> PreferenceBatch:
-    """Right-pad to the longest of the batch; masks come from lengths."""
+    """Right-pad to the longest row; masks come from lengths."""
     rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     token_ids, is_real = pad_right([row.token_ids for row in rows])  # (rows, tokens), both
     n_prompt = torch.tensor([[row.n_prompt] for row in rows])  # (rows, 1)
@@ -174,7 +174,7 @@ def pad_pairs(pairs: Sequence[EncodedPreference]) -> PreferenceBatch:
 
 
 class PreferenceBatches:
-    """Endless shuffled batches of pairs of similar length, a function of the seed."""
+    """Endless shuffled batches of pairs of similar length, determined by the seed."""
 
     def __init__(self, pairs: Sequence[EncodedPreference], batch_size: int, seed: int) -> None:
         self.pairs, self.batch_size, self.seed = list(pairs), batch_size, seed

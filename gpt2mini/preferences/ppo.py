@@ -1,13 +1,14 @@
-"""Proximal policy optimization for language models: answer, rate, make good answers likelier.
+"""Proximal policy optimization (PPO) for language models.
 
 Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences"; Stiennon et al. 2020;
 Ouyang et al. 2022. The clipped objective is Schulman et al. 2017's (`losses.ppo_loss`), the
-advantages are Schulman et al. 2016's. A token is an action, a text so far a state:
+advantages are Schulman et al. 2016's. A token is an action; the tokens before it are the state:
 
-    reward of token t   -kl_coefficient * (log p_policy - log p_reference), at each token,
-                        + the answer's reward, at its last one
-    value of token t    what the critic expects of the rest, read one position to the left
-    advantage           how much better it came than expected, over the rest of the answer
+    reward of token t      -kl_coefficient * (log p_policy - log p_reference), and for the last
+                           token of a response also the reward of the response
+    value of token t       the critic's output one position to the left
+    advantage of token t   generalized advantage estimate: rewards from t on, minus the value
+    return of token t      advantage + value, the critic's target
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ from functools import partial
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from gpt2mini.checks import check_predicts_tokens, check_response_mask
+from gpt2mini.checks import check_predicts_tokens, check_response_mask, check_reward_head
 from gpt2mini.device import autocast
 from gpt2mini.losses.deferred import hidden_states_and_head
 from gpt2mini.losses.policy_gradient import kl_from_samples, ppo_loss, value_loss
@@ -26,8 +28,14 @@ from gpt2mini.losses.sequence_logprobs import logprobs_from_hidden
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.preferences.reward_functions import RewardFunction
-from gpt2mini.preferences.reward_model import check_reward_head
-from gpt2mini.preferences.rollouts import Experience, OnPolicyBatches, Rollout, RolloutSettings
+from gpt2mini.preferences.rollouts import (
+    Experience,
+    OnPolicyBatches,
+    Rollout,
+    RolloutSettings,
+    clip_fraction,
+    in_minibatches,
+)
 from gpt2mini.tokenizer import Tokenizer
 from gpt2mini.training.distributed import sum_over_ranks
 from gpt2mini.training.metrics import Figures
@@ -35,13 +43,13 @@ from gpt2mini.training.metrics import Figures
 
 @dataclass(frozen=True)
 class PPOSettings:
-    gamma: float = 1.0  # an answer's reward is worth the same however late it comes
+    gamma: float = 1.0  # discount; 1: a reward counts the same for all tokens before it
     gae_lambda: float = 0.95
     clip: float = 0.2
     value_clip: float = 0.2
-    value_weight: float = 0.1  # of the value loss beside the policy's
+    value_weight: float = 0.1  # of the value loss in the sum with the policy loss
     whiten_rewards: bool = False
-    kl_estimator: str = "k1"  # of what a token costs in KL: "k1" or "k3", see `token_rewards`
+    kl_estimator: str = "k1"  # of the KL penalty: "k1" or "k3", see `token_rewards`
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
@@ -57,11 +65,11 @@ class PPOSettings:
 
 
 class ActorCritic(nn.Module):
-    """A policy and its critic: two heads on one trunk, or two models."""
+    """A policy and its critic: two heads on one GPT-2, or two models."""
 
     def __init__(self, policy: GPT2, value_model: GPT2 | None = None) -> None:
         """value_model: a GPT-2 with one output, for instance a copy of the reward model; by default
-        the critic is a linear layer on the policy's own trunk, and expects 0 at first."""
+        the critic is a linear layer on the policy's hidden states, with zero weights at first."""
         super().__init__()
         check_predicts_tokens(policy)
         self.policy, self.value_model = policy, value_model
@@ -95,7 +103,7 @@ class ActorCritic(nn.Module):
 def values_of_tokens(
     outputs: Float[Tensor, "batch tokens"], response_mask: Bool[Tensor, "batch tokens"]
 ) -> Float[Tensor, "batch tokens"]:
-    """The value of the state in which each token was chosen: the critic's output to its left."""
+    """The value of the state in which each token was sampled: the critic's output to its left."""
     to_the_left = torch.cat([outputs[:, :1], outputs[:, :-1]], dim=1)
     return to_the_left * response_mask
 
@@ -109,21 +117,20 @@ def token_rewards(
     kl_coefficient: float,
     kl_estimator: str = "k1",
 ) -> Float[Tensor, "batch tokens"]:
-    """Ziegler et al. 2019, equation 2: what each token costs in KL, and at the last the reward.
+    """The KL penalty of each token, plus the reward at the last (Ziegler et al. 2019, equation 2).
 
-    kl_estimator: "k1", the log ratio, is the standard: as a reward it has the KL's own gradient.
-    "k3" (`losses.kl_from_samples`) is never negative and less noisy, but belongs in a loss, as in
-    GRPO: as a reward its gradient is biased, and nearly 0 while the policy is near the reference.
+    kl_estimator: "k1", the log ratio, is the standard: as a reward it has the gradient of the KL.
+    "k3" (`losses.kl_from_samples`) is never negative and has less variance, but belongs in a loss,
+    as in GRPO: as a reward its gradient is biased, and nearly 0 near the reference.
     """
     if kl_estimator == "k3":
         kl = kl_from_samples(rollout.logprobs, rollout.reference_logprobs)  # (batch, tokens)
     else:
         kl = rollout.logprobs - rollout.reference_logprobs  # (batch, tokens)
-    found = -kl_coefficient * kl  # (batch, tokens)
-    places = torch.arange(found.shape[1], device=found.device)  # (tokens)
-    last = (places * rollout.response_mask).argmax(dim=1)  # (batch)
-    found[torch.arange(len(found), device=found.device), last] += rewards
-    return found
+    of_tokens = -kl_coefficient * kl  # (batch, tokens)
+    mask = rollout.response_mask
+    is_last = mask & ~F.pad(mask, (0, 1))[:, 1:]  # (batch, tokens): no response token follows
+    return of_tokens + is_last * rewards[:, None]
 
 
 def generalized_advantages(
@@ -133,10 +140,10 @@ def generalized_advantages(
     gamma: float = 1.0,
     gae_lambda: float = 0.95,
 ) -> Float[Tensor, "batch tokens"]:
-    """Schulman et al. 2016, equation 16: the sum of (gamma lambda)^k delta_(t+k), where delta_t =
-    reward_t + gamma value_(t+1) - value_t. Worked out from the last token to the first."""
+    """Schulman et al. 2016, equation 16: the sum over k of (gamma lambda)^k delta_(t+k), where
+    delta_t = reward_t + gamma value_(t+1) - value_t; computed from the last token to the first."""
     advantages = torch.zeros_like(rewards)
-    advantage = next_value = torch.zeros_like(rewards[:, 0])  # (batch): beyond the last there is 0
+    advantage = next_value = torch.zeros_like(rewards[:, 0])  # (batch), 0 after the end
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]  # (batch)
         advantage = (delta + gamma * gae_lambda * advantage) * response_mask[:, t]
@@ -150,7 +157,7 @@ def whiten(
     response_mask: Bool[Tensor, "batch tokens"],
     keep_mean: bool = False,
 ) -> Float[Tensor, "batch tokens"]:
-    """Variance 1 and, unless it is kept, mean 0, over the response tokens."""
+    """Scale to variance 1 and, unless keep_mean, shift to mean 0, over the response tokens."""
     chosen = x[response_mask]
     mean, variance = chosen.mean(), chosen.var(correction=0)
     whitened = (x - mean) * torch.rsqrt(variance + 1e-8) + (mean if keep_mean else 0.0)
@@ -158,11 +165,11 @@ def whiten(
 
 
 class KLController:
-    """The KL coefficient: fixed, or moved so that the KL of an answer stays near a target (Ziegler
-    et al. 2019, section 2.2)."""
+    """The KL coefficient: fixed, or adapted to keep the KL of a response near a target (Ziegler et
+    al. 2019, section 2.2)."""
 
     def __init__(self, coefficient: float, target: float | None = None) -> None:
-        """target: nats per answer; None: the coefficient stays as it is."""
+        """target: nats per response; None: the coefficient is fixed."""
         if coefficient < 0 or (target is not None and target <= 0):
             raise ValueError(
                 f"the KL coefficient must be at least 0 and its target above 0, not {coefficient} "
@@ -182,7 +189,64 @@ class KLController:
         self.coefficient = state["coefficient"]
 
 
-# ---- what `train` calls
+# ---- experience, loss, minibatches
+
+
+@torch.no_grad()
+def ppo_experience(
+    rollout: Rollout,
+    rewards: Float[Tensor, " batch"],
+    model: ActorCritic,
+    controller: KLController,
+    settings: PPOSettings,
+    rollouts: RolloutSettings,
+    figures: Figures | None = None,
+) -> Experience:
+    """Advantages and returns of a rollout. Updates the KL coefficient afterwards, for the next."""
+    mask, coefficient = rollout.response_mask, controller.coefficient
+    values = rollout_values(model, rollout, rollouts)  # (batch, tokens)
+    of_tokens = token_rewards(rollout, rewards, coefficient, settings.kl_estimator)
+    if settings.whiten_rewards:
+        of_tokens = whiten(of_tokens, mask, keep_mean=True)
+    advantages = generalized_advantages(
+        of_tokens, values, mask, settings.gamma, settings.gae_lambda
+    )
+    returns = advantages + values  # (batch, tokens)
+    if figures is not None:
+        figures.add(kl_coefficient=torch.tensor(coefficient))
+    kl_sum, n = sum_over_ranks([float(rollout.kl.sum()), len(rewards)], rewards.device)
+    controller.update(kl_sum / n)
+    return Experience(
+        **vars(rollout), advantages=whiten(advantages, mask), values=values, returns=returns
+    )
+
+
+def rollout_values(
+    model: ActorCritic, rollout: Rollout, settings: RolloutSettings
+) -> Float[Tensor, "batch tokens"]:
+    """The critic's value of each response token."""
+    rows = (rollout.token_ids, rollout.attention_mask, rollout.response_mask)
+    with evaluating(model), autocast(rollout.token_ids.device, settings.precision):
+        return in_minibatches(lambda model, *part: model(*part)[1], model, rows, settings)
+
+
+def ppo_step(
+    model: ActorCritic, batch: Experience, settings: PPOSettings, figures: Figures | None = None
+) -> tuple[Tensor, Tensor]:
+    """The loss of a minibatch: (policy loss + value_weight * value loss, summed; number of response
+    tokens)."""
+    assert batch.values is not None and batch.returns is not None
+    mask = batch.response_mask
+    logprobs, values = model(batch.token_ids, batch.attention_mask, mask)
+    policy_sum, count = ppo_loss(logprobs, batch.logprobs, batch.advantages, mask, settings.clip)
+    value_sum, _ = value_loss(values, batch.values, batch.returns, mask, settings.value_clip)
+    if figures is not None:
+        figures.add(
+            policy_loss=policy_sum / count,
+            value_loss=value_sum / count,
+            clip_fraction=clip_fraction(logprobs, batch, settings.clip),
+        )
+    return policy_sum + settings.value_weight * value_sum, count
 
 
 def ppo_batches(
@@ -198,89 +262,15 @@ def ppo_batches(
     figures: Figures | None = None,
 ) -> OnPolicyBatches:
     """Endless minibatches for `training.train(model, batches, ..., partial(ppo_step, ...))`."""
-    learn_from = partial(
+    experience = partial(
         ppo_experience,
         model=model,
         controller=controller,
         settings=settings,
-        minibatch_rows=rollouts.minibatch_rows,
-        precision=rollouts.precision,
+        rollouts=rollouts,
         figures=figures,
     )
     return OnPolicyBatches(
-        model.policy,
-        tokenizer,
-        prompts,
-        reward,
-        learn_from,
-        rollouts,
-        generator,
-        reference,
-        figures,
-        controller,
+        *(model.policy, tokenizer, prompts, reward, experience, rollouts, generator),
+        *(reference, figures, controller),
     )
-
-
-@torch.no_grad()
-def ppo_experience(
-    rollout: Rollout,
-    rewards: Float[Tensor, " batch"],
-    model: ActorCritic,
-    controller: KLController,
-    settings: PPOSettings,
-    minibatch_rows: int,
-    precision: str = "auto",
-    figures: Figures | None = None,
-) -> Experience:
-    """The advantages of a rollout. The KL coefficient moves afterwards, for the next."""
-    values = rollout_values(model, rollout, minibatch_rows, precision)  # (batch, tokens)
-    of_tokens = token_rewards(rollout, rewards, controller.coefficient, settings.kl_estimator)
-    if settings.whiten_rewards:
-        of_tokens = whiten(of_tokens, rollout.response_mask, keep_mean=True)
-    advantages = generalized_advantages(
-        of_tokens, values, rollout.response_mask, settings.gamma, settings.gae_lambda
-    )
-    if figures is not None:
-        figures.add(kl_coefficient=torch.tensor(controller.coefficient))
-    kl = [float(rollout.kl.sum()), float(len(rollout.kl))]
-    kl_sum, n_answers = sum_over_ranks(kl, rollout.kl.device)
-    controller.update(kl_sum / n_answers)
-    return Experience(
-        **vars(rollout),
-        advantages=whiten(advantages, rollout.response_mask),
-        values=values,
-        returns=advantages + values,
-    )
-
-
-def rollout_values(
-    model: ActorCritic, rollout: Rollout, minibatch_rows: int, precision: str
-) -> Float[Tensor, "batch tokens"]:
-    rows = (rollout.token_ids, rollout.attention_mask, rollout.response_mask)
-    parts = zip(*(tensor.split(minibatch_rows) for tensor in rows), strict=True)
-    with evaluating(model), autocast(rollout.token_ids.device, precision):
-        return torch.cat([model(*part)[1] for part in parts])
-
-
-def ppo_step(
-    model: ActorCritic, batch: Experience, settings: PPOSettings, figures: Figures | None = None
-) -> tuple[Tensor, Tensor]:
-    """(sum of policy and value loss, number of response tokens) of a minibatch."""
-    assert batch.values is not None and batch.returns is not None
-    mask = batch.response_mask
-    logprobs, values = model(batch.token_ids, batch.attention_mask, mask)
-    policy_sum, count = ppo_loss(logprobs, batch.logprobs, batch.advantages, mask, settings.clip)
-    value_sum, _ = value_loss(values, batch.values, batch.returns, mask, settings.value_clip)
-    if figures is not None:
-        figures.add(
-            policy_loss=policy_sum / count,
-            value_loss=value_sum / count,
-            clip_fraction=clipped(logprobs, batch, settings.clip),
-        )
-    return policy_sum + settings.value_weight * value_sum, count
-
-
-def clipped(logprobs: Tensor, batch: Experience, clip: float) -> Bool[Tensor, " n"]:
-    """Which response tokens' ratios have left the interval about 1."""
-    ratio = (logprobs - batch.logprobs).exp()[batch.response_mask]
-    return (ratio - 1).abs() > clip

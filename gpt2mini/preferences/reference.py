@@ -1,7 +1,7 @@
-"""The reference: the model that a policy starts from and is not to stray from."""
+"""The reference model: what the policy was before training, for KL penalties and DPO."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 from gpt2mini.lora.adapt import lora_disabled, lora_layers
@@ -12,15 +12,11 @@ from gpt2mini.modes import evaluating
 
 @contextmanager
 def using_reference(policy: GPT2, reference: GPT2 | None = None) -> Iterator[GPT2]:
-    """Inside, a model to compare with, in eval mode and without gradients: the one given, or the
-    policy without its adapters, which needs no second copy of the weights."""
+    """Inside, the reference model in eval mode without gradients. The default is the policy with
+    its adapters disabled, which needs no second copy of the weights."""
     check_reference(policy, reference)
-    if reference is not None:
-        with evaluating(reference):
-            yield reference
-    else:
-        with lora_disabled(policy), evaluating(policy):
-            yield policy
+    with nullcontext() if reference else lora_disabled(policy), evaluating(reference or policy):
+        yield reference or policy
 
 
 def check_reference(policy: GPT2, reference: GPT2 | None) -> None:
@@ -28,12 +24,12 @@ def check_reference(policy: GPT2, reference: GPT2 | None) -> None:
     if reference is None:
         if not lora_layers(policy):
             raise ValueError(
-                "there is no reference: the policy has no adapters to switch off; pass "
+                "there is no reference: the policy has no adapters to disable; pass "
                 "reference=deepcopy(policy) before you train it, or add_lora(policy)"
             )
         return
     if reference is policy:
-        raise ValueError("the reference is the policy itself, and would change with it: copy it")
+        raise ValueError("the reference is the policy itself, which training changes: pass a copy")
     if replace(reference.config, drop_rate=0.0) != replace(policy.config, drop_rate=0.0):
         raise ValueError(
             f"the reference is another model: {reference.config}; the policy is {policy.config}"

@@ -1,18 +1,22 @@
-"""The reward model: one number for how good an answer is, learned from pairs.
+"""The reward model: a scalar score of a response, learned from pairs.
 
 Stiennon et al. 2020, "Learning to summarize from human feedback", section 3.4; Ouyang et al. 2022
-("InstructGPT"), equation 1. A GPT-2 whose output head gives one number, read at the answer's
-<|endoftext|>, which has seen all of it:
+("InstructGPT"), equation 1. A GPT-2 whose output head has one output, read at the <|endoftext|>
+of the response:
 
     loss = -log sigmoid(reward(prompt, chosen) - reward(prompt, rejected))
 
-Only differences of rewards mean something. Everything else is a classifier's: it is saved and
-loaded as one, with the one class "reward".
+Only differences of rewards have a meaning. In every other respect it is a classifier with the one
+class "reward", and is saved and loaded as one.
 """
 
+import importlib
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,17 +24,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gpt2mini.checkpoints import holds_adapter
+from gpt2mini.checks import check_reward_head
 from gpt2mini.classification.last_token import class_logits
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length
 from gpt2mini.data.instructions import Exchange, encode_exchanges, join
 from gpt2mini.device import autocast
 from gpt2mini.generation import last_token_logits
+from gpt2mini.evaluation.intervals import wilson_interval
+from gpt2mini.lora.adapt import with_shared_weights
 from gpt2mini.lora.layers import linear_layer
+from gpt2mini.lora.loading import load_adapter
 from gpt2mini.losses.preference import pairwise_reward_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
-from gpt2mini.preferences.intervals import wilson_interval
 from gpt2mini.preferences.pairs import EncodedPreference, PreferenceBatch, pad_pairs
+from gpt2mini.preferences.reward_functions import RewardFunction, positive_share
 from gpt2mini.tokenizer import Tokenizer
 from gpt2mini.training.metrics import Figures
 
@@ -38,20 +47,12 @@ CLASS_NAMES = ["reward"]  # for `save_pretrained(folder, class_names=CLASS_NAMES
 
 
 def give_reward_head(model: GPT2, generator: torch.Generator | None = None) -> None:
-    """Replace the output head, in place, by one output: Normal(0, 1 / (emb + 1)), as Stiennon et
-    al. begin, so that first rewards are of the size of 1."""
+    """Replace the output head, in place, by one with one output. Weights are Normal with variance
+    1 / (emb + 1), as in Stiennon et al., so that initial rewards have a variance of about 1."""
     like = model.tok_emb.weight
     weight = torch.randn(1, model.config.emb_dim, generator=generator)  # (1, emb)
     weight = weight / math.sqrt(model.config.emb_dim + 1)
     model.out_head = linear_layer(nn.Parameter(weight.to(like.device, like.dtype)), None)
-
-
-def check_reward_head(model: GPT2) -> None:
-    if getattr(model.out_head, "out_features", None) != 1:
-        raise ValueError(
-            "this is no reward model: its output head must give one number "
-            "(give_reward_head(model), or load one that was trained)"
-        )
 
 
 def reward_step(
@@ -67,16 +68,16 @@ def reward_step(
 
 
 def correct(margins: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-    """1 where the better answer has the higher reward, 0 where the other has, 1/2 for a tie."""
+    """1 where the chosen response has the higher reward, 0 where the lower, 1/2 for a tie."""
     return (margins.sign() + 1) / 2
 
 
-# ---- how good it is
+# ---- evaluation
 
 
 @dataclass(frozen=True)
 class RewardReport:
-    """Rewards of pairs that were held out: of the better answers, and of the others."""
+    """Rewards of the chosen and the rejected responses of held-out pairs."""
 
     chosen: Float[Tensor, " pairs"]
     rejected: Float[Tensor, " pairs"]
@@ -91,12 +92,12 @@ class RewardReport:
 
     @property
     def accuracy(self) -> float:
-        """The share of pairs whose better answer has the higher reward; a tie is half a pair."""
+        """The share of pairs whose chosen response has the higher reward; a tie counts half."""
         return float(correct(self.margins).mean())
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the accuracy, 95 % (Wilson)."""
+        """The 95 % Wilson interval of the accuracy."""
         return wilson_interval(self.accuracy, len(self.chosen))
 
     def __str__(self) -> str:
@@ -117,24 +118,24 @@ class RewardReport:
 
 
 def evaluate_rewards(model: GPT2, pairs: Sequence[EncodedPreference]) -> RewardReport:
-    """Score both answers of every pair, in eval mode and in batches of similar length."""
+    """Score both responses of every pair, in eval mode and in batches of similar length."""
     check_reward_head(model)
 
     def rewards(batch: PreferenceBatch) -> Float[Tensor, " rows"]:
         return last_token_logits(model, batch.token_ids, batch.attention_mask)[:, 0]
 
-    chosen, rejected = of_both_answers(model, pairs, rewards, "fp32").unbind(dim=1)
+    chosen, rejected = of_both_responses(model, pairs, rewards, "fp32").unbind(dim=1)
     return RewardReport(chosen, rejected)
 
 
-def of_both_answers(
+def of_both_responses(
     model: GPT2,
     pairs: Sequence[EncodedPreference],
     measure: Callable[[PreferenceBatch], Float[Tensor, " rows"]],
     precision: str,
 ) -> Float[Tensor, "pairs 2"]:
-    """What `measure` finds of the chosen and the rejected answers of many pairs, without gradients;
-    on the CPU, in float32."""
+    """`measure` of the chosen and of the rejected response of each pair, without gradients; on the
+    CPU, in float32."""
     device = model.tok_emb.weight.device
     found = torch.empty(len(pairs), 2)
     with evaluating(model), autocast(device, precision):
@@ -146,17 +147,17 @@ def of_both_answers(
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Pairs about which the model was about equally sure."""
+    """Pairs whose predicted probabilities lie in one interval."""
 
-    confidence: float  # mean probability that it gave to the answer with the higher reward
-    correct: float  # how often that was the better one
+    confidence: float  # mean probability of the response with the higher reward
+    correct: float  # how often that was the chosen response
     pairs: int
 
 
 def calibration(margins: Float[Tensor, " pairs"], bins: int = 10) -> list[CalibrationBin]:
-    """sigmoid(margin) is a probability: of the pairs about which it says 0.8, 80 % should be right.
+    """sigmoid(margin) is a probability: of the pairs for which it is 0.8, 80 % should be correct.
 
-    Bins of equal width between 0.5 (no idea) and 1 (certain), those without pairs left out.
+    Bins have equal widths between 0.5 and 1; bins without pairs are left out.
     """
     margins = margins.cpu()  # Apple's GPUs have no float64
     confidence = margins.abs().double().sigmoid()  # (pairs)
@@ -178,9 +179,9 @@ def calibration(margins: Float[Tensor, " pairs"], bins: int = 10) -> list[Calibr
 def score_with_reward(
     model: GPT2, tokenizer: Tokenizer, prompts: Sequence[str], responses: Sequence[str]
 ) -> Float[Tensor, " responses"]:
-    """The reward of each response to the prompt beside it, read at <|endoftext|>, as in training.
+    """The reward of each response to its prompt, read at <|endoftext|> as in training.
 
-    Prompts as the model reads them, in the template that the reward model was trained with.
+    Prompts must be in the template that the reward model was trained with.
     """
     check_reward_head(model)
     if len(prompts) != len(responses):
@@ -188,3 +189,51 @@ def score_with_reward(
     exchanges = [Exchange(p, join(p, r)) for p, r in zip(prompts, responses, strict=True)]
     encoded = encode_exchanges(exchanges, tokenizer, model.config.context_length)
     return class_logits(model, [one.token_ids for one in encoded])[:, 0]
+
+
+def find_reward(
+    name: str, device: torch.device | str | None = None, base: GPT2 | None = None
+) -> RewardFunction:
+    """The reward function for a name: "toy" (`positive_share`), a folder with a reward model, or a
+    Python function, `package.module:function`.
+
+    base: for a folder that holds an adapter, the model that it was trained on; its weights are
+    shared, not copied. A module is executed when it is imported: name only one that you trust.
+    Raises ValueError for any other name.
+    """
+    if name == "toy":
+        return positive_share
+    if Path(name).is_dir():
+        model = load_reward_model(Path(name), device, base)
+        check_reward_head(model)
+        return partial(score_with_reward, model, Tokenizer.from_pretrained(name))
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise ValueError(
+            f"the reward {name!r} is neither 'toy' nor a folder with a reward model, nor a "
+            "function written as package.module:function"
+        )
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # importing executes the module
+        raise ValueError(
+            f"there is no reward function {name!r}: {type(error).__name__}: {error} (modules are "
+            "looked for in the folders of sys.path)"
+        ) from error
+    if not callable(found):
+        raise ValueError(
+            f"the reward {name!r} is {reprlib.repr(found)}; expected a function that takes prompts "
+            "and responses and returns a number for each response"
+        )
+    return found
+
+
+def load_reward_model(folder: Path, device: torch.device | str | None, base: GPT2 | None) -> GPT2:
+    """A complete reward model, or the adapter of one with its head, added to `base`."""
+    if not holds_adapter(folder):
+        return GPT2.from_pretrained(folder, device=device)
+    if base is None:
+        raise ValueError(f"{folder} holds an adapter: give the base model that it was trained on")
+    model = with_shared_weights(base)
+    load_adapter(model, folder)
+    return model.eval()
