@@ -64,6 +64,7 @@ from gpt2mini.lora import (
 from gpt2mini.preferences.comparison import answer_prompts, best_of_n, compare_answers
 from gpt2mini.preferences.dpo import dpo_step, evaluate_dpo, with_reference
 from gpt2mini.preferences.grpo import grpo_batches, grpo_step
+from gpt2mini.preferences.named_rewards import find_reward
 from gpt2mini.preferences.pairs import (
     EncodedPreference,
     Preference,
@@ -79,7 +80,6 @@ from gpt2mini.preferences.reward_model import (
     RewardReport,
     calibration,
     evaluate_rewards,
-    find_reward,
     give_reward_head,
     reward_step,
 )

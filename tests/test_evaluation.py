@@ -23,7 +23,7 @@ from gpt2mini.evaluation.detokenizers import (
     detokenize_wikitext,
     tokenize_wikitext,
 )
-from gpt2mini.evaluation.forgetting import surprises
+from gpt2mini.evaluation.forgetting import compare_predictions
 from gpt2mini.evaluation.generation_quality import distinct_n, repetition_rate, script_shares
 from gpt2mini.evaluation.lambada import stop_word_ids
 from gpt2mini.evaluation.multiple_choice import read_childrens_books, read_hellaswag
@@ -328,7 +328,7 @@ def test_childrens_books_are_scored_by_word_and_rest(
         ("cbt-ne", childrens_book("no gap", "a", ["a", "b"]), "expected one XXXXX"),
         ("cbt-ne", childrens_book("XXXXX .", "c", ["a", "b"]), "expected one XXXXX"),
         ("cbt-ne", ["1 XXXXX", *childrens_book("XXXXX .", "a", ["a", "b"])[1:]], "expected one XX"),
-        ("text", [""], "nothing but white space"),
+        ("text", [""], "only white space"),
     ],
 )
 def test_zero_shot_names_what_is_wrong_in_a_file(
@@ -466,13 +466,14 @@ def test_forgetting_is_that_of_dense_softmaxes(
     assert json.loads(json.dumps(found.as_dict()))["new"]["loss_change"] == found.new.loss_change
 
 
-def test_surprises_do_not_depend_on_the_chunk(model: GPT2, tuned: GPT2) -> None:
+def test_compare_predictions_do_not_depend_on_the_chunk(model: GPT2, tuned: GPT2) -> None:
     hidden = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(20)
     heads = (model.out_head, tuned.out_head)
     with torch.no_grad():
         whole, pieces = (
-            surprises((hidden[0], hidden[1]), heads, targets, chunk_size) for chunk_size in (64, 3)
+            compare_predictions((hidden[0], hidden[1]), heads, targets, chunk_size)
+            for chunk_size in (64, 3)
         )
     # sums of float32 in another order
     torch.testing.assert_close(whole, pieces, rtol=1e-6, atol=1e-5)

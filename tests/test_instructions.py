@@ -74,7 +74,7 @@ def test_a_column_that_was_chosen_comes_before_the_usual_ones(tmp_path: Path) ->
     )
     columns = {"instruction": "q", "completion": "a"}
     assert read_exchanges(path, "{prompt}", columns) == [Exchange("Wo?", " Hier.")]
-    with pytest.raises(ValueError, match="'promt' is no name of ours for a column: prompt, instr"):
+    with pytest.raises(ValueError, match="'promt' is not a known field: prompt, instr"):
         read_exchanges(path, "{prompt}", {"promt": "q"})
 
 
@@ -112,7 +112,7 @@ def test_without_the_package_the_user_is_told_what_to_install(
 @pytest.mark.parametrize(
     ("name", "contents", "message"),
     [
-        ("a.jsonl", "", "holds no record"),
+        ("a.jsonl", "", "has no record"),
         ("a.jsonl", '{"prompt": "x", "completion": "y"}\n{"prompt": "x"}', "line 2: expected 'com"),
         ("a.jsonl", '{"completion": "y"}', "line 1: expected 'prompt'.*found completion"),
         ("a.jsonl", '{"prompt": "x", "completion": " "}', "line 1: 'completion' is empty"),
@@ -122,7 +122,11 @@ def test_without_the_package_the_user_is_told_what_to_install(
         ("a.jsonl", "[1]", "line 1: expected an object with named fields"),
         ("a.jsonl", b'{"prompt": "x", "completion": "y"}\n\xff', "line 2: not UTF-8"),
         ("a.jsonl", '{"chosen": "Human: hello"}', "line 1: the dialogue has no"),
-        ("a.jsonl", '{"chosen": "\\n\\nHuman: a\\n\\nAssistant: "}', "line 1: the answer .* empty"),
+        (
+            "a.jsonl",
+            '{"chosen": "\\n\\nHuman: a\\n\\nAssistant: "}',
+            "line 1: the response .* empty",
+        ),
         ("a.json", '[{"prompt": "x", "completion": "y"}, 3]', "record 2: expected an object"),
         ("a.json", "[{]", "not valid JSON"),
         ("a.csv", "prompt,completion\nx\n", "line 2: expected the 2 of prompt, completion"),

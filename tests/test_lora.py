@@ -43,7 +43,7 @@ from gpt2mini.lora import (
     with_shared_weights,
 )
 from gpt2mini.losses import next_token_loss
-from gpt2mini.preferences.reward_model import load_reward_model
+from gpt2mini.preferences.named_rewards import load_reward_model
 
 EVERYTHING = tuple(TARGETS)
 PRECISION = 1e-5

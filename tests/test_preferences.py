@@ -45,6 +45,7 @@ from gpt2mini.preferences.dpo import (
     with_reference,
 )
 from gpt2mini.preferences.grpo import group_advantages, grpo_batches, grpo_step
+from gpt2mini.preferences.named_rewards import find_reward
 from gpt2mini.preferences.pairs import (
     EncodedPreference,
     Preference,
@@ -72,7 +73,6 @@ from gpt2mini.preferences.reward_model import (
     RewardReport,
     calibration,
     evaluate_rewards,
-    find_reward,
     give_reward_head,
     reward_step,
     score_with_reward,

@@ -1,1 +1,1 @@
-"""Files -> batches: one file for each kind of data."""
+"""Files -> batches: text corpora, records, instructions."""

@@ -1,4 +1,4 @@
-"""Texts to batches: encode, and group texts of similar length so that little is padded."""
+"""Encode texts, and group texts of similar length into batches with little padding."""
 
 import logging
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from gpt2mini.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-BATCH_TOKENS = 4096  # padding counted, where no gradient is asked for
+BATCH_TOKENS = 4096  # with padding; for batches without gradients
 
 
 def encode_texts(
     texts: Sequence[str], tokenizer: Tokenizer, longest: int, keep: str = "head"
 ) -> list[Tensor]:
-    """Token ids of each text, at most `longest` of them: its head or its tail, with a notice.
+    """Token ids of each text, cut to the first or last `longest` tokens, with a warning.
 
-    A text without tokens becomes <|endoftext|>, so that there is something to read.
+    An empty text becomes <|endoftext|>. keep: "head" or "tail".
     """
     if isinstance(texts, str):
-        raise ValueError("expected a list of texts, not one text: put it in brackets, [text]")
+        raise ValueError("expected a list of texts, not one text: use [text]")
     if longest < 1:
         raise ValueError(f"longest must be at least 1 token, not {longest}")
     if keep not in ("head", "tail"):
@@ -39,7 +39,8 @@ def encode_texts(
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices in the order of length, longest first, cut so that no batch has more tokens."""
+    """Indices sorted by length, longest first, in batches of at most `batch_tokens` padded tokens
+    (or of one text)."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
@@ -52,19 +53,18 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[in
 def length_buckets(
     lengths: Sequence[int], batch_size: int, generator: np.random.Generator
 ) -> list[list[int]]:
-    """Shuffled batches of texts of similar length, so that little is padded: a list of indices
-    for each.
+    """Shuffled batches of texts of similar length, as lists of indices.
 
-    Texts are shuffled, cut into stretches of some dozens of batches, sorted by length inside a
-    stretch, and the batches shuffled: nearly as random as without, with a tenth of the padding.
-    Raises ValueError if there is none.
+    Texts are shuffled and divided into buckets of 32 batches; each bucket is sorted by length and
+    cut into batches, and all batches are shuffled: nearly as random as without buckets, with a
+    tenth of the padding. Raises ValueError if there is no text.
     """
     if not len(lengths):
-        raise ValueError("there is nothing to learn from: the data hold no text")
+        raise ValueError("there is nothing to learn from: the data have no text")
     order = generator.permutation(len(lengths))
-    stretch = 32 * batch_size
+    bucket = 32 * batch_size
     batches = []
-    for start in range(0, len(order), stretch):
-        inside = sorted(order[start : start + stretch].tolist(), key=lambda i: lengths[i])
-        batches += [inside[i : i + batch_size] for i in range(0, len(inside), batch_size)]
+    for start in range(0, len(order), bucket):
+        ordered = sorted(order[start : start + bucket].tolist(), key=lambda i: lengths[i])
+        batches += [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
     return [batches[i] for i in generator.permutation(len(batches))]

@@ -1,8 +1,8 @@
-"""Prompts and the completions to learn: records -> token ids and labels, side by side or packed.
+"""Prompts and completions for supervised fine-tuning: records -> token ids and labels, padded or
+packed.
 
-How supervised fine-tuning works: the model reads prompt and completion as one text, and the loss
-counts only the completion's tokens, the <|endoftext|> behind it included, so that a tuned model
-stops by itself.
+The model reads prompt and completion as one text. The loss counts only the tokens of the
+completion and the <|endoftext|> after it, so that a tuned model learns to stop.
 """
 
 import logging
@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 PROMPT_NAMES = ("prompt", "instruction", "question")  # of a column or a JSON key
 COMPLETION_NAMES = ("completion", "output", "answer", "response")
 KNOWN = (*PROMPT_NAMES, "input", *COMPLETION_NAMES, "chosen")
-LAST_SPEAKER = "\n\nAssistant:"  # in dialogues of Anthropic's HH form: what follows is the answer
+LAST_SPEAKER = (
+    "\n\nAssistant:"  # precedes the response in dialogues in the format of Anthropic's HH
+)
 
 PLAIN = "Question: {prompt}\nAnswer:"
 ALPACA = (  # Taori et al. 2023; the part in brackets is left out where a record has no input
@@ -41,7 +43,7 @@ TEMPLATES = {"plain": PLAIN, "alpaca": ALPACA}
 
 @dataclass(frozen=True)
 class Exchange:
-    """What is given, as the model reads it, and what is to be answered."""
+    """A prompt in the model's template, and its completion."""
 
     prompt: str
     completion: str
@@ -55,9 +57,9 @@ def read_exchanges(
 ) -> list[Exchange]:
     """Read prompt and completion, instruction (with or without input) and output, or dialogues.
 
-    source: .jsonl, .json, .csv or hf:owner/name:split. template: how a prompt is put to the model,
-    with {prompt}, or {instruction} and {input}. A record with `chosen` and no prompt is a dialogue,
-    split at its last "\\n\\nAssistant:", which needs no template.
+    source: .jsonl, .json, .csv or hf:owner/name:split. template: with {prompt}, or {instruction}
+    and {input}. A record with `chosen` and no prompt is a dialogue, split at its last
+    "\\n\\nAssistant:", which needs no template.
     Raises ValueError, with the line, for a field that is missing or empty.
     """
     check_template(template)
@@ -74,8 +76,7 @@ def exchange(record: Record, template: str) -> Exchange:
 
 
 def check_template(template: str) -> None:
-    """Raise ValueError for a template that would lose the prompt or an input that comes with it,
-    or that has an unknown field."""
+    """Raise ValueError for a template without the prompt or its input, or with an unknown field."""
     fields = set(re.findall(r"\{(\w*)\}", template))
     holds_all = "prompt" in fields or fields >= {"instruction", "input"}
     if not holds_all or not fields <= {"prompt", "instruction", "input"}:
@@ -85,14 +86,14 @@ def check_template(template: str) -> None:
         )
 
 
-def fill(template: str, prompt: str, given: str = "") -> str:
-    """The template with a prompt in it. {prompt} is the instruction and, below it, the input; what
-    stands in square brackets around {input} goes with it."""
-    template = re.sub(r"\[([^\[\]]*\{input\}[^\[\]]*)\]", r"\1" if given else "", template)
+def fill(template: str, prompt: str, context: str = "") -> str:
+    """Fill in the template. {prompt} is the instruction and, on the next line, the input. A part in
+    square brackets around {input} is left out where there is no input."""
+    template = re.sub(r"\[([^\[\]]*\{input\}[^\[\]]*)\]", r"\1" if context else "", template)
     fields = {
         "instruction": prompt,
-        "input": given,
-        "prompt": f"{prompt}\n{given}" if given and "{input}" not in template else prompt,
+        "input": context,
+        "prompt": f"{prompt}\n{context}" if context and "{input}" not in template else prompt,
     }
     return re.sub(r"\{(prompt|instruction|input)\}", lambda found: fields[found[1]], template)
 
@@ -103,14 +104,14 @@ def join(prompt: str, completion: str) -> str:
 
 
 def split_dialogue(dialogue: str, place: str) -> tuple[str, str]:
-    """(all up to the last "Assistant:", the answer)."""
-    before, mark, answer = dialogue.rpartition(LAST_SPEAKER)
+    """(the text up to the last "Assistant:", the response after it)."""
+    before, mark, response = dialogue.rpartition(LAST_SPEAKER)
     if not mark:
-        raise ValueError(f"{place}: the dialogue has no {LAST_SPEAKER!r}, after which to answer")
-    if not answer.strip():
-        raise ValueError(f"{place}: the answer after the last {LAST_SPEAKER!r} is empty")
+        raise ValueError(f"{place}: the dialogue has no {LAST_SPEAKER!r} before a response")
+    if not response.strip():
+        raise ValueError(f"{place}: the response after the last {LAST_SPEAKER!r} is empty")
     prompt = before.lstrip() + mark
-    return prompt, join(prompt, answer)
+    return prompt, join(prompt, response)
 
 
 # ---- exchanges -> token ids
@@ -118,13 +119,13 @@ def split_dialogue(dialogue: str, place: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class EncodedExchange:
-    """The ids of prompt, completion and <|endoftext|>; `n_prompt` of them are the prompt's."""
+    """Token ids of prompt, completion and <|endoftext|>; the first `n_prompt` are the prompt."""
 
     token_ids: Int[Tensor, " tokens"]
     n_prompt: int
 
     def labels(self, train_on: str = "completion") -> Int[Tensor, " tokens"]:
-        """What is learned: the completion, or "all". The first token has nothing before it."""
+        """train_on: "completion", or "all" tokens but the first, which has no context."""
         labels = self.token_ids.clone()
         labels[: self.n_prompt if train_on == "completion" else 1] = IGNORED
         return labels
@@ -133,10 +134,10 @@ class EncodedExchange:
 def encode_exchanges(
     exchanges: Sequence[Exchange], tokenizer: Tokenizer, longest: int
 ) -> list[EncodedExchange]:
-    """Prompt and completion are encoded apart, as generation will meet them.
+    """Prompt and completion are encoded separately, as in generation.
 
-    Of what is longer than `longest` tokens the prompt keeps its tail and, if the completion alone
-    is too long, that keeps its head; how often, is said in a warning.
+    Of an exchange longer than `longest` tokens the prompt keeps its tail; a completion that is too
+    long by itself keeps its head. A warning gives the number of such exchanges.
     """
     found, cut_prompts, cut_completions = [], 0, 0
     for one in exchanges:
@@ -163,10 +164,10 @@ def encode_prompt_with(
 ) -> tuple[list[EncodedExchange], bool, bool]:
     """(the prompt with each completion, whether the prompt was cut, whether a completion was).
 
-    What the longest completion leaves no room for, the prompt forgets beside all of them.
+    The prompt is cut to the room beside the longest completion, the same for all of them.
     """
     if longest < 2:
-        raise ValueError(f"longest must be at least 2, a prompt's token and an answer's: {longest}")
+        raise ValueError(f"longest must be at least 2 (prompt and completion), not {longest}")
     encoded = [[*tokenizer.encode(text), tokenizer.eos_id] for text in completions]
     cut_completion = any(len(ids) > longest - 1 for ids in encoded)
     encoded = [ids[: longest - 1] for ids in encoded]
@@ -181,10 +182,11 @@ def encode_prompt_with(
 
 
 class ExchangeBatches:
-    """Endless shuffled batches, a function of the seed.
+    """Endless shuffled batches, determined by the seed.
 
-    packed: short exchanges share rows of at most `longest` tokens, numbered in the attention mask,
-    so that none sees another; otherwise each has a row of its own, beside others of its length.
+    packed: several exchanges share a row of at most `longest` tokens, with segment ids as attention
+    mask, so that none attends to another. Otherwise each has its own row, in batches of similar
+    length.
     """
 
     def __init__(
@@ -225,33 +227,33 @@ class ExchangeBatches:
         members = [[self.encoded[i] for i in self.rows[row]] for row in rows]
         token_ids = [torch.cat([one.token_ids for one in row]) for row in members]
         labels = [torch.cat([one.labels(self.train_on) for one in row]) for row in members]
-        numbers = [number_texts([len(one.token_ids) for one in row]) for row in members]
+        segments = [segment_ids_of([len(one.token_ids) for one in row]) for row in members]
         padded_ids, is_real = pad_right(token_ids)  # (batch, tokens), both
         padded_labels = pad_right(labels)[0].masked_fill(~is_real, IGNORED)  # (batch, tokens)
-        mask = pad_right(numbers)[0]  # (batch, tokens)
+        mask = pad_right(segments)[0]  # (batch, tokens)
         return Batch(padded_ids, padded_labels, None if (mask == 1).all() else mask)
 
     @property
     def padding_share(self) -> float:
-        """The share of all places in an epoch's batches that hold padding."""
+        """The share of padding among all positions of an epoch's batches."""
         generator = np.random.default_rng(self.seed)
-        places = sum(
+        positions = sum(
             len(rows) * max(self.row_lengths[row] for row in rows)
             for rows in length_buckets(self.row_lengths, self.batch_size, generator)
         )
-        return 1 - sum(self.row_lengths) / places
+        return 1 - sum(self.row_lengths) / positions
 
 
-def number_texts(lengths: Sequence[int]) -> Int[Tensor, " tokens"]:
-    """1 1 1 2 2 for lengths of 3 and 2: the attention mask of texts that share a row."""
+def segment_ids_of(lengths: Sequence[int]) -> Int[Tensor, " tokens"]:
+    """1 1 1 2 2 for lengths of 3 and 2: segment ids of texts that share a row."""
     return torch.arange(1, len(lengths) + 1).repeat_interleave(torch.tensor(lengths))
 
 
 def pack(lengths: Sequence[int], longest: int) -> list[list[int]]:
-    """Which texts share a row of at most `longest` tokens: the longest first, each into the fullest
-    row that has room for it ("best fit decreasing")."""
+    """Indices of the texts in each row of at most `longest` tokens: best-fit decreasing, which puts
+    the longest texts first, each into the fullest row with room for it."""
     rows: list[list[int]] = []
-    with_room: list[tuple[int, int]] = []  # (free places, row), the fullest first
+    with_room: list[tuple[int, int]] = []  # (free positions, row), the fullest first
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         best = bisect_left(with_room, (lengths[i], 0))
         if best < len(with_room):

@@ -1,4 +1,4 @@
-"""Records: rows with named fields, from JSONL, JSON, CSV, or a data set of the Hub."""
+"""Records: rows with named fields, from JSONL, JSON, CSV, or a dataset of the Hub."""
 
 import csv
 import json
@@ -8,21 +8,23 @@ from pathlib import Path
 from typing import Any
 
 HUB = "hf:"  # hf:owner/name or hf:owner/name:split
-LARGEST_FIELD = 2**31 - 1  # of a CSV file; the csv module stops at 131,072 characters by itself
+LARGEST_FIELD = (
+    2**31 - 1
+)  # of a CSV file; the default limit of the csv module is 131,072 characters
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row: what its fields hold, and where it stands, for messages."""
+    """One row: its fields, and its place in the source, for error messages."""
 
     fields: Mapping[str, Any]
     place: str  # "answers.jsonl, line 3"
-    chosen: Collection[str] = ()  # of our names, those that somebody has given to a column
+    chosen: Collection[str] = ()  # names that `columns` assigns
 
     def text(self, *names: str) -> str | None:
-        """The text under the first of these names that there is (in any case of letters).
+        """The text of the first of these fields that exists (ignoring case).
 
-        None if there is none of them, or null. Raises ValueError for a field that holds no text.
+        None if none of them exists, or for null. Raises ValueError for a field that is not a text.
         """
         name = self.find(names)
         if name is None or self.fields[name] is None:
@@ -33,7 +35,7 @@ class Record:
         return value
 
     def required_text(self, *names: str) -> str:
-        """The same; raises ValueError if there is none, or nothing but white space."""
+        """The same; raises ValueError for a missing or empty field."""
         value = self.text(*names)
         if value is None and self.find(names) is None:
             raise self.lacks(names)
@@ -42,7 +44,7 @@ class Record:
         return value
 
     def find(self, names: Sequence[str]) -> str | None:
-        """How the first of these names is spelled here: of those chosen, or else of all."""
+        """The first of these names as spelled in this record; assigned names come first."""
         by_lower = {name.strip().lower(): name for name in self.fields}
         names = [name for name in names if name in self.chosen] or names
         return next((by_lower[name] for name in names if name in by_lower), None)
@@ -59,13 +61,13 @@ def read_records(
 ) -> Iterator[Record]:
     """The rows of a .jsonl, .json (an array of objects) or .csv file, or of `hf:owner/name:split`.
 
-    columns: our names for fields that are called otherwise there, {"prompt": "question"}; they come
-    before other usual names. known: which names of ours there are.
-    Raises ValueError, with the number of the line, for what cannot be read, and if there is none.
+    columns: other names of fields in the source, {"prompt": "question"}; they take precedence over
+    the usual names. known: the names allowed as keys of `columns`.
+    Raises ValueError, with the line number, for a row that cannot be read, and for an empty file.
     """
     columns = columns or {}
     if unknown := [ours for ours in columns if known and ours not in known]:
-        raise ValueError(f"{unknown[0]!r} is no name of ours for a column: {', '.join(known)}")
+        raise ValueError(f"{unknown[0]!r} is not a known field: {', '.join(known)}")
     rows = read_hub(str(source)) if str(source).startswith(HUB) else read_file(Path(source))
     empty = True
     for place, row in rows:
@@ -77,7 +79,7 @@ def read_records(
         others = {name: x for name, x in row.items() if name.strip().lower() not in renamed}
         yield Record({**others, **renamed}, place, columns.keys())
     if empty:
-        raise ValueError(f"{source} holds no record")
+        raise ValueError(f"{source} has no record")
 
 
 def read_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -95,7 +97,7 @@ def read_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not empty, from 1, without their ends."""
+    """(line number from 1, line without its end) for each line that is not empty."""
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
@@ -106,13 +108,17 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_csv(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    for _ in numbered_lines(path):  # to name the line that is not UTF-8
+    for _ in numbered_lines(path):  # names a line that is not UTF-8
         pass
     found = []
-    limit_before = csv.field_size_limit(LARGEST_FIELD)  # everybody's: hence a list, read at once
+    limit_before = csv.field_size_limit(
+        LARGEST_FIELD
+    )  # a global setting: hence a list, read at once
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)  # an open quote would swallow the rest
+            rows = csv.DictReader(
+                file, strict=True
+            )  # otherwise an unclosed quote takes the rest of the file
             names = list(rows.fieldnames or [])
             if twice := [name for name in names if name.strip() and names.count(name) > 1]:
                 raise ValueError(f"{path}: two columns are called {twice[0]!r}")
@@ -134,7 +140,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         place = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # numbers and nesting beyond all measure too
+        except (ValueError, RecursionError) as error:  # RecursionError: nesting too deep
             raise ValueError(f"{place}: not valid JSON ({error})") from None
         yield place, as_object(row, place)
 
@@ -156,7 +162,7 @@ def as_object(row: Any, place: str) -> dict[str, Any]:
 
 
 def read_hub(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a data set of the Hub, through the `datasets` package, which downloads and caches."""
+    """Rows of a dataset of the Hub, downloaded and cached by the `datasets` package."""
     name, _, split = source.removeprefix(HUB).partition(":")
     try:
         from datasets import load_dataset

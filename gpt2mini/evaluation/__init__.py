@@ -1,4 +1,4 @@
-"""How well does a model predict a text, or tell classes apart, and what has tuning changed?"""
+"""Perplexity, zero-shot tasks, classification reports, forgetting, generation quality."""
 
 from gpt2mini.classification.report import ClassificationReport, classification_report
 from gpt2mini.evaluation.forgetting import Forgetting, forgetting

@@ -1,4 +1,4 @@
-"""How likely a model finds given continuations: what zero-shot tasks are scored by."""
+"""Log-probabilities of given continuations, by which zero-shot tasks are scored."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -21,25 +21,25 @@ from gpt2mini.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Continuation:
-    """What stands before, and what is to follow, in token ids."""
+    """Token ids of a context and of the continuation to score."""
 
     context: list[int]
     ids: list[int]
 
     @staticmethod
     def of(tokenizer: Tokenizer, context: str, text: str) -> "Continuation":
-        """Encoded apart, which is the same as together where `text` begins with a space. Without
-        any context, <|endoftext|> stands before."""
+        """Encode context and text separately, which equals encoding both together where `text`
+        begins with a space. An empty context becomes <|endoftext|>."""
         return Continuation(tokenizer.encode(context) or [tokenizer.eos_id], tokenizer.encode(text))
 
 
 @dataclass(frozen=True)
 class Score:
-    """log p of each token of a continuation, and whether it was the likeliest token there."""
+    """log p of each token of a continuation, and whether it was the most likely token."""
 
     logprobs: Float[Tensor, " tokens"]
     is_likeliest: list[bool]
-    first_is_likeliest_allowed: bool  # among the ids that were not excluded
+    first_is_likeliest_allowed: bool  # among the ids not excluded
 
     @property
     def logprob(self) -> float:
@@ -54,29 +54,29 @@ def score_continuations(
     precision: str = "fp32",
     progress: bool = False,
 ) -> list[Score]:
-    """Every continuation scored from left to right, in batches of similar length.
+    """Score every continuation, in batches of similar length.
 
     A context that is too long keeps its tail. excluded: ids that `first_is_likeliest_allowed`
-    passes over (log-probabilities know nothing of them). The logits exist only at the tokens asked
-    for, a few at a time. Raises ValueError for a continuation that is empty or
-    longer than the model's context, or for a classifier.
+    ignores; they do not change log-probabilities. Logits are computed for the continuations only,
+    in chunks. Raises ValueError for a continuation that is empty or longer than the model's
+    context, or for a classifier.
     """
     check_predicts_tokens(model)
     rows = [fit(one, model.config.context_length) for one in continuations]
     lengths = [len(one.context) + len(one.ids) for one in rows]
-    found: dict[int, Score] = {}
+    scores: dict[int, Score] = {}
     device = model.tok_emb.weight.device
     bar = tqdm(total=len(rows), desc="continuations", disable=not progress)
     with evaluating(model), autocast(device, precision), bar:
         for indices in batches_by_length(lengths, BATCH_TOKENS):
-            scores = score_batch(model, [rows[i] for i in indices], excluded)
-            found.update(zip(indices, scores, strict=True))
+            of_batch = score_batch(model, [rows[i] for i in indices], excluded)
+            scores.update(zip(indices, of_batch, strict=True))
             bar.update(len(indices))
-    return [found[i] for i in range(len(rows))]
+    return [scores[i] for i in range(len(rows))]
 
 
 def fit(one: Continuation, longest: int) -> Continuation:
-    """The same with no more of its context than the model can read."""
+    """The continuation with its context cut to what fits the model."""
     if not 0 < len(one.ids) < longest:
         raise ValueError(
             f"a continuation of {len(one.ids)} tokens cannot be scored: expected 1 to "
@@ -90,12 +90,12 @@ def score_batch(
 ) -> list[Score]:
     token_ids, is_real = pad_right([torch.tensor(row.context + row.ids) for row in rows])
     starts = torch.tensor([len(row.context) for row in rows])[:, None]  # (batch, 1)
-    asked = is_real & (torch.arange(token_ids.shape[1]) >= starts)  # (batch, tokens)
+    scored = is_real & (torch.arange(token_ids.shape[1]) >= starts)  # (batch, tokens)
     device = model.tok_emb.weight.device
-    token_ids, is_real, asked = (x.to(device) for x in (token_ids, is_real, asked))
+    token_ids, is_real, scored = (x.to(device) for x in (token_ids, is_real, scored))
     hidden, head = hidden_states_and_head(model, token_ids, None if is_real.all() else is_real)
-    before = hidden[:, :-1][asked[:, 1:]]  # (n, emb): what predicts each token asked for
-    scores = score_tokens(before, head, token_ids[asked], excluded)
+    before = hidden[:, :-1][scored[:, 1:]]  # (n, emb): one to the left of each token
+    scores = score_tokens(before, head, token_ids[scored], excluded)
     parts = [of_all.cpu().split([len(row.ids) for row in rows]) for of_all in scores]
     return [
         Score(logprobs, is_best.tolist(), bool(is_best_allowed[0]))
@@ -110,15 +110,15 @@ def score_tokens(
     excluded: Collection[int] = (),
     chunk_size: int = 64,
 ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"], Bool[Tensor, " n"]]:
-    """(log p of each target, whether it is the likeliest token, whether it is so among those not
-    excluded), from the hidden states that predict them, a few at a time."""
-    barred = torch.tensor(sorted(excluded), dtype=torch.long, device=hidden.device)
+    """(log p of each target, whether it is the most likely token, whether it is so among those not
+    excluded), from the hidden states that predict the targets, in chunks."""
+    excluded_ids = torch.tensor(sorted(excluded), dtype=torch.long, device=hidden.device)
     parts = []
     chunks = logprobs_in_chunks(hidden, out_head, chunk_size)
     for logprobs, target in zip(chunks, targets.split(chunk_size), strict=True):
         of_target = logprobs.gather(1, target[:, None])[:, 0]  # (chunk)
         is_likeliest = logprobs.argmax(dim=1) == target
-        allowed = logprobs.index_fill_(1, barred, -torch.inf)
+        allowed = logprobs.index_fill_(1, excluded_ids, -torch.inf)
         parts.append((of_target, is_likeliest, allowed.argmax(dim=1) == target))
     logprobs, is_likeliest, is_likeliest_allowed = map(torch.cat, zip(*parts, strict=True))
     return logprobs, is_likeliest, is_likeliest_allowed

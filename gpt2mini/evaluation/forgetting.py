@@ -1,13 +1,14 @@
-"""What has a model forgotten by learning? Before and after, on general prose and on the new text.
+"""Forgetting: what fine-tuning has changed on general text and on the new text.
 
-A fine-tuned model is better at its new text than the model it came from, and most often worse at
-everything else. Two figures say how much: the change of the loss on general prose, and how far its
-predictions have moved on any text, whether for better or worse (the Kullback-Leibler divergence).
+A fine-tuned model is better on its training text than its base, and usually worse on other text.
+Two figures measure it: the change of the loss on general text, and the Kullback-Leibler divergence
+of the two models' predictions on any text.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gpt2mini.checks import check_predicts_tokens
-from gpt2mini.data.text import pad_windows, sliding_windows
+from gpt2mini.data.text import Window, pad_windows, sliding_windows
 from gpt2mini.device import autocast
 from gpt2mini.evaluation.perplexity import Perplexity, encode, window_and_stride
 from gpt2mini.lora.adapt import lora_disabled
@@ -30,7 +31,7 @@ from gpt2mini.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Change:
-    """Two models on one text. kl: KL(tuned, base), nats per token: 0 if they predict the same."""
+    """Two models on one text. kl: KL(tuned, base) in nats per token, 0 for equal predictions."""
 
     base: Perplexity
     tuned: Perplexity
@@ -38,13 +39,13 @@ class Change:
 
     @property
     def loss_change(self) -> float:
-        """Nats per token; above 0 the tuned model is the worse one."""
+        """Nats per token; positive where the tuned model is worse."""
         return self.tuned.loss - self.base.loss
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """The change on general prose and on the new text."""
+    """The change on general text and on the new text."""
 
     general: Change
     new: Change
@@ -89,13 +90,13 @@ def forgetting(
     batch_size: int = 4,
     precision: str = "fp32",
 ) -> Forgetting:
-    """Both models on both texts, in windows as for `perplexity`.
+    """Evaluate both models on both texts, in windows as for `perplexity`.
 
-    base: the model before; None for a tuned model with LoRA, whose base is itself without adapters.
-    The divergence is KL(tuned, base) = sum of p_tuned * (log p_tuned - log p_base) over the whole
-    vocabulary, its mean over the tokens: nats that somebody who expects the base would lose.
-    Raises ValueError for models of different vocabularies, a classifier, or a text that is too
-    short.
+    base: the model before fine-tuning; None for a model with LoRA, whose base is itself with the
+    adapters disabled. The divergence is KL(tuned, base) = sum of p_tuned * (log p_tuned - log
+    p_base) over the vocabulary, averaged over the tokens. Every token after <|endoftext|> is scored
+    once. Raises ValueError for models of different vocabularies, a classifier, or a text that is
+    too short.
     """
     for model in (base or tuned, tuned):
         check_predicts_tokens(model)
@@ -105,66 +106,47 @@ def forgetting(
             f"{tuned.config.vocab_size} tokens: their predictions cannot be compared"
         )
     shorter = min((base or tuned, tuned), key=lambda model: model.config.context_length)
-    window = window_and_stride(shorter, context_length, stride)
-    general, new = (
-        compare(base, tuned, tokenizer, text, window, batch_size, precision)
-        for text in (general_text, new_text)
-    )
-    return Forgetting(general, new)
+    context_length, stride = window_and_stride(shorter, context_length, stride)
+
+    def change(text: str) -> Change:
+        ids = encode(tokenizer, text)
+        first = torch.tensor([tokenizer.eos_id])
+        rows = sliding_windows([torch.cat([first, ids])], context_length, stride)
+        sums = sum_over_windows(base, tuned, rows, batch_size, precision)  # (3)
+        base_mean, tuned_mean, kl = (sums / sum(row.n_scored for row in rows)).tolist()
+        of_mean = partial(Perplexity.of, texts=[text], encoded=[ids], rows=rows)
+        return Change(of_mean(base_mean), of_mean(tuned_mean), kl)
+
+    return Forgetting(change(general_text), change(new_text))
 
 
-def compare(
-    base: GPT2 | None,
-    tuned: GPT2,
-    tokenizer: Tokenizer,
-    text: str,
-    window: tuple[int, int],
-    batch_size: int,
-    precision: str,
-) -> Change:
-    """Both models on one text; every token from <|endoftext|> on is scored once."""
-    ids = encode(tokenizer, text)
-    rows = sliding_windows([torch.cat([torch.tensor([tokenizer.eos_id]), ids])], *window)
-    sums = torch.zeros(3, dtype=torch.float64)  # nats of base, nats of tuned, divergence
+def sum_over_windows(
+    base: GPT2 | None, tuned: GPT2, rows: Sequence[Window], batch_size: int, precision: str
+) -> Float[Tensor, "3"]:
+    """`compare_predictions`, summed over all scored tokens."""
     device = tuned.tok_emb.weight.device
-    reading = nullcontext() if base is None else evaluating(base)
-    with evaluating(tuned), reading, autocast(device, precision):
+    sums = torch.zeros(3, dtype=torch.float64)
+    with evaluating(base or tuned), evaluating(tuned), autocast(device, precision):
         for first in range(0, len(rows), batch_size):
             batch = pad_windows(rows[first : first + batch_size]).to(device)
             targets = next_tokens(batch.labels)  # (batch, tokens - 1)
-            asked = targets != IGNORED
+            scored = targets != IGNORED
             inputs = batch.token_ids, batch.attention_mask
-            hidden_tuned, head_tuned = hidden_states_and_head(tuned, *inputs)
-            with base_of(base, tuned) as before:
-                hidden_base, head_base = hidden_states_and_head(before, *inputs)
-                states = (hidden_base[:, :-1][asked], hidden_tuned[:, :-1][asked])
-                sums += surprises(states, (head_base, head_tuned), targets[asked]).cpu()
-    scored = sum(row.n_scored for row in rows)
-    base_mean, tuned_mean, kl = (sums / scored).tolist()
-    return Change(
-        Perplexity.of(base_mean, [text], [ids], rows),
-        Perplexity.of(tuned_mean, [text], [ids], rows),
-        kl,
-    )
+            hidden, head = hidden_states_and_head(tuned, *inputs)
+            with nullcontext() if base else lora_disabled(tuned):
+                hidden_base, head_base = hidden_states_and_head(base or tuned, *inputs)
+                states = (hidden_base[:, :-1][scored], hidden[:, :-1][scored])  # (n, emb), both
+                sums += compare_predictions(states, (head_base, head), targets[scored])
+    return sums
 
 
-@contextmanager
-def base_of(base: GPT2 | None, tuned: GPT2) -> Iterator[GPT2]:
-    """The model before; without one, the tuned model with its adapters off."""
-    if base is not None:
-        yield base
-    else:
-        with lora_disabled(tuned):
-            yield tuned
-
-
-def surprises(
+def compare_predictions(
     hidden: tuple[Float[Tensor, "n emb"], Float[Tensor, "n emb_tuned"]],
     out_heads: tuple[nn.Module, nn.Module],
     targets: Int[Tensor, " n"],
     chunk_size: int = 64,
 ) -> Float[Tensor, "3"]:
-    """(nats of base, nats of tuned, divergence), summed; the logits exist for a chunk at a time."""
+    """(loss of base, loss of tuned, KL(tuned, base)), nats summed over the targets; in chunks."""
     sums = torch.zeros(3, dtype=torch.float64)
     chunks = (
         logprobs_in_chunks(states, head, chunk_size)

@@ -1,7 +1,7 @@
-"""Figures of written texts that need no judge: how varied, how repetitive, in which script.
+"""Automatic metrics of generated texts: diversity, repetition, scripts, self-perplexity.
 
-"It now writes Chinese" is a share of characters; "it goes round in circles" is a repetition rate.
-None of them says whether a text is good: noise is varied too. Read them beside the perplexity.
+None of them tells whether a text is good: random tokens are diverse too. Read them together with
+the perplexity.
 """
 
 import unicodedata
@@ -14,9 +14,9 @@ from gpt2mini.evaluation.perplexity import perplexity
 from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
 
-# How the Unicode names of a script's letters begin.
+# The beginnings of the Unicode names of each script's letters.
 SCRIPTS = {
-    "CJK": ("CJK ", "IDEOGRAPHIC "),  # what Chinese, Japanese and Korean share
+    "CJK": ("CJK ", "IDEOGRAPHIC "),  # shared by Chinese, Japanese and Korean
     "Kana": ("HIRAGANA ", "KATAKANA"),
     "Hangul": ("HANGUL ",),
     "Latin": ("LATIN ", "FEMININE ORDINAL", "MASCULINE ORDINAL"),
@@ -24,13 +24,13 @@ SCRIPTS = {
     "Greek": ("GREEK ",),
     "Arabic": ("ARABIC ",),
 }
-MARKS = "digits, signs"  # of no script: numbers, punctuation, symbols
+MARKS = "digits, signs"  # numbers, punctuation, symbols: of no script
 OTHER = "other"
 
 
 @dataclass(frozen=True)
 class GenerationQuality:
-    """Figures of some texts that a model wrote."""
+    """Metrics of generated texts."""
 
     texts: int
     distinct: dict[int, float]  # n -> distinct-n, over tokens
@@ -54,11 +54,11 @@ class GenerationQuality:
 def generation_quality(
     model: GPT2, tokenizer: Tokenizer, texts: Sequence[str], precision: str = "fp32"
 ) -> GenerationQuality:
-    """All figures of texts that a model wrote, or that anybody did: n-grams are of the tokenizer's
-    tokens, so that scripts without spaces between words count like others. self_perplexity: how
-    surprising `model` finds them; far below that of human prose means safe and dull.
+    """All metrics of a list of texts. N-grams are of token ids, so that scripts without spaces
+    between words are treated like others. self_perplexity: the perplexity of the texts under
+    `model`; far below that of human text it indicates dull text.
 
-    Raises ValueError if there is no text, or one of fewer than two tokens.
+    Raises ValueError for an empty list, or a text of fewer than two tokens.
     """
     self_perplexity = perplexity(model, tokenizer, texts, precision=precision).per_token
     tokens = [tokenizer.encode(text) for text in texts]
@@ -73,16 +73,15 @@ def generation_quality(
 
 def distinct_n(texts: Sequence[Sequence[Hashable]], n: int) -> float:
     """Different n-grams / all n-grams, of all texts together (Li et al. 2016, "distinct-1" and
-    "distinct-2"). A text is a sequence: token ids, words, or the characters of a str. It falls with
-    the amount of text, so compare equal amounts. Without any n-gram it is 0."""
+    "distinct-2"). A text is a sequence of token ids, words or characters. The value falls with the
+    amount of text, so compare equal amounts. 0 if there is no n-gram."""
     found = [gram for text in texts for gram in n_grams(text, n)]
     return len(set(found)) / len(found) if found else 0.0
 
 
 def repetition_rate(texts: Sequence[Sequence[Hashable]], n: int = 4) -> float:
     """1 - different n-grams / all n-grams *within* a text, averaged over the texts (Welleck et al.
-    2020, "seq-rep-n"; theirs is n = 4). 0: nothing is said twice. Texts without an n-gram are left
-    out."""
+    2020, "seq-rep-n", with n = 4). 0: no repetition. Texts without an n-gram are left out."""
     rates = [1 - len(set(grams)) / len(grams) for text in texts if (grams := n_grams(text, n))]
     return sum(rates) / len(rates) if rates else 0.0
 
@@ -94,14 +93,14 @@ def n_grams(text: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
 
 
 def script_shares(text: str) -> dict[str, float]:
-    """The share of each script among the characters that are no white space. They add up to 1."""
+    """The share of each script among the characters that are not white space; the sum is 1."""
     counts = Counter(script_of(character) for character in text if not character.isspace())
     total = max(1, counts.total())
     return {name: counts[name] / total for name in (*SCRIPTS, MARKS, OTHER)}
 
 
 def script_of(character: str) -> str:
-    """The script of a character, by its name in Unicode; what is no letter has none."""
+    """The script of a letter, by its Unicode name; other characters have none."""
     if unicodedata.category(character)[0] in "NPS":
         return MARKS
     name = unicodedata.name(character, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")

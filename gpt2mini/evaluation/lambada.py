@@ -1,8 +1,8 @@
-"""LAMBADA: which word ends the passage? (Paperno et al. 2016)
+"""LAMBADA: predict the last word of a passage (Paperno et al. 2016).
 
-The last sentence can be finished only by somebody who has read the whole passage. Two forms of the
-5,153 test passages are about: OpenAI's (JSONL, plain prose) and the original (a passage a line, cut
-into words, lower case).
+The last word can be predicted from the whole passage, but not from its last sentence alone. There
+are two versions of the 5,153 test passages: OpenAI's (JSONL, plain prose) and the original (one
+passage a line, tokenized into words, lower case).
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from gpt2mini.evaluation.table import PAPER, Options, Row, percent
 from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
 
-# English stop words of the Snowball project (M. Porter, BSD license), which NLTK has too.
+# English stop words of the Snowball project (M. Porter, BSD license), also in NLTK.
 SNOWBALL = """
     i me my myself we our ours ourselves you your yours yourself yourselves he him his himself
     she her hers herself it its itself they them their theirs themselves what which who whom this
@@ -28,14 +28,14 @@ STOP_WORDS = frozenset(SNOWBALL.split())
 
 
 def lambada(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) -> list[Row]:
-    """Perplexity of the last word, and how often it is the greedy guess.
+    """Perplexity of the last word, and accuracy of greedy decoding.
 
-    The guess counts if each token of the word is the likeliest one, the tokens before it given.
-    With the stop-word filter, the first token may be no whole stop word (" the", " him"): those are
-    passed over, the next likeliest counts. The paper (section 3.3) has such a filter because the
-    model often goes on with words that cannot end a sentence; it gives neither list nor rule. What
-    its figures count is not said either: it seems to be the last token alone, which is easier where
-    a word has several (github.com/EleutherAI/lm-evaluation-harness/issues/350).
+    A word is correct if each of its tokens is the most likely one, given those before it. The
+    stop-word filter ignores tokens that are a whole stop word (" the", " him") when it looks for
+    the most likely first token. The paper (section 3.3) uses such a filter because the model often
+    predicts words that cannot end a sentence; it publishes neither list nor rule. Its figures seem
+    to be for the last token alone, which is easier for words of several tokens
+    (github.com/EleutherAI/lm-evaluation-harness/issues/350).
     """
     passages = read_passages(path)[: options.limit]
     continuations = [Continuation.of(tokenizer, before, word) for before, word in passages]
@@ -50,7 +50,7 @@ def lambada(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) -> 
         score.first_is_likeliest_allowed and all(score.is_likeliest[1:]) for score in scores
     ]
     task = "LAMBADA" if path.suffix == ".jsonl" else "LAMBADA, original"
-    form = "OpenAI's text" if path.suffix == ".jsonl" else "as in the file, cut into words"
+    form = "OpenAI's text" if path.suffix == ".jsonl" else "as in the file, tokenized into words"
 
     def row(metric: str, value: float, setting: str, paper: str) -> Row:
         setting = f"{setting}; {form}"
@@ -65,7 +65,7 @@ def lambada(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) -> 
 
 
 def read_passages(path: Path) -> list[tuple[str, str]]:
-    """(all up to the last word, a space and the last word) of each passage."""
+    """(the text before the last word, a space and the last word) of each passage."""
     if path.suffix == ".jsonl":
         texts = [(one.required_text("text"), one.place) for one in read_records(path)]
     else:
@@ -77,12 +77,12 @@ def read_passages(path: Path) -> list[tuple[str, str]]:
             raise ValueError(f"{place}: a passage needs a word before its last, not {text!r}")
         found.append((before, space + word))
     if not found:
-        raise ValueError(f"{path} holds no passage")
+        raise ValueError(f"{path} has no passage")
     return found
 
 
 def stop_word_ids(tokenizer: Tokenizer) -> set[int]:
-    """The tokens that are, after a space, a whole stop word in any case of letters."""
+    """Ids of tokens that are a space and a whole stop word, in lower, title or upper case."""
     forms = (f" {form}" for word in STOP_WORDS for form in (word, word.capitalize(), word.upper()))
     encoded = (tokenizer.encode(form) for form in forms)
     return {ids[0] for ids in encoded if len(ids) == 1}

@@ -1,6 +1,6 @@
-"""Questions with given answers: HellaSwag and the Children's Book Test.
+"""Multiple-choice tasks: HellaSwag and the Children's Book Test.
 
-The model writes nothing. Each answer is appended to the question, and the likeliest is the choice.
+Nothing is generated. The choice is the ending with the highest probability after the context.
 """
 
 import re
@@ -15,12 +15,12 @@ from gpt2mini.evaluation.table import PAPER, Options, Row, percent
 from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
 
-BLANK = "XXXXX"  # what an answer is to replace in a question of the Children's Book Test
+BLANK = "XXXXX"  # the gap in a question of the Children's Book Test
 
 
 @dataclass(frozen=True)
 class Question:
-    """A context, what may follow, and which of it is right."""
+    """A context, its possible endings, and the index of the right one."""
 
     context: str
     endings: list[str]
@@ -28,9 +28,9 @@ class Question:
 
 
 def hellaswag(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) -> list[Row]:
-    """Accuracy by the probability of the whole ending, and by that per character, which does not
-    prefer short ones (as the Language Model Evaluation Harness counts its `acc_norm`). HellaSwag
-    (Zellers et al. 2019) is younger than GPT-2: its paper has no figure."""
+    """Accuracy by the log-probability of the whole ending, and by that per character, which does
+    not prefer short endings (`acc_norm` of the Language Model Evaluation Harness). HellaSwag
+    (Zellers et al. 2019) is newer than the GPT-2 paper, which has no figure."""
     questions = read_hellaswag(path)[: options.limit]
     logprobs = score_endings(model, tokenizer, questions, options)
     per_character = [
@@ -52,8 +52,8 @@ def childrens_books(
     model: GPT2, tokenizer: Tokenizer, path: Path, options: Options, task: str
 ) -> list[Row]:
     """Accuracy on the Children's Book Test (Hill et al. 2016): 20 sentences, a 21st with a gap, and
-    ten words for it. As in the paper (section 3.2), what counts is the probability of a word and of
-    the rest of its sentence, and Penn Treebank's marks are undone."""
+    ten candidates for it. As in the GPT-2 paper (section 3.2), the score is the probability of the
+    word and of the rest of its sentence, and the text is de-tokenized."""
     questions = read_childrens_books(path)[: options.limit]
     found = accuracy(score_endings(model, tokenizer, questions, options), questions)
     setting = "log p of word and rest of sentence, de-tokenized"
@@ -87,7 +87,7 @@ def accuracy(scores: Sequence[Sequence[float]], questions: Sequence[Question]) -
 
 
 def read_hellaswag(path: Path) -> list[Question]:
-    """JSONL with `ctx`, `endings` and `label`, the number of the right one; or as published."""
+    """JSONL with `ctx`, `endings` and `label`, the index of the right ending; or as published."""
     return [read_hellaswag_record(record) for record in read_records(path)]
 
 
@@ -106,14 +106,14 @@ def read_hellaswag_record(record: Record) -> Question:
 
 
 def clean(text: str) -> str:
-    """Without WikiHow's marks, [header] and so on, as the Evaluation Harness takes them out."""
+    """The text without WikiHow's marks such as [header], as in the Evaluation Harness."""
     text = re.sub(r"\[.*?\]", "", text.replace(" [title]", ". "))
     return text.replace("  ", " ").strip()
 
 
 def read_childrens_books(path: Path) -> list[Question]:
-    """The published format: 20 numbered lines of text; a 21st with XXXXX, and after it, behind
-    tabs, the answer and the candidates, joined by |."""
+    """The published format: 20 numbered lines of text, and a 21st with XXXXX followed, after tabs,
+    by the answer and the candidates joined by |."""
     return list(group_childrens_books(path))
 
 

@@ -1,4 +1,4 @@
-"""Tasks that are a long text: WikiText, enwik8, text8, or a file of your own."""
+"""Perplexity tasks on a long text: WikiText, enwik8, text8, or a file of your own."""
 
 import codecs
 import math
@@ -14,8 +14,8 @@ from gpt2mini.tokenizer import Tokenizer
 def wikitext(
     model: GPT2, tokenizer: Tokenizer, path: Path, options: Options, task: str
 ) -> list[Row]:
-    """Perplexity per original token: the nats of the plain prose, divided by the number of tokens
-    that the file has, whatever number GPT-2 makes of them (Radford et al. 2019, section 3.1)."""
+    """Perplexity per original token: the nats of the de-tokenized text, divided by the number of
+    tokens in the file, not of GPT-2's (Radford et al. 2019, section 3.1)."""
     text = read_text(path, options.limit)
     found = measure(model, tokenizer, detokenize_wikitext(text), options)
     tokens = count_wikitext_tokens(text)
@@ -26,7 +26,7 @@ def wikitext(
 
 def bits(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options, task: str) -> list[Row]:
     """Bits per byte (enwik8) or per character (text8) of the file as it is. The paper does not say
-    which part it read; the usual test part is the last 5 MB."""
+    which part it used; the usual test set is the last 5 MB."""
     text = read_text(path, options.limit)
     found = measure(model, tokenizer, text, options)
     setting = f"{describe_window(model, options)}, the file as it is"
@@ -38,7 +38,7 @@ def bits(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options, task: 
 
 
 def any_text(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) -> list[Row]:
-    """Every normalization of the perplexity of a file of your own."""
+    """Perplexity per token and word, bits per byte and character, of a file of your own."""
     text = read_text(path, options.limit)
     found = measure(model, tokenizer, text, options)
     setting = describe_window(model, options)
@@ -56,7 +56,7 @@ def any_text(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) ->
 
 def measure(model: GPT2, tokenizer: Tokenizer, text: str, options: Options) -> Perplexity:
     if not text.strip():
-        raise ValueError("the text is nothing but white space")
+        raise ValueError("the text is only white space")
     return perplexity(
         model,
         tokenizer,
@@ -75,9 +75,9 @@ def describe_window(model: GPT2, options: Options) -> str:
 
 
 def read_text(path: Path, limit: int | None) -> str:
-    """A UTF-8 file, or its first `limit` thousand characters and the rest of their line.
+    """The text of a UTF-8 file, or its first `limit` thousand characters up to the end of a line.
 
-    Half a character at the end, as files cut after so many bytes have it, is left out.
+    An incomplete character at the end, as in files cut after a number of bytes, is dropped.
     """
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(path.read_bytes())

@@ -1,11 +1,11 @@
-"""One table of figures: ours beside the GPT-2 paper's."""
+"""A table of results, with those of the GPT-2 paper."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SIZES = ("117M", "345M", "762M", "1542M")  # as the paper counts them; gpt2 ... gpt2-xl today
+SIZES = ("117M", "345M", "762M", "1542M")  # the paper's names of gpt2, -medium, -large and -xl
 
 # Radford et al. 2019, table 3, for the four sizes; accuracies in percent.
 PAPER = {
@@ -25,11 +25,11 @@ PAPER = {
 
 @dataclass(frozen=True)
 class Options:
-    """How to evaluate; the same for all tasks of a table."""
+    """Settings for all tasks of a table."""
 
-    context_length: int | None = None  # None: all that the model can read
+    context_length: int | None = None  # None: the model's context
     stride: int | None = None  # None: half of the context
-    limit: int | None = None  # examples per task; thousands of characters of a running text
+    limit: int | None = None  # examples per task; thousands of characters of a long text
     batch_size: int = 8
     precision: str = "fp32"
     progress: bool = False
@@ -37,25 +37,25 @@ class Options:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure, how it was found, and what the paper gives for the four sizes, if it does."""
+    """One result, how it was computed, and the paper's figures for the four sizes, if any."""
 
     task: str
     metric: str
     value: float
     count: int
-    counted: str  # what `count` is a number of
+    counted: str  # the unit of `count`
     setting: str
     paper: tuple[float | None, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that print side by side."""
+    """Rows, printed as a table."""
 
     rows: list[Row]
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """For JSON: each row with the paper's figures by size."""
+        """Rows for JSON, with the paper's figures by size."""
         return [
             {
                 **asdict(row),

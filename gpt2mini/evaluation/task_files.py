@@ -1,4 +1,4 @@
-"""The files of the zero-shot tasks: in a folder under their usual names, or downloaded once."""
+"""Data files of the zero-shot tasks: found in a folder by their usual names, or downloaded."""
 
 import hashlib
 import logging
@@ -11,7 +11,7 @@ from gpt2mini.files import write_aside
 
 logger = logging.getLogger(__name__)
 
-# Under which names the files are usually found, the first that is there.
+# The first of these names that exists is used.
 USUAL_NAMES = {
     "lambada": ["lambada_test.jsonl"],
     "lambada-original": ["lambada_test_plain_text.txt"],
@@ -27,11 +27,11 @@ USUAL_NAMES = {
 
 @dataclass(frozen=True)
 class Source:
-    """A file on the web that holds a task's file, plain or as the only file of a zip."""
+    """The URL of a task's file, plain or as the only file in a zip."""
 
     address: str
-    sha256: str = ""  # of the task's file, where its publishers or others have pinned it
-    last: int = 0  # so many bytes at its end are the task; 0: all
+    sha256: str = ""  # of the task's file, if known
+    last: int = 0  # use the last so many bytes; 0: all
 
 
 SOURCES = {
@@ -44,7 +44,7 @@ SOURCES = {
         "77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2/test.txt",
         "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
     ),
-    # of their 100 MB, the last five are what one usually tests on
+    # the usual test set is the last 5 of 100 MB
     "enwik8": Source("http://mattmahoney.net/dc/enwik8.zip", last=5_000_000),
     "text8": Source("http://mattmahoney.net/dc/text8.zip", last=5_000_000),
     "hellaswag": Source(
@@ -54,10 +54,9 @@ SOURCES = {
 
 
 def find_task_file(task: str, folder: str | Path | None = None) -> Path:
-    """The file of a task, in the folder given; without one in the cache, into which it is
-    downloaded if need be.
+    """The path of a task's file, in `folder`; by default in the cache, downloaded if missing.
 
-    Raises FileNotFoundError if it is not in the folder, or there is none to download, and
+    Raises FileNotFoundError if it is not in the folder or cannot be downloaded for this task, and
     ConnectionError if the download fails.
     """
     names = USUAL_NAMES.get(task, [])
@@ -73,7 +72,7 @@ def find_task_file(task: str, folder: str | Path | None = None) -> Path:
 
 
 def download_task_file(task: str, source: Source, path: Path) -> Path:
-    """Download, unpack and verify a task's file, unless it is there."""
+    """Download, unpack and verify a task's file, unless it exists."""
     if path.is_file():
         return path
     site, _, name = source.address.rpartition("/")
@@ -100,7 +99,7 @@ def download_task_file(task: str, source: Source, path: Path) -> Path:
 
 
 def last_part(data: bytes, size: int) -> bytes:
-    """From the first whole character of UTF-8 within the last `size` bytes; 0: all."""
+    """The last `size` bytes, from the first complete UTF-8 character on; 0: all."""
     return data[-size:].lstrip(bytes(range(0x80, 0xC0))) if size else data
 
 

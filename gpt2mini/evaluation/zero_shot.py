@@ -15,7 +15,7 @@ from gpt2mini.tokenizer import Tokenizer
 
 TASKS: dict[str, Callable[[GPT2, Tokenizer, Path, Options], list[Row]]] = {
     "lambada": lambada,  # OpenAI's .jsonl
-    "lambada-original": lambada,  # a passage a line
+    "lambada-original": lambada,  # one passage a line
     "wikitext-2": partial(wikitext, task="WikiText-2"),
     "wikitext-103": partial(wikitext, task="WikiText-103"),
     "enwik8": partial(bits, task="enwik8"),
@@ -38,14 +38,14 @@ def zero_shot(
     precision: str = "fp32",
     progress: bool = False,
 ) -> Table:
-    """Rows for every task, {"lambada": "lambada_test.jsonl", ...}, beside the paper's figures.
+    """A table of results with the paper's figures.
 
-    tasks: names among TASKS, and their files. context_length and stride as for `perplexity`; they
-    concern running texts. limit: so many examples of each task, or thousand characters of a running
-    text, for a quick look.
-    Raises ValueError for an unknown task or a setting that cannot be, and FileNotFoundError for a
-    missing file, before the first task begins; ValueError, with the line, for a file that is not of
-    its task's format.
+    tasks: names in TASKS and their files, {"lambada": "lambada_test.jsonl", ...}. context_length
+    and stride: as for `perplexity`, for tasks on long texts. limit: number of examples of each
+    task, or thousands of characters of a long text, for a quick test.
+    Raises ValueError for an unknown task or an invalid setting, and FileNotFoundError for a missing
+    file, before the first task starts; ValueError, with the line, for a file not in the format of
+    its task.
     """
     check_predicts_tokens(model)
     window_and_stride(model, context_length, stride)

@@ -93,8 +93,8 @@ def split_dialogues(chosen: str, rejected: str, place: str) -> Preference:
             f"{LAST_SPEAKER!r}"
         )
     prompt = before.lstrip() + mark
-    answers = [dialogue[len(before + mark) :] for dialogue in (chosen, rejected)]
-    return Preference(prompt, *(join(prompt, answer) for answer in answers))
+    responses = [dialogue[len(before + mark) :] for dialogue in (chosen, rejected)]
+    return Preference(prompt, *(join(prompt, response) for response in responses))
 
 
 # ---- preferences -> token ids
