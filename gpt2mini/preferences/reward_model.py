@@ -25,8 +25,8 @@ from gpt2mini.classification.last_token import class_logits
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length
 from gpt2mini.data.instructions import Exchange, encode_exchanges, join
 from gpt2mini.device import autocast
-from gpt2mini.generation import last_token_logits
 from gpt2mini.evaluation.intervals import wilson_interval
+from gpt2mini.generation import last_token_logits
 from gpt2mini.lora.layers import linear_layer
 from gpt2mini.losses.preference import pairwise_reward_loss
 from gpt2mini.model import GPT2
