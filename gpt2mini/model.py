@@ -118,7 +118,7 @@ class TransformerBlock(nn.Module):
         last_only: bool = False,
     ) -> Float[Tensor, "batch outputs emb"]:
         """Arguments as for `MultiHeadAttention.forward`."""
-        attended = run(self.attn, self.norm1(x), attn_mask, cache, last_only)
+        attended = call_layer(self.attn, self.norm1(x), attn_mask, cache, last_only)
         x = x[:, -1:] if last_only else x
         x = x + self.dropout(attended)
         x = x + self.dropout(self.mlp(self.norm2(x)))
@@ -128,8 +128,8 @@ class TransformerBlock(nn.Module):
         return F.dropout(x, self.drop_rate) if self.training and self.drop_rate else x
 
 
-def run(
-    part: nn.Module,
+def call_layer(
+    layer: nn.Module,
     x: Float[Tensor, "batch tokens emb"],
     attn_mask: Tensor | None,
     cache: LayerCache | None,
@@ -138,9 +138,9 @@ def run(
     """Call a block, or an attention. One of your own need not know `last_only`: it computes all
     outputs, and the last is kept."""
     if not last_only:
-        return part(x, attn_mask, cache)
-    shortcut = {"last_only": True} if accepts_argument(part.forward, "last_only") else {}
-    return part(x, attn_mask, cache, **shortcut)[:, -1:]
+        return layer(x, attn_mask, cache)
+    shortcut = {"last_only": True} if accepts_argument(layer.forward, "last_only") else {}
+    return layer(x, attn_mask, cache, **shortcut)[:, -1:]
 
 
 class TiedHead(nn.Module):
@@ -260,7 +260,7 @@ class GPT2(nn.Module):
         for layer, block in enumerate(self.trf_blocks):
             if first_block <= layer <= last_block:
                 layer_cache = None if cache is None else cache.layers[layer]
-                x = run(block, x, attn_mask, layer_cache, last_only and layer == last_block)
+                x = call_layer(block, x, attn_mask, layer_cache, last_only and layer == last_block)
         return x[:, -1:] if last_only else x
 
     def embed(

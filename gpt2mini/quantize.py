@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from gpt2mini.cache import LayerCache
 from gpt2mini.config import GPT2Config
 from gpt2mini.masking import build_attn_mask
-from gpt2mini.model import GPT2, MLP, MultiHeadAttention, TiedHead, TransformerBlock, run
+from gpt2mini.model import GPT2, MLP, MultiHeadAttention, TiedHead, TransformerBlock, call_layer
 from gpt2mini.modes import evaluating, has_hooks
 from gpt2mini.quantized_layers import (
     quantized_copy,
@@ -219,7 +219,7 @@ def outputs_of(block: nn.Module, config: GPT2Config) -> list[Tensor]:
         block(x, None, None),
         block(x[:, :30], None, cache),
         block(x[:, 30:], mask, cache),
-        run(block, x, None, None, last_only=True),
+        call_layer(block, x, None, None, last_only=True),
     ]
     inputs = [x, x[:, :30], x[:, 30:], x[:, -1:]]
     return [output - stream for output, stream in zip(outputs, inputs, strict=True)]
