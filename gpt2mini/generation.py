@@ -15,8 +15,8 @@ from gpt2mini.cache import KeyValueCache
 from gpt2mini.checks import check_cache_is_filled, check_generation_request
 from gpt2mini.kernels import decoding_kernels
 from gpt2mini.masking import align_right, pad_left
-from gpt2mini.model import GPT2
-from gpt2mini.modes import accepts_argument, evaluating
+from gpt2mini.model import GPT2, accepts_shortcut
+from gpt2mini.modes import evaluating
 from gpt2mini.sampling import (
     FORBIDDEN,
     divide_by_temperature,
@@ -258,7 +258,7 @@ def last_token_logits(
     """The logits at the last real token of each row, on whichever side the padding stands."""
     if attention_mask is not None:
         token_ids, attention_mask = align_right(token_ids, attention_mask)
-    shortcut = {"last_only": True} if accepts_argument(model.forward, "last_only") else {}
+    shortcut = {"last_only": True} if accepts_shortcut(model, "last_only") else {}
     return model(token_ids, attention_mask, cache=cache, **shortcut)[:, -1]
 
 

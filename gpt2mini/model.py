@@ -322,3 +322,10 @@ class GPT2(nn.Module):
         from gpt2mini.quantize import quantize_model
 
         return quantize_model(self, weights)
+
+
+def accepts_shortcut(model: GPT2, name: str) -> bool:
+    """Whether the model takes an argument such as `last_only` as far as `residual_stream`. A
+    `forward` or `hidden_states` of your own need not know it: then the model computes all."""
+    methods = (model.forward, model.hidden_states, model.residual_stream)
+    return all(accepts_argument(method, name) for method in methods)

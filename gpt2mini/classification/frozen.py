@@ -21,8 +21,8 @@ from gpt2mini.device import autocast
 from gpt2mini.generation import last_token_logits
 from gpt2mini.losses.last_token import last_token_loss
 from gpt2mini.masking import pad_left
-from gpt2mini.model import GPT2
-from gpt2mini.modes import accepts_argument, evaluating
+from gpt2mini.model import GPT2, accepts_shortcut
+from gpt2mini.modes import evaluating
 from gpt2mini.training.distributed import is_sharded
 
 LARGEST_IN_MEMORY = 2**31  # bytes; a larger stream goes to a temporary file
@@ -149,13 +149,22 @@ def texts_to_train_on(
 ) -> FrozenStream | PlainTexts:
     """The stream, computed once, if there are frozen blocks and no dropout (and all blocks are in
     this process); else the texts."""
-    takes_stream = accepts_argument(model.forward, "stream") and accepts_argument(
-        model.hidden_states, "stream"
-    )  # a forward of your own need not
     is_constant = not model.config.drop_rate and not is_sharded(model)
-    if frozen_blocks(model) and is_constant and takes_stream:
+    if frozen_blocks(model) and is_constant and continues_from_stream(model, rows[0]):
         return FrozenStream(model, rows, labels, precision)
     return PlainTexts(rows, labels)
+
+
+def continues_from_stream(model: GPT2, row: Int[Tensor, " tokens"]) -> bool:
+    """Whether the trainable blocks need the stream alone, tried with one text. In a model of your
+    own they may need more: the embedding again, for instance."""
+    if not accepts_shortcut(model, "stream"):
+        return False
+    token_ids, n_blocks = row[None].to(model.tok_emb.weight.device), frozen_blocks(model)
+    with evaluating(model):
+        stream = model.residual_stream(token_ids, n_blocks=n_blocks)
+        found = model(None, stream=stream, first_block=n_blocks)
+        return torch.allclose(found, model(token_ids), rtol=1e-3, atol=1e-3)
 
 
 def evaluate_classes(

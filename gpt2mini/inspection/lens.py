@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.inspection.tracing import trace
 from gpt2mini.losses.sequence_logprobs import token_logprobs
-from gpt2mini.model import GPT2
+from gpt2mini.model import GPT2, accepts_shortcut
 from gpt2mini.modes import evaluating
 from gpt2mini.tokenizer import Tokenizer
 
@@ -78,6 +78,10 @@ def read_stream(
     attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
 ) -> Float[Tensor, "batch tokens vocab"]:
     """The logits of a residual stream as the output of the last block, by the model's own code."""
+    if not accepts_shortcut(model, "stream"):  # then replace what the final norm reads
+        any_ids = torch.zeros(stream.shape[:2], dtype=torch.long, device=stream.device)
+        with model.final_norm.register_forward_pre_hook(lambda norm, arguments: stream):
+            return model(any_ids, attention_mask)
     return model(None, attention_mask, stream=stream, first_block=model.config.n_layers)
 
 
