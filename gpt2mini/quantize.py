@@ -10,12 +10,14 @@ block is compared with the block that it replaces when it is made.
 """
 
 from copy import deepcopy
+from functools import partial
 from typing import TypeGuard
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from gpt2mini.cache import LayerCache
 from gpt2mini.config import GPT2Config
@@ -136,33 +138,51 @@ def quantize_model(model: GPT2, weights: str = "int8") -> GPT2:
                 "quantized: merge_lora(model) first"
             )
     with evaluating(model):
-        blocks = [
-            quantized_block(block, weights, f"trf_blocks.{layer}", model.config)
-            for layer, block in enumerate(model.trf_blocks)
-        ]
+        stream = probe_stream(model)  # (3, tokens, emb)
+        blocks = []
+        for layer, block in enumerate(model.trf_blocks):
+            blocks.append(quantized_block(block, weights, f"trf_blocks.{layer}", stream, model))
+            stream = block(stream, None, None)
         head = quantized_head(model, weights)
     model.trf_blocks, model.out_head = nn.ModuleList(blocks), head
     return model.requires_grad_(False).eval()
 
 
-def quantized_block(block: nn.Module, weights: str, name: str, config: GPT2Config) -> nn.Module:
+def probe_stream(model: GPT2) -> Float[Tensor, "batch tokens emb"]:
+    """The residual stream of random token ids, as it enters the first block."""
+    tokens = min(16, model.config.context_length)
+    generator = torch.Generator().manual_seed(0)
+    token_ids = torch.randint(model.config.vocab_size, (3, tokens), generator=generator)
+    return model.residual_stream(token_ids.to(model.tok_emb.weight.device), n_blocks=0)
+
+
+def quantized_block(
+    block: nn.Module, weights: str, name: str, stream: Tensor, model: GPT2
+) -> nn.Module:
     """The block with quantized layers: as one function if that gives the same, else a copy of the
-    block itself. Raises ValueError if even that differs by more than the format's rounding."""
-    exact = deepcopy(block).float()  # differences are small beside the rounding of half precision
+    block itself. Raises ValueError if even that differs by more than the format's rounding.
+
+    stream: hidden states that enter the block, (batch, tokens, emb).
+    """
+    # In half precision the rounding of the stream would hide what a block adds.
+    is_exact = all(parameter.dtype == torch.float32 for parameter in block.parameters())
+    exact = block if is_exact else deepcopy(block).float()
+    outputs = partial(outputs_of, stream=stream.float(), config=model.config)
+    expected = outputs(with_rounded_weights(exact, weights))
+    if can_be_fused(exact):
+        fused = QuantizedBlock(exact, weights)
+        if are_close(outputs(fused), expected):
+            assert isinstance(block, TransformerBlock)  # as its exact copy
+            return fused if is_exact else QuantizedBlock(block, weights)
     try:
-        expected = outputs_of(with_rounded_weights(exact, weights), config)
-        found = outputs_of(with_quantized_layers(exact, weights), config)
+        found = outputs(with_quantized_layers(exact, weights))
     except (AttributeError, TypeError, RuntimeError) as error:
         raise ValueError(f"{name} cannot be computed with quantized layers: {error}") from error
-    if not are_close(found, expected, 2e-2):  # the kernels round activations to bfloat16
+    if not are_close(found, expected):
         raise ValueError(
             f"{name}, a {type(block).__name__}, gives something else with quantized layers: it "
             "cannot be quantized"
         )
-    if can_be_fused(block) and can_be_fused(exact):
-        fused = outputs_of(QuantizedBlock(exact, weights), config)
-        if are_close(fused, found, 1e-3):
-            return QuantizedBlock(block, weights)
     return with_quantized_layers(block, weights)
 
 
@@ -206,29 +226,50 @@ def are_alike(query: nn.Module, key: nn.Module, value: nn.Module) -> bool:
     return plain and len({layer.bias is None for layer in layers}) == 1
 
 
-def outputs_of(block: nn.Module, config: GPT2Config) -> list[Tensor]:
-    """What a block adds to random hidden states of three rows: to 40 tokens at once, to 30 and then
-    10 with a cache (the kernels differ for few tokens and many), and to the last alone."""
-    like = next(p for p in block.parameters() if p.is_floating_point())
+def outputs_of(block: nn.Module, stream: Tensor, config: GPT2Config) -> list[Tensor]:
+    """What a block adds to hidden states, and what its attention gathers: for all tokens at once;
+    for three quarters of them and then the rest with a cache (the kernels differ for few rows and
+    many); and for the last of a text that fills the context."""
+    batch, tokens, _ = stream.shape
+    past = 3 * tokens // 4
+    shape = (batch, config.n_heads, tokens, config.head_dim)
+    cache = LayerCache(shape, stream.device, stream.dtype)
+    mask = build_attn_mask(stream[:, past:, 0], None, past)  # (1, 1, tokens - past, tokens)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 40, config.emb_dim, generator=generator).to(like.device, like.dtype)
-    shape = (3, config.n_heads, 40, config.head_dim)
-    cache = LayerCache(shape, x.device, x.dtype)
-    mask = build_attn_mask(x[:, 30:, 0], None, past=30)  # (1, 1, 10, 40)
-    outputs = [
-        block(x, None, None),
-        block(x[:, :30], None, cache),
-        block(x[:, 30:], mask, cache),
-        call_layer(block, x, None, None, last_only=True),
-    ]
-    inputs = [x, x[:, :30], x[:, 30:], x[:, -1:]]
-    return [output - stream for output, stream in zip(outputs, inputs, strict=True)]
+    order = torch.randint(batch * tokens, (1, config.context_length), generator=generator)
+    text = stream.flatten(0, 1)[order.to(stream.device)]  # (1, context_length, emb)
+    with AttentionOutputs() as contexts:
+        added = [
+            block(stream, None, None) - stream,
+            block(stream[:, :past], None, cache) - stream[:, :past],
+            block(stream[:, past:], mask, cache) - stream[:, past:],
+            call_layer(block, text, None, None, last_only=True) - text[:, -1:],
+        ]
+    return [*added, *contexts.outputs]
 
 
-def are_close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> bool:
-    """Whether the difference is at most this share of the expected tensor, by their norms."""
-    pairs = [(a.float(), b.float()) for a, b in zip(found, expected, strict=True)]
-    return all(a.shape == b.shape and (a - b).norm() <= tolerance * b.norm() for a, b in pairs)
+class AttentionOutputs(TorchFunctionMode):
+    """Records what `F.scaled_dot_product_attention` returns: a window or a scale of one's own may
+    change little of what a block adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[Tensor] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention:
+            self.outputs.append(result[:, :, -1:] if result.shape[0] == 1 else result)
+        return result
+
+
+def are_close(found: list[Tensor], expected: list[Tensor], tolerance: float = 2e-2) -> bool:
+    """Whether each difference is at most this share of the expected tensor, by their norms. (The
+    kernels round activations to bfloat16.)"""
+    if [x.shape for x in found] != [x.shape for x in expected]:
+        return False
+    pairs = zip(found, expected, strict=True)
+    return all((a - b).norm() <= tolerance * b.norm() for a, b in pairs)
 
 
 def quantized_head(model: GPT2, weights: str) -> nn.Module:
@@ -238,6 +279,16 @@ def quantized_head(model: GPT2, weights: str) -> nn.Module:
     if not plain or head.bias is not None or len(head.weight) != model.config.vocab_size:
         return head
     quantized = QuantizedHead(head, weights)
+    rounded = with_weight(head, quantized.weight)
     hidden = torch.randn(4, model.config.emb_dim, generator=torch.Generator().manual_seed(0))
-    hidden = hidden.to(head.weight)
-    return quantized if are_close([quantized(hidden)], [head(hidden)], 0.1) else head
+    hidden = hidden.to(head.weight.device)
+    return quantized if are_close([quantized(hidden)], [rounded(hidden)]) else head
+
+
+def with_weight(head: TiedHead | nn.Linear, weight: Tensor) -> nn.Module:
+    """A head of the same class with another weight, (vocab, emb)."""
+    if isinstance(head, TiedHead):
+        return type(head)(nn.Embedding.from_pretrained(weight))
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear

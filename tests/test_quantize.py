@@ -12,9 +12,11 @@ from conftest import TINY, enlarge, random_ids
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer, generate, quantize, quantized_layers, resize_vocab
+from gpt2mini.cache import LayerCache
 from gpt2mini.classification import last_token_logits
 from gpt2mini.data.samples import sample
 from gpt2mini.data.text import Batch
@@ -22,7 +24,7 @@ from gpt2mini.evaluation import perplexity
 from gpt2mini.generation import stream
 from gpt2mini.lora import add_lora, merge_lora
 from gpt2mini.losses import next_token_loss
-from gpt2mini.model import TransformerBlock
+from gpt2mini.model import MultiHeadAttention, TiedHead, TransformerBlock
 from gpt2mini.quantize import QuantizedBlock
 from gpt2mini.quantized_layers import (
     BlockedBfloat16Linear,
@@ -394,3 +396,55 @@ def test_a_state_dict_holds_the_weights(weights: str, own_model: GPT2) -> None:
     assert not torch.equal(other(ids), expected)
     other.load_state_dict(own_model.state_dict())
     assert torch.equal(other(ids), expected)
+
+
+# ---- the fused block proves itself
+
+
+def change_attention(monkeypatch: pytest.MonkeyPatch, window: int, scale: float | None) -> None:
+    """As an edit of model.py does: another window, another scale, in the class itself."""
+
+    def forward(
+        self: MultiHeadAttention,
+        x: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        cache: LayerCache | None = None,
+        last_only: bool = False,
+    ) -> torch.Tensor:
+        query, key, value = map(self.split_heads, self.project(x, last_only))
+        if cache is not None:
+            key, value = cache.append(key, value)
+        columns = torch.arange(key.shape[2])
+        rows = columns[-query.shape[2] :, None]
+        mask = (columns <= rows) & (columns > rows - window)
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        return self.attn_out(context.transpose(1, 2).flatten(2))
+
+    monkeypatch.setattr(MultiHeadAttention, "forward", forward)
+
+
+@each_format
+@pytest.mark.parametrize(("window", "scale"), [(8, None), (48, None), (64, 0.2)])
+def test_a_changed_attention_stays_in_force(
+    monkeypatch: pytest.MonkeyPatch, own_model: GPT2, weights: str, window: int, scale: float | None
+) -> None:
+    change_attention(monkeypatch, window, scale)
+    ids = random_ids(2, TINY.context_length)
+    with torch.no_grad():
+        expected = own_model(ids)
+        found = own_model.quantize(weights)(ids)
+    assert {type(block) for block in own_model.trf_blocks} == {TransformerBlock}
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_a_plain_block_is_fused(own_model: GPT2) -> None:
+    own_model.quantize("int8")
+    assert {type(block) for block in own_model.trf_blocks} == {QuantizedBlock}
+
+
+def test_a_head_that_scales_its_output_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, own_model: GPT2
+) -> None:
+    plain = TiedHead.forward
+    monkeypatch.setattr(TiedHead, "forward", lambda self, hidden: 1.05 * plain(self, hidden))
+    assert type(own_model.quantize("int8").out_head) is TiedHead
