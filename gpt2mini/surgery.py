@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from gpt2mini.model import GPT2
+from gpt2mini.model import GPT2, TiedHead
 from gpt2mini.quantized_layers import refuse_quantized
 
 
@@ -46,3 +46,31 @@ def resize_rows(module: nn.Module, name: str, n_rows: int) -> None:
         mean = old.float().mean(dim=0, keepdim=True).to(old.dtype)
         rows = torch.cat([old, mean.expand(n_rows - len(old), *mean.shape[1:])])
     setattr(module, name, nn.Parameter(rows.clone(), requires_grad=old.requires_grad))
+
+
+def grow_depth(model: GPT2, n_layers: int) -> GPT2:
+    """A deeper model that computes exactly the same, ready to learn more.
+
+    Each block is followed by copies of itself whose two projections into the residual stream are
+    zero: they add nothing yet, and their first gradient step changes that.
+    """
+    old = list(model.trf_blocks)
+    if n_layers == len(old):
+        return model
+    if n_layers % len(old):
+        raise ValueError(
+            f"a model of {len(old)} blocks can grow to a multiple of that, not to {n_layers}"
+        )
+    grown = GPT2(replace(model.config, n_layers=n_layers))
+    for name in ("tok_emb", "pos_emb", "final_norm"):
+        getattr(grown, name).load_state_dict(getattr(model, name).state_dict())
+    if not isinstance(model.out_head, TiedHead):
+        grown.out_head = model.out_head
+    copies = n_layers // len(old)
+    for i, block in enumerate(grown.trf_blocks):
+        block.load_state_dict(old[i // copies].state_dict())
+        if i % copies:
+            for name in ("attn.attn_out", "mlp.mlp_out"):
+                for parameter in block.get_submodule(name).parameters():
+                    torch.nn.init.zeros_(parameter)
+    return grown

@@ -1,8 +1,7 @@
 """What is to work on a GPU, on a device that behaves like one; `test_devices.py` runs this file."""
 
+import importlib
 import itertools
-import runpy
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -16,12 +15,12 @@ from torch.optim import SGD, Optimizer
 from torch.testing import assert_close
 
 from gpt2mini import GPT2, generate
-from gpt2mini import device as devices
+from gpt2mini.cli import main
 from gpt2mini.data.samples import sample
 from gpt2mini.data.text import Batch
 from gpt2mini.training import Settings, adamw, muon_and_adamw, next_token_step, train
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+KEEPER = str(sample("keeper.jsonl"))
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0]])
 SEVERAL_TEXTS = torch.tensor([[1, 1, 1, 2, 2, 3, 3, 3], [1, 1, 1, 1, 1, 0, 0, 0]])
 
@@ -143,37 +142,34 @@ class Endless:
 
 
 RUNS = [
-    "finetune_text.py --steps 1 --save-every 1 --activation-checkpointing --sample-tokens 5",
-    "finetune_lora.py --steps 1 --fraction 0.2 --answers 1 --answer-tokens 5",
-    "finetune_classifier.py --steps 1 --method full",
-    "finetune_classifier.py --steps 1 --method lora",
-    "finetune_classifier.py --steps 1",
-    "finetune_instructions.py --steps 1 --fraction 0.2 --answers 1 --answer-tokens 5",
-    "tune_preferences.py --steps 1 --rollout-rows 4 --batch-size 4 --compare 2 --lora",
-    "tune_preferences.py --steps 1 --rollout-rows 4 --batch-size 4 --compare 2 --method grpo",
-    "tune_preferences.py --steps 1 --held-out-pairs 4 --compare 2 --method dpo --lora",
-    "tune_preferences.py --steps 1 --held-out-pairs 4 --compare 2 --method reward",
-    "pretrain.py --steps 1 --vocab-size 400 --context-length 32 --emb-dim 32 --heads 2 --layers 2",
-    "evaluate.py --samples 1 --sample-tokens 5",
-    "generate.py --max-new-tokens 5 --quantize int8",
-    "inspect_model.py trace",
-    "inspect_model.py attention",
-    "inspect_model.py lens",
-    "inspect_model.py compare --other gpt2-nano",
+    "finetune --steps 1 --save-every 1 --activation-checkpointing --max-new-tokens 5",
+    "finetune --method lora --data KEEPER --steps 1 --fraction 0.2 --answers 1 --max-new-tokens 5",
+    "classify --steps 1 --method full",
+    "classify --steps 1 --method lora",
+    "classify --steps 1",
+    "finetune --data KEEPER --steps 1 --fraction 0.2 --answers 1 --max-new-tokens 5",
+    "align --steps 1 --rollout-rows 4 --batch-size 4 --compare 2 --lora",
+    "align --steps 1 --rollout-rows 4 --batch-size 4 --compare 2 --method grpo",
+    "align --steps 1 --held-out-pairs 4 --compare 2 --method dpo --lora",
+    "align --steps 1 --held-out-pairs 4 --compare 2 --method reward",
+    "pretrain --steps 1 --vocab-size 400 --context-length 32 --emb-dim 32 --n-heads 2 --n-layers 2",
+    "evaluate --samples 1 --max-new-tokens 5",
+    "generate --max-new-tokens 5 --quantize int8",
+    "inspect trace",
+    "inspect attention",
+    "inspect lens",
+    "inspect compare --other gpt2-nano",
 ]
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_examples(
+def test_jobs(
     device: torch.device, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script, *flags = run.split()
-    if script != "generate.py":
+    job, *flags = run.replace("KEEPER", KEEPER).split()
+    if job != "generate":
         flags += ["--out", str(tmp_path)]
-    if script == "pretrain.py":
-        flags += ["--data", str(sample("sample.txt"))]
-    monkeypatch.setattr(devices, "pick_device", lambda name: device)
-    monkeypatch.setattr(sys, "argv", [script, *flags])
-    monkeypatch.syspath_prepend(EXAMPLES)
-    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    module = importlib.import_module(f"gpt2mini.cli.{job}")
+    monkeypatch.setattr(module, "pick_device", lambda name: device)
+    main([job, *flags])
     assert waits  # it was the device that computed

@@ -1,9 +1,7 @@
 """Classification: files, splits, batches, the last token, frozen layers, the report."""
 
-import importlib
 import json
 import logging
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -37,6 +35,7 @@ from gpt2mini.classification.labeled import (
     read_labeled,
     stratified_split,
 )
+from gpt2mini.cli import classify, main
 from gpt2mini.data.batching import batches_by_length, encode_texts, length_buckets
 from gpt2mini.evaluation import classification_report
 from gpt2mini.lora import add_lora
@@ -543,10 +542,8 @@ def test_predict_reads_no_more_than_it_is_told(keep: str) -> None:
     assert list(found.probabilities.values()) == pytest.approx(logits.softmax(0).tolist(), abs=1e-5)
 
 
-def test_the_example_tests_as_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_tests_as_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same columns of the file, the same end of each text, in the same precision."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
-    example = importlib.import_module("finetune_classifier")
     rows = [f"{'AB'[i % 2]},{'word ' * 9}number {i}" for i in range(20)]
     path = write(tmp_path / "a.csv", "\n".join(["stars,label", *rows]))
     asked: list[tuple] = []
@@ -555,12 +552,10 @@ def test_the_example_tests_as_it_trains(tmp_path: Path, monkeypatch: pytest.Monk
         asked.append((*others, torch.is_autocast_enabled("cpu")))
         return predict(model, tokenizer, texts, *others)
 
-    monkeypatch.setattr(example, "predict", spy)
+    monkeypatch.setattr(classify, "predict", spy)
     flags = "--steps 1 --longest 8 --keep tail --dtype bf16 --device cpu --columns"
     columns = "label=stars,text=label"
-    arguments = ["--data", str(path), "--out", str(tmp_path), *flags.split(), columns]
-    monkeypatch.setattr(sys, "argv", ["finetune_classifier.py", *arguments])
-    example.main()
+    main(["classify", "--data", str(path), "--out", str(tmp_path), *flags.split(), columns])
     assert asked == [(["A", "B"], "tail", 8, True)]
 
 

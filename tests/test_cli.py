@@ -1,79 +1,67 @@
-"""The example scripts, run as a user would run them, only shorter."""
+"""The command, as users run it, only shorter."""
 
 import importlib
 import json
-import os
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from command import COMMAND, OFFLINE, ROOT, run, run_apart
 
 from gpt2mini import GPT2, Tokenizer
+from gpt2mini.cli import JOBS, main
+from gpt2mini.data.samples import sample
 from gpt2mini.files import alone_in, read_json
 from gpt2mini.lora import load_adapter
 from gpt2mini.training.distributed import can_shard_on_cpu
 from gpt2mini.training.metrics import rows_until
 
-ROOT = Path(__file__).parents[1]
-
-
-def run(script: str, *arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """An example in a process of its own, warnings shown, offline by environment."""
-    command = [sys.executable, ROOT / "examples" / script, *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [str(part) for part in command],
-        input=stdin,
-        capture_output=True,
-        encoding="utf-8",
-        env=environment,
-        timeout=300,
-    )
+KEEPER = str(sample("keeper.jsonl"))  # questions and answers
 
 
 def test_generate_continues_the_prompt() -> None:
-    done = run("generate.py", "--prompt", "The ship", "--max-new-tokens", "8")
+    done = run("generate", "--prompt", "The ship", "--max-new-tokens", "8")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("The ship")
     assert "tokens" in done.stderr
 
 
 def test_generate_reads_a_prompt_from_stdin_and_talks() -> None:
-    done = run("generate.py", "--prompt", "-", "--max-new-tokens", "3", stdin="Once upon a time")
+    done = run("generate", "--prompt", "-", "--max-new-tokens", "3", stdin="Once upon a time")
     assert done.stdout.startswith("Once upon a time"), done.stderr
-    done = run("generate.py", "--interactive", "--max-new-tokens", "3", stdin="Hello\nGood day\n\n")
+    done = run("generate", "--interactive", "--max-new-tokens", "3", stdin="Hello\nGood day\n\n")
     assert "Hello" in done.stdout and "Good day" in done.stdout
 
 
 def test_generate_shows_the_prompt_once_where_nothing_follows() -> None:
-    done = run("generate.py", "--max-new-tokens", "6", "--stop", " ", "--stop", "e")
+    done = run("generate", "--max-new-tokens", "6", "--stop", " ", "--stop", "e")
     assert done.stdout == "The old man looked at\n", done.stderr
 
 
 def test_generate_ends_quietly_when_nobody_reads_on() -> None:
-    command = shlex.join([sys.executable, str(ROOT / "examples" / "generate.py")])
-    command += " --num-samples 5 | head -c 5"
-    done = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8")
+    command = shlex.join([*COMMAND, "generate"]) + " --num-samples 5 | head -c 5"
+    done = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8", env=OFFLINE)
     assert "error" not in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_model_is_not_tuned_in_the_place_where_it_lies(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "weights" / "gpt2-nano", tmp_path / "run" / "best")
     before = (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
-    done = run("finetune_text.py", "--model", tmp_path / "run" / "best", "--out", tmp_path / "run")
+    done = run("finetune", "--model", tmp_path / "run" / "best", "--out", tmp_path / "run")
     assert "choose another --out" in done.stderr and "Traceback" not in done.stderr
     assert (tmp_path / "run" / "best" / "model.safetensors").read_bytes() == before
 
 
 def test_generate_is_seeded() -> None:
     first, again, other = (
-        run("generate.py", "--max-new-tokens", "12", "--seed", seed).stdout
-        for seed in ("1", "1", "2")
+        run("generate", "--max-new-tokens", "12", "--seed", seed).stdout for seed in ("1", "1", "2")
     )
     assert first == again != other
 
@@ -88,16 +76,16 @@ def test_generate_is_seeded() -> None:
     ],
 )
 def test_generate_says_what_is_wrong_in_one_line(arguments: list[str], message: str) -> None:
-    done = run("generate.py", *arguments)
+    done = run("generate", *arguments)
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_finetune_text_learns_and_leaves_its_results(tmp_path: Path) -> None:
+def test_finetune_on_text_learns_and_leaves_its_results(tmp_path: Path) -> None:
     done = run(
-        "finetune_text.py", "--out", tmp_path, "--steps", "6", "--batch-size", "2",
-        "--sequence-length", "64", "--fraction", "0.5", "--sample-tokens", "8",
+        "finetune", "--out", tmp_path, "--steps", "6", "--batch-size", "2",
+        "--sequence-length", "64", "--fraction", "0.5", "--max-new-tokens", "8",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
@@ -106,59 +94,142 @@ def test_finetune_text_learns_and_leaves_its_results(tmp_path: Path) -> None:
     assert {json.loads(line)["step"] for line in lines} >= {0, 6}
     assert (tmp_path / "loss.png").stat().st_size > 1000
     assert "before" in done.stdout and "after" in done.stdout
-    again = run("generate.py", "--model", tmp_path / "best", "--max-new-tokens", "3")
+    again = run("generate", "--model", tmp_path / "best", "--max-new-tokens", "3")
     assert again.returncode == 0, again.stderr
 
 
-def test_finetune_text_takes_a_folder_and_refuses_what_it_cannot_use(tmp_path: Path) -> None:
+def test_finetune_on_text_takes_a_folder_and_refuses_what_it_cannot_use(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     (folder / "empty.txt").write_text("", encoding="utf-8")
-    done = run("finetune_text.py", "--data", folder, "--out", tmp_path / "out")
+    done = run("finetune", "--data", folder, "--out", tmp_path / "out")
     assert "there is no text" in done.stderr and "Traceback" not in done.stderr
     (folder / "latin.txt").write_bytes("naïve".encode("latin-1"))
-    done = run("finetune_text.py", "--data", folder, "--out", tmp_path / "out")
+    done = run("finetune", "--data", folder, "--out", tmp_path / "out")
     assert "latin.txt is not UTF-8" in done.stderr and "Traceback" not in done.stderr
-    done = run("finetune_text.py", "--data", tmp_path / "nothing.txt")
+    done = run("finetune", "--data", tmp_path / "nothing.txt")
     assert "neither a text file nor a folder" in done.stderr
-    done = run("finetune_text.py", "--out", folder / "empty.txt")
+    done = run("finetune", "--out", folder / "empty.txt")
     assert "cannot write into" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments", "message"),
+    ("job", "arguments", "message"),
     [
-        ("finetune_text", ["--lr", "0"], "--lr: must be a number above 0, not '0'"),
-        ("finetune_classifier", ["--lr", "0"], "--lr: must be a number above 0, not '0'"),
-        ("finetune_instructions", ["--lr", "0"], "--lr: must be a number above 0, not '0'"),
-        ("finetune_lora", ["--lr", "0"], "--lr: must be a number above 0, not '0'"),
-        ("tune_preferences", ["--lr", "0"], "--lr: must be a number above 0, not '0'"),
-        ("finetune_lora", ["--alpha", "0"], "--alpha: must be a number above 0, not '0'"),
+        ("finetune", ["--lr", "0"], "--lr: must be a number above 0, not '0'"),
+        ("classify", ["--lr", "0"], "--lr: must be a number above 0, not '0'"),
+        ("align", ["--lr", "0"], "--lr: must be a number above 0, not '0'"),
+        ("finetune", ["--alpha", "0"], "--alpha: must be a number above 0, not '0'"),
         ("pretrain", ["--adamw-lr", "none"], "--adamw-lr: must be a number above 0, not 'none'"),
-        ("finetune_text", ["--epochs", "0"], "--epochs: must be a number above 0, not '0'"),
-        ("finetune_text", ["--epochs", "inf"], "--epochs: must be a number above 0, not 'inf'"),
-        ("finetune_text", ["--seed", "-1"], "--seed: must be a whole number from 0 to 2**64 - 1"),
+        ("finetune", ["--epochs", "0"], "--epochs: must be a number above 0, not '0'"),
+        ("finetune", ["--epochs", "inf"], "--epochs: must be a number above 0, not 'inf'"),
+        ("finetune", ["--seed", "-1"], "--seed: must be a whole number from 0 to 2**64 - 1"),
         ("generate", ["--seed", str(2**64)], "--seed: must be a whole number from 0 to 2**64 - 1"),
         ("pretrain", ["--weight-decay", "-1"], "--weight-decay: must be a number of at least 0"),
-        ("tune_preferences", ["--shard"], "--shard is for --method reward and dpo"),
-        ("finetune_lora", ["--spike", "0.5"], "--spike: must be 0 or a number above 1, not '0.5'"),
+        ("finetune", ["--spike", "0.5"], "--spike: must be 0 or a number above 1, not '0.5'"),
         ("pretrain", ["--decay-share", "-1"], "--decay-share: must be a number from 0 to 1"),
         ("pretrain", ["--validation-tokens", "-5"], "must be a whole number of at least 1, not"),
         ("generate", ["--num-samples", "0"], "must be a whole number of at least 1, not '0'"),
+        ("inspect", ["compare", "--rows", "0"], "--rows: must be a whole number of at least 1"),
+        ("align", ["--label-smoothing", "0.5"], "must be a number from 0 to below 0.5, not '0.5'"),
+        ("align", ["--gamma", "2"], "gamma and gae_lambda must lie in [0, 1], not 2.0"),
+        ("pretrain", ["--emb-dim", "30"], "emb_dim 30 cannot be shared out evenly to 4 heads"),
+        ("generate", ["--temprature", "1"], "Perhaps you meant: --temperature"),
     ],
 )
-def test_a_flag_refuses_a_number_that_makes_no_sense(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    script: str,
-    arguments: list[str],
-    message: str,
+def test_a_flag_refuses_a_value_that_makes_no_sense(
+    job: str, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    monkeypatch.setattr(sys, "argv", [script, *arguments])
-    with pytest.raises(SystemExit):
-        importlib.import_module(script).parse_arguments()
-    assert message in capsys.readouterr().err
+    done = run(job, *arguments)
+    assert done.returncode == 2 and message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "message"),
+    [
+        ("classify", ["--rank", "4"], "--rank is for --method lora"),
+        ("classify", ["--rank=8"], "--rank is for --method lora"),  # its default
+        ("classify", ["--method", "full", "--train_blocks", "1"], "is for --method last-blocks"),
+        ("finetune", ["--no-packing"], "--packing is for records"),
+        ("finetune", ["--data", KEEPER, "--sequence-length", "9"], "is for plain text"),
+        ("align", ["--beta", "1"], "--beta is for --method dpo"),
+        ("align", ["--shard"], "--shard is for --method reward or --method dpo"),
+        ("align", ["--rank", "4"], "--rank is for --lora"),
+        ("align", ["--method", "grpo", "--target-kl", "6"], "--target-kl is for --method ppo"),
+        ("align", ["--method", "reward", "--clip", "1"], "is for --method ppo or --method grpo"),
+        ("evaluate", ["--tasks", "text=a.txt", "--samples", "2"], "is for evaluation without"),
+        ("inspect", ["lens", "--layer", "2"], "--layer is for inspect trace or inspect attention"),
+        ("pretrain", ["--init-from", "gpt2-nano", "--emb-dim", "8"], "is for a new model, without"),
+    ],
+)
+def test_a_flag_that_would_be_ignored_is_refused(
+    job: str, arguments: list[str], message: str
+) -> None:
+    done = run(job, *arguments)
+    assert done.returncode == 1 and done.stderr.startswith("error: --")
+    assert message in done.stderr
+
+
+def names_of_flags(flags: Any) -> Iterator[str]:
+    for one in fields(flags):
+        if is_dataclass(one.type):
+            yield from names_of_flags(one.type)
+        else:
+            yield one.name.replace("_", "-")
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_help_of_a_job_shows_every_flag_and_an_example(job: str) -> None:
+    done = run(job, "--help")
+    assert done.returncode == 0
+    for name in names_of_flags(importlib.import_module(f"gpt2mini.cli.{job}").Flags):
+        assert f"--{name}" in done.stdout or f"--no-{name}" in done.stdout or name in POSITIONAL
+    assert f"\n  gpt2mini {job}" in done.stdout and "default" in done.stdout
+    assert "\x1b" not in done.stdout  # no colors where they are not seen
+
+
+POSITIONAL = {"name", "source", "target", "folder", "repository", "what"}
+
+
+def test_the_help_of_the_command_fits_on_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    said = capsys.readouterr().out
+    main(["--help"])
+    assert capsys.readouterr().out == said
+    assert len(said.splitlines()) <= 24 and max(map(len, said.splitlines())) <= 80
+    assert all(f"\n  {job}" in said for job in JOBS)
+
+
+def test_an_unknown_job_is_refused() -> None:
+    assert "there is no job 'fintune'; did you mean finetune?" in run("fintune").stderr
+    assert "there is no job 'x': generate, finetune" in run("x").stderr
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, unpacked into a folder, as pip would."""
+    builder = pytest.importorskip("hatchling.builders.wheel", reason="builds a wheel")
+    folder = tmp_path_factory.mktemp("wheel")
+    (wheel,) = builder.WheelBuilder(str(ROOT)).build(directory=str(folder))
+    shutil.unpack_archive(wheel, folder / "site", format="zip")
+    return folder / "site"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["generate", "--max-new-tokens", "3"], ["finetune", "--steps", "2", "--max-new-tokens", "2"]],
+)
+def test_the_installed_command_works_in_an_empty_folder(
+    arguments: list[str], installed: Path, tmp_path: Path
+) -> None:
+    environment = {**OFFLINE, "PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [*COMMAND, *arguments], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (installed / "gpt2mini").is_dir() and done.stdout
+    if arguments[0] == "finetune":
+        assert (tmp_path / "runs" / "finetune" / "best" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -168,44 +239,42 @@ def test_a_flag_refuses_a_number_that_makes_no_sense(
         (["--sequence-length", "1"], "a window of 1 tokens predicts nothing"),
     ],
 )
-def test_finetune_text_refuses_a_number_before_its_first_sample(
+def test_finetune_on_text_refuses_a_number_before_its_first_sample(
     tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    done = run("finetune_text.py", "--out", tmp_path, *arguments)
+    done = run("finetune", "--out", tmp_path, *arguments)
     assert message in done.stderr and "Traceback" not in done.stderr
     assert "--- before" not in done.stdout
 
 
-def test_finetune_text_refuses_a_text_too_short_to_split(tmp_path: Path) -> None:
+def test_finetune_on_text_refuses_a_text_too_short_to_split(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("hello there", encoding="utf-8")
-    done = run("finetune_text.py", "--data", tmp_path / "a.txt", "--out", tmp_path / "out")
+    done = run("finetune", "--data", tmp_path / "a.txt", "--out", tmp_path / "out")
     assert "the text is too short to hold out 0.1 of it" in done.stderr
     assert "--- before" not in done.stdout
 
 
 def test_samples_may_be_longer_than_the_context(tmp_path: Path) -> None:
-    small = ["--vocab-size", "300", "--emb-dim", "32", "--heads", "2", "--layers", "1"]
+    small = ["--vocab-size", "300", "--emb-dim", "32", "--n-heads", "2", "--n-layers", "1"]
     small += ["--context-length", "16", "--steps", "1", "--validation-tokens", "64"]
-    assert run("pretrain.py", "--out", tmp_path, *small).returncode == 0
-    model, short = ["--model", str(tmp_path / "final")], ["--steps", "1", "--batch-size", "1"]
+    assert run("pretrain", "--out", tmp_path, *small).returncode == 0
+    model, short = ["--model", str(tmp_path / "best")], ["--steps", "1", "--batch-size", "1"]
     commands: dict[str, list[str]] = {
-        "finetune_text.py": [*short, "--sample-tokens", "20", "--fraction", "0.05"],
-        "finetune_instructions.py": [*short, "--answer-tokens", "20", "--fraction", "0.1"],
-        "evaluate.py": ["--sample-tokens", "20"],
+        "finetune": [*short, "--max-new-tokens", "20", "--fraction", "0.05"],
+        "finetune_instructions.py": [*short, "--max-new-tokens", "20", "--fraction", "0.1"],
+        "evaluate": ["--max-new-tokens", "20"],
     }
     for script, flags in commands.items():
         done = run(script, "--out", tmp_path / script, *model, *flags)
         assert done.returncode == 0, done.stderr
 
 
-def test_an_example_that_was_stopped_goes_on(tmp_path: Path) -> None:
+def test_a_job_that_was_stopped_goes_on(tmp_path: Path) -> None:
     short = ["--steps", "8", "--batch-size", "1", "--sequence-length", "64"]
-    short += ["--sample-tokens", "2"]
-    script = ROOT / "examples" / "finetune_text.py"
-    command = [sys.executable, str(script), *short, "--out", str(tmp_path / "stopped")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # more would add up in another order
+    short += ["--max-new-tokens", "2"]
+    command = [*COMMAND, "finetune", *short, "--out", str(tmp_path / "stopped")]
     stopped = subprocess.Popen(
-        [*command, "--save-every", "1"], env=environment, stderr=subprocess.PIPE, text=True
+        [*command, "--save-every", "1"], env=OFFLINE, stderr=subprocess.PIPE, text=True
     )
     while not list((tmp_path / "stopped").glob("checkpoints/step-*[0-9]")):
         assert stopped.poll() is None
@@ -214,34 +283,30 @@ def test_an_example_that_was_stopped_goes_on(tmp_path: Path) -> None:
     said = stopped.communicate(timeout=60)[1]
     assert stopped.returncode == 128 + signal.SIGTERM and "the same command with --resume" in said
     for name, more in (("stopped", ["--resume"]), ("straight", [])):
-        done = run("finetune_text.py", *short, "--out", tmp_path / name, *more)
+        done = run_apart("finetune", *short, "--out", tmp_path / name, *more)
         assert done.returncode == 0, done.stderr
     summaries = (
         json.loads((tmp_path / name / "summary.json").read_text(encoding="utf-8"))
         for name in ("stopped", "straight")
     )
-    one, other = ({k: v for k, v in found.items() if k != "seconds"} for found in summaries)
+    one, other = ({**found, "seconds": 0, "out": ""} for found in summaries)
     assert one == other
 
 
 SHORT = {
-    "finetune_text.py": ["--sequence-length", "64", "--sample-tokens", "2"],
-    "finetune_lora.py": ["--answers", "1", "--answer-tokens", "2"],
-    "finetune_classifier.py": ["--method", "full", "--longest", "16"],
-    "pretrain.py": ["--vocab-size", "300", "--emb-dim", "32", "--heads", "2", "--layers", "2"],
+    "finetune": ["--sequence-length", "64", "--max-new-tokens", "2"],
+    "finetune --method lora": ["--max-new-tokens", "2"],
+    "classify": ["--method", "full", "--longest", "16"],
+    "pretrain": ["--vocab-size", "300", "--emb-dim", "32", "--n-heads", "2", "--n-layers", "2"],
 }
 
 
-@pytest.mark.parametrize("script", SHORT)
-def test_an_example_runs_in_two_processes(tmp_path: Path, script: str) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launch, str(ROOT / "examples" / script), "--out", str(tmp_path)]
-    more = ["--steps", "2", "--batch-size", "1", *SHORT[script]]
-    more += ["--shard"] if can_shard_on_cpu() else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *more], env=environment, capture_output=True, encoding="utf-8", timeout=300
-    )
+@pytest.mark.parametrize("job", SHORT)
+def test_a_job_runs_in_two_processes(tmp_path: Path, job: str) -> None:
+    launch = [*COMMAND[:-1], "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*job.split(), "--steps", "2", "--batch-size", "1", *SHORT[job]]
+    command += ["--shard"] if can_shard_on_cpu() else []
+    done = run_apart(*command, "--out", tmp_path, launch=[*launch, *COMMAND[1:]])
     assert done.returncode == 0, done.stderr
     rows = rows_until(9, tmp_path / "metrics.jsonl")
     steps = [row["step"] for row in rows if "grad_norm" in row]
@@ -249,26 +314,26 @@ def test_an_example_runs_in_two_processes(tmp_path: Path, script: str) -> None:
     said = [line for line in done.stdout.splitlines() if len(line) > 40]
     assert len(said) == len(set(said)) > 0  # and speaks
     assert read_json(tmp_path / "summary.json")
-    if script != "finetune_lora.py":
+    if "lora" not in job:
         GPT2.from_pretrained(tmp_path / "best")
     else:
         load_adapter(GPT2.from_pretrained("gpt2-nano"), tmp_path / "best")
 
 
 def test_pretrain_makes_a_model_and_resumes_and_grows(tmp_path: Path) -> None:
-    small = ["--vocab-size", "300", "--emb-dim", "32", "--heads", "2", "--layers", "2"]
+    small = ["--vocab-size", "300", "--emb-dim", "32", "--n-heads", "2", "--n-layers", "2"]
     small += ["--context-length", "32", "--batch-size", "4", "--validation-tokens", "256"]
-    done = run("pretrain.py", "--out", tmp_path, "--steps", "4", "--save-every", "2", *small)
+    done = run("pretrain", "--out", tmp_path, "--steps", "4", "--save-every", "2", *small)
     assert done.returncode == 0, done.stderr
     first = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
-    done = run("pretrain.py", "--out", tmp_path, "--steps", "8", "--resume", *small)
+    done = run("pretrain", "--out", tmp_path, "--steps", "8", "--resume", *small)
     assert done.returncode == 0, done.stderr
     second = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert second["bits_per_byte"] < first["bits_per_byte"]
-    deeper = ["--layers", "4", "--init-from", str(tmp_path / "final"), "--steps", "2"]
-    done = run("pretrain.py", "--out", tmp_path / "deep", *small, *deeper)
+    deeper = ["--n-layers", "4", "--init-from", str(tmp_path / "best"), "--steps", "2"]
+    done = run("pretrain", "--out", tmp_path / "deep", *small, *deeper)
     assert done.returncode == 0, done.stderr
-    config = json.loads((tmp_path / "deep" / "final" / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((tmp_path / "deep" / "best" / "config.json").read_text(encoding="utf-8"))
     assert config["n_layer"] == 4
 
 
@@ -278,10 +343,10 @@ def test_a_refused_run_touches_nothing(tmp_path: Path) -> None:
     (tmp_path / "tokenizer" / "vocab.json").write_text("{}", encoding="utf-8")
     arguments = ["--out", str(tmp_path), "--vocab-size", "300", "--steps", "1"]
     with alone_in(tmp_path):
-        done = run("pretrain.py", *arguments)
+        done = run("pretrain", *arguments)
     assert done.returncode == 1 and "another run is at work" in done.stderr
     (tmp_path / "checkpoints" / "step-00000002").mkdir(parents=True)
-    done = run("pretrain.py", *arguments)
+    done = run("pretrain", *arguments)
     assert done.returncode == 1 and "holds checkpoints of an earlier run: resume it" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "checkpoints", ".lock"}
     assert (tmp_path / "tokenizer" / "vocab.json").read_text(encoding="utf-8") == "{}"
@@ -290,14 +355,14 @@ def test_a_refused_run_touches_nothing(tmp_path: Path) -> None:
 def test_pretrain_learns_its_vocabulary_from_text_alone(tmp_path: Path) -> None:
     path = tmp_path / "texts.txt"
     path.write_text("The sea is wide.<|endoftext|>" * 60, encoding="utf-8")
-    small = ["--emb-dim", "16", "--heads", "1", "--layers", "1", "--context-length", "16"]
+    small = ["--emb-dim", "16", "--n-heads", "1", "--n-layers", "1", "--context-length", "16"]
     small += ["--vocab-size", "400", "--steps", "1", "--dtype"]
     validated = []
     for dtype in ("fp32", "bf16"):
         out = tmp_path / dtype
-        done = run("pretrain.py", "--data", path, "--out", out, *small, dtype)
+        done = run("pretrain", "--data", path, "--out", out, *small, dtype)
         assert done.returncode == 0, done.stderr
-        merges = Tokenizer.from_pretrained(out / "final").merges
+        merges = Tokenizer.from_pretrained(out / "best").merges
         learned = {left + right for left, right in merges}
         assert "Ġsea" in learned and not [piece for piece in learned if "|" in piece]
         validated.append(rows_until(1, out / "metrics.jsonl")[0]["validation_loss"])
@@ -306,14 +371,14 @@ def test_pretrain_learns_its_vocabulary_from_text_alone(tmp_path: Path) -> None:
 
 def test_pretrain_names_the_file_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
-    done = run("pretrain.py", "--data", tmp_path, "--out", tmp_path / "out")
+    done = run("pretrain", "--data", tmp_path, "--out", tmp_path / "out")
     assert "latin.txt is not UTF-8 text" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("method", ["last-blocks", "full", "lora"])
-def test_finetune_classifier_learns_by_every_method(tmp_path: Path, method: str) -> None:
+def test_classify_learns_by_every_method(tmp_path: Path, method: str) -> None:
     flags = ["--method", method, "--steps", "8", "--save-every", "8"]
-    done = run("finetune_classifier.py", "--out", tmp_path, *flags)
+    done = run("classify", "--out", tmp_path, *flags)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert sum(map(sum, summary["confusion"])) == 18
@@ -325,29 +390,30 @@ def test_finetune_classifier_learns_by_every_method(tmp_path: Path, method: str)
     assert validated[-1]["validation_loss"] < validated[0]["validation_loss"]
     assert (tmp_path / "confusion.png").stat().st_size > 1000
     if method == "lora":  # whose best is a whole model by now
-        done = run("finetune_classifier.py", "--out", tmp_path, *flags, "--resume")
+        done = run("classify", "--out", tmp_path, *flags, "--resume")
         assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "best" / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["GPT2ForSequenceClassification"]
     assert config["id2label"] == {"0": "advert", "1": "note"}
 
 
-def test_finetune_classifier_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+def test_classify_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "one.tsv").write_text("ham\tx\nham\ty\n", encoding="utf-8")
-    done = run("finetune_classifier.py", "--data", tmp_path / "one.tsv", "--out", tmp_path / "out")
+    done = run("classify", "--data", tmp_path / "one.tsv", "--out", tmp_path / "out")
     assert "only the class 'ham'" in done.stderr and "Traceback" not in done.stderr
-    done = run("finetune_classifier.py", "--train-blocks", "99", "--out", tmp_path / "out")
+    done = run("classify", "--train-blocks", "99", "--out", tmp_path / "out")
     assert "--train-blocks must lie in 0 to 12" in done.stderr
 
 
 def test_finetune_lora_learns_and_leaves_an_adapter(tmp_path: Path) -> None:
     done = run(
-        "finetune_lora.py", "--out", tmp_path, "--steps", "6", "--log-every", "2",
-        "--answers", "1", "--answer-tokens", "4", "--targets", "query", "mlp_in",
+        "finetune", "--method", "lora", "--data", KEEPER, "--out", tmp_path, "--steps", "6",
+        "--log-every", "2",
+        "--answers", "1", "--max-new-tokens", "4", "--targets", "query", "mlp_in",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
-    assert summary["validation_loss_tuned"] < summary["validation_loss_base"]
+    assert summary["validation_loss_after"] < summary["validation_loss_before"]
     assert 0 < summary["trainable_share"] < 0.05
     assert "parameters learn: " in done.stdout and "[before]" in done.stdout
     assert {f.name for f in (tmp_path / "best").iterdir()} == {
@@ -361,24 +427,24 @@ def test_finetune_lora_reads_dialogues(tmp_path: Path) -> None:
     rows = [json.dumps({"chosen": dialogue.format(i), "rejected": ""}) for i in range(5)]
     (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
     done = run(
-        "finetune_lora.py", "--data", tmp_path / "a.jsonl", "--out", tmp_path / "out",
-        "--steps", "1", "--answers", "1", "--answer-tokens", "2",
+        "finetune", "--method", "lora", "--data", tmp_path / "a.jsonl", "--out", tmp_path / "out",
+        "--steps", "1", "--answers", "1", "--max-new-tokens", "2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "--- Human: Good day, number" in done.stdout
 
 
 @pytest.mark.parametrize("more", [[], ["--no-packing", "--train-on", "all"]])
-def test_finetune_instructions_learns(tmp_path: Path, more: list[str]) -> None:
+def test_finetune_on_records_learns(tmp_path: Path, more: list[str]) -> None:
     done = run(
-        "finetune_instructions.py", "--out", tmp_path, "--steps", "4", "--fraction", "0.2",
-        "--longest", "128", "--answers", "1", "--answer-tokens", "4", *more,
+        "finetune", "--data", KEEPER, "--out", tmp_path, "--steps", "4", "--fraction", "0.2",
+        "--longest", "128", "--answers", "1", "--max-new-tokens", "4", *more,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["validation_loss_after"] < summary["validation_loss_before"]
     assert "outside the format" in done.stdout and "is padding" in done.stdout
-    again = run("generate.py", "--model", tmp_path / "best", "--max-new-tokens", "3")
+    again = run("generate", "--model", tmp_path / "best", "--max-new-tokens", "3")
     assert again.returncode == 0, again.stderr
 
 
@@ -392,25 +458,25 @@ def test_finetune_instructions_learns(tmp_path: Path, more: list[str]) -> None:
         (["--fraction", "0"], "--fraction must lie in (0, 1]"),
     ],
 )
-def test_finetune_instructions_says_what_is_wrong(
+def test_finetune_on_records_says_what_is_wrong(
     tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    done = run("finetune_instructions.py", "--out", tmp_path, *arguments)
+    done = run("finetune", "--data", KEEPER, "--out", tmp_path, *arguments)
     assert done.returncode != 0
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_line_that_is_too_long_does_not_end_the_talk() -> None:
     lines = "word " * 800 + "\nThe ship\n"
-    done = run("generate.py", "--interactive", "--max-new-tokens", "3", stdin=lines)
+    done = run("generate", "--interactive", "--max-new-tokens", "3", stdin=lines)
     assert done.returncode == 0, done.stderr
     assert "do not fit the context" in done.stderr
     assert "The ship" in done.stdout
 
 
 def test_scores_are_kept_when_nothing_was_written(tmp_path: Path) -> None:
-    flags = ["--samples", "1", "--sample-tokens", "1", "--limit", "1"]
-    done = run("evaluate.py", *flags, "--out", tmp_path)
+    flags = ["--samples", "1", "--max-new-tokens", "1", "--limit", "1"]
+    done = run("evaluate", *flags, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "there is nothing to score" in done.stdout
     assert "rows" in read_json(tmp_path / "summary.json")
@@ -427,6 +493,6 @@ def test_too_few_records_are_an_error_that_names_the_flag(
     line = '{"prompt": "Who?", "completion": "I."}\n'
     data.write_text(line * records, encoding="utf-8")
     flags = ["--validation-share", "0.8", "--out", str(tmp_path / "run")]
-    done = run("finetune_instructions.py", "--data", data, *flags)
+    done = run("finetune", "--data", data, *flags)
     assert done.returncode == 1
     assert f"error: {words}" in done.stderr

@@ -1,13 +1,13 @@
-"""examples/tune_preferences.py, run as a user would run it, only shorter."""
+"""`gpt2mini align`, as users run it, only shorter."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_examples import run
+from command import run
 
-SHORT = ["--answer-tokens", "4", "--compare", "4", "--answers", "1", "--best-of", "2"]
+SHORT = ["--max-new-tokens", "4", "--compare", "4", "--answers", "1", "--best-of", "2"]
 SHORT += ["--steps", "2", "--batch-size", "4", "--rollout-rows", "4", "--fraction", "0.1"]
 
 
@@ -20,7 +20,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def test_a_reward_model_is_learned_and_serves_as_a_reward(tmp_path: Path) -> None:
     reward = tmp_path / "reward"
-    done = run("tune_preferences.py", "--method", "reward", "--out", reward, *SHORT)
+    done = run("align", "--method", "reward", "--out", reward, *SHORT)
     assert done.returncode == 0, done.stderr
     summary, rows = read(reward)
     assert 0 <= summary["held_out_accuracy"] <= 1 and summary["held_out_pairs"] == 3
@@ -31,16 +31,16 @@ def test_a_reward_model_is_learned_and_serves_as_a_reward(tmp_path: Path) -> Non
     name = str(reward / "best")
     tuned = tmp_path / "grpo"
     arguments = ["--method", "grpo", "--reward", name, "--num-samples", "2", "--lora"]
-    done = run("tune_preferences.py", "--out", tuned, *arguments, *SHORT)
+    done = run("align", "--out", tuned, *arguments, *SHORT)
     assert done.returncode == 0, done.stderr
     summary, rows = read(tuned)
     assert {"mean_before", "mean_after", "win_rate", "best_of_n"} <= summary.keys()
-    assert (tuned / "final" / "adapter_config.json").is_file()
+    assert (tuned / "best" / "adapter_config.json").is_file()
 
 
 @pytest.mark.parametrize("lora", [[], ["--lora"]])
 def test_dpo_leaves_its_results(tmp_path: Path, lora: list[str]) -> None:
-    done = run("tune_preferences.py", "--method", "dpo", "--out", tmp_path, *SHORT, *lora)
+    done = run("align", "--method", "dpo", "--out", tmp_path, *SHORT, *lora)
     assert done.returncode == 0, done.stderr
     summary, rows = read(tmp_path)
     assert rows[0]["validation_loss"] == pytest.approx(0.6931, abs=1e-3)
@@ -52,19 +52,19 @@ def test_dpo_leaves_its_results(tmp_path: Path, lora: list[str]) -> None:
 
 
 def test_ppo_logs_its_figures_and_draws_them(tmp_path: Path) -> None:
-    done = run("tune_preferences.py", "--out", tmp_path, *SHORT)
+    done = run("align", "--out", tmp_path, *SHORT)
     assert done.returncode == 0, done.stderr
     summary, rows = read(tmp_path)
     assert {"reward", "kl", "entropy", "clip_fraction", "value_loss"} <= rows[0].keys()
     assert summary["method"] == "ppo" and summary["reward_function"] == "toy"
     assert summary["forgetting"]
     assert (tmp_path / "figures.png").stat().st_size > 1000
-    assert (tmp_path / "final" / "model.safetensors").is_file()
+    assert (tmp_path / "best" / "model.safetensors").is_file()
 
 
 def test_ipo_is_validated_by_its_own_loss_and_on_as_many_pairs_as_asked(tmp_path: Path) -> None:
     arguments = ["--method", "dpo", "--variant", "ipo", "--held-out-pairs", "2"]
-    done = run("tune_preferences.py", "--out", tmp_path, *SHORT, *arguments)
+    done = run("align", "--out", tmp_path, *SHORT, *arguments)
     assert done.returncode == 0, done.stderr
     summary, rows = read(tmp_path)
     assert summary["held_out_pairs"] == 2
@@ -79,7 +79,7 @@ def test_a_reward_is_found_in_the_current_folder(
     monkeypatch.chdir(tmp_path)
     settings = ["--clip", "0.1", "--gae-lambda", "0.9", "--whiten-rewards", "--kl-estimator", "k3"]
     arguments = ["--reward", "my_rewards:politeness", *settings]
-    done = run("tune_preferences.py", "--out", tmp_path / "out", *SHORT, *arguments)
+    done = run("align", "--out", tmp_path / "out", *SHORT, *arguments)
     assert done.returncode == 0, done.stderr
     assert read(tmp_path / "out")[0]["reward_function"] == "my_rewards:politeness"
 
@@ -93,12 +93,12 @@ def test_a_reward_is_found_in_the_current_folder(
         (["--data", "no.jsonl"], "there is no file no.jsonl"),
         (["--columns", "prompt"], "--columns must read"),
         (["--method", "grpo", "--target-kl", "6"], "--target-kl is for --method ppo"),
-        (["--answer-tokens", "600"], "max_new_tokens (600) leaves no room"),
+        (["--max-new-tokens", "600"], "max_new_tokens (600) leaves no room"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
     tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    done = run("tune_preferences.py", "--out", tmp_path, *SHORT, *arguments)
+    done = run("align", "--out", tmp_path, *SHORT, *arguments)
     assert done.returncode != 0
     assert message in done.stderr and "Traceback" not in done.stderr

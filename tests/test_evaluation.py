@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import run
 from conftest import enlarge, shared_data
 from hypothesis import given
 from hypothesis import strategies as st
-from test_examples import run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -545,24 +545,24 @@ def test_generation_quality_has_it_all(model: GPT2, tokenizer: Tokenizer) -> Non
     assert "CJK" in str(found) and json.dumps(found.as_dict())
 
 
-# ---- the example
+# ---- the command
 
 
-def test_the_example_runs_offline_without_flags(tmp_path: Path) -> None:
-    done = run("evaluate.py", "--out", tmp_path, "--samples", "2", "--sample-tokens", "12")
+def test_the_command_runs_offline_without_flags(tmp_path: Path) -> None:
+    done = run("evaluate", "--out", tmp_path, "--samples", "2", "--max-new-tokens", "12")
     assert done.returncode == 0, done.stderr
     assert "general.txt  perplexity per word" in done.stdout and "distinct-2" in done.stdout
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert len(summary["rows"]) == 4 and len(summary["texts"]) == 2
 
 
-def test_the_example_finds_files_and_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_command_finds_files_and_says_what_is_missing(tmp_path: Path) -> None:
     write_lines(tmp_path / "lambada_test.jsonl", [{"text": "She went down to the sea"}] * 3)
     done = run(
-        "evaluate.py", "--out", tmp_path / "out", "--data", tmp_path, "--limit", "2",
+        "evaluate", "--out", tmp_path / "out", "--data", tmp_path, "--limit", "2",
         "--tasks", "lambada",
     )  # fmt: skip
     assert "2 passages" in done.stdout, done.stderr
-    done = run("evaluate.py", "--out", tmp_path / "out", "--data", tmp_path, "--tasks", "text8")
+    done = run("evaluate", "--out", tmp_path / "out", "--data", tmp_path, "--tasks", "text8")
     assert "the task text8 needs a file: give text8=path" in done.stderr
     assert "Traceback" not in done.stderr

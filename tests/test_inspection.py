@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import runpy
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import run
 from conftest import TINY, enlarge, random_ids
 from hypothesis import given
 from hypothesis import strategies as st
-from test_examples import ROOT, run
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import GPT2Config as TheirConfig
@@ -24,6 +23,7 @@ from transformers import GPT2LMHeadModel
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer
 from gpt2mini.cache import KeyValueCache
+from gpt2mini.cli import main
 from gpt2mini.inspection import (
     activation_names,
     compare_models,
@@ -680,7 +680,7 @@ def test_pictures_refuse_what_they_cannot_show(tmp_path: Path) -> None:
         plot_runs({}, tmp_path / "a.png", "", average_every=0)
 
 
-# ---- the example
+# ---- the command
 
 
 @pytest.fixture(scope="module")
@@ -694,20 +694,15 @@ def word_folder(
 
 
 @pytest.fixture
-def inspect_here(monkeypatch: pytest.MonkeyPatch, word_folder: Path) -> Callable[..., None]:
-    """The example in this process, which spares each test the start of another."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-
+def inspect_here(word_folder: Path) -> Callable[..., None]:
     def inspect(*arguments: str | Path) -> None:
-        command = ["inspect_model.py", *map(str, arguments), "--model", str(word_folder)]
-        monkeypatch.setattr(sys, "argv", command)
-        runpy.run_path(str(ROOT / "examples" / "inspect_model.py"), run_name="__main__")
+        main(["inspect", *map(str, arguments), "--model", str(word_folder)])
 
     return inspect
 
 
-def test_the_example_runs_as_a_user_runs_it(tmp_path: Path) -> None:
-    done = run("inspect_model.py", "trace", "--out", tmp_path)
+def test_the_command_runs_as_a_user_runs_it(tmp_path: Path) -> None:
+    done = run("inspect", "trace", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "After 'The old keeper" in done.stdout
     contents = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))
@@ -723,7 +718,7 @@ def test_the_example_runs_as_a_user_runs_it(tmp_path: Path) -> None:
         ("compare", ["compare.png"], "largest relative change first"),
     ],
 )
-def test_the_example_shows_and_writes(
+def test_the_command_shows_and_writes(
     what: str,
     pictures: list[str],
     said: str,
@@ -744,11 +739,10 @@ def test_the_example_shows_and_writes(
         (["trace", "--text", ""], "the text is empty"),
         (["attention", "--layer", "3"], "--layer must be from 0 to 2, not 3"),
         (["compare", "--other", "gpt2-nano"], "only models of the same shape can be compared"),
-        (["compare", "--rows", "0"], "--rows must be at least 1"),
         (["lens", "--text", "word " * 80], "do not fit the context of 64"),
     ],
 )
-def test_the_example_says_what_is_wrong_in_one_line(
+def test_the_command_says_what_is_wrong_in_one_line(
     arguments: list[str], message: str, inspect_here: Callable[..., None], tmp_path: Path
 ) -> None:
     with pytest.raises(SystemExit, match=f"error: .*{message}"):

@@ -5,9 +5,6 @@ import itertools
 import json
 import logging
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from command import run
 from conftest import TINY, enlarge, random_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -746,27 +744,16 @@ def nano_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_example(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    path = Path(__file__).parents[1] / "examples" / script
-    return subprocess.run(
-        [sys.executable, str(path), *map(str, arguments)],
-        capture_output=True,
-        encoding="utf-8",
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-
-
 def test_generate_continues_with_an_adapter(nano_adapter: Path) -> None:
     prompt = ("--prompt", "The ship", "--max-new-tokens", "8", "--temperature", "0")
-    plain = run_example("generate.py", *prompt)
-    adapted = run_example("generate.py", *prompt, "--adapter", nano_adapter, "--quantize", "bf16")
+    plain = run("generate", *prompt)
+    adapted = run("generate", *prompt, "--adapter", nano_adapter, "--quantize", "bf16")
     assert adapted.returncode == 0, adapted.stderr
     assert adapted.stdout.startswith("The ship") and adapted.stdout != plain.stdout
 
 
 def test_inspect_compares_with_an_adapter(nano_adapter: Path, tmp_path: Path) -> None:
-    done = run_example("inspect_model.py", "compare", "--other", nano_adapter, "--out", tmp_path)
+    done = run("inspect", "compare", "--other", nano_adapter, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
     changed = {row["name"] for row in found["parameters"] if row["maximum"] > 0}

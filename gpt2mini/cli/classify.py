@@ -1,38 +1,25 @@
-"""Teach a model to tell classes of texts apart, and see what it gets right and wrong.
+"""Train a model to tell classes of texts apart, and see what it gets right and wrong.
 
-    python examples/finetune_classifier.py                          # a minute, on a bundled sample
-    python examples/finetune_classifier.py --model gpt2 --data SMSSpamCollection --balance
-    python examples/finetune_classifier.py --data reviews.csv --method lora --epochs 3
+Examples:
+  gpt2mini classify                                       # a minute, on bundled messages
+  gpt2mini classify --model gpt2 --data SMSSpamCollection --balance
+  gpt2mini classify --data reviews.csv --columns label=stars --method lora --epochs 3
 
-The data are label<TAB>text lines or records, with any number of classes. The head is replaced by
-one output per class, read at the last token of each text. Writes metrics.jsonl, summary.json,
-loss.png, confusion.png and the model with the lowest validation loss to --out.
+The data are label<TAB>text lines or records (.jsonl, .json, .csv, hf:owner/name:split) with label
+and text, of any number of classes. The head is replaced by one output per class, read at the last
+token of each text. Writes metrics.jsonl, summary.json, loss.png, confusion.png and best/, the
+classifier with the lowest validation loss, to --out.
 """
 
-import argparse
 import math
 import random
 import time
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from flags import (
-    draw_losses,
-    exit_unless_rank_zero,
-    is_small,
-    keeping,
-    parse_columns,
-    positive,
-    positive_number,
-    run,
-    run_folder,
-    shard_if_asked,
-    sharding_flag,
-    training_flags,
-    write_summary,
-)
 from torch import nn
 
 from gpt2mini import GPT2, Tokenizer
@@ -45,54 +32,110 @@ from gpt2mini.classification.frozen import (
     texts_to_train_on,
 )
 from gpt2mini.classification.labeled import LabeledTexts, balanced, read_labeled, stratified_split
+from gpt2mini.cli.common import (
+    choose_what_learns,
+    draw_losses,
+    exit_unless_rank_zero,
+    how_many_learn,
+    how_to_save,
+    is_small,
+    load_best,
+    print_rows,
+    run_folder,
+    write_summary,
+)
+from gpt2mini.cli.data import parse_columns
+from gpt2mini.cli.flags import (
+    Count,
+    LastBlocks,
+    LoRAFlags,
+    Machine,
+    OptionalCount,
+    OptionalPositive,
+    Positive,
+    RunFlags,
+    Sharding,
+    only_for,
+)
 from gpt2mini.data.batching import encode_texts
 from gpt2mini.data.samples import sample
 from gpt2mini.device import autocast, pick_device
 from gpt2mini.evaluation import ClassificationReport, classification_report
 from gpt2mini.inspection import plot_confusion
-from gpt2mini.lora import TARGETS, add_lora, load_adapter, merge_lora, save_adapter
-from gpt2mini.model import TiedHead
-from gpt2mini.training import Settings, adamw, cosine, train
+from gpt2mini.lora import merge_lora
+from gpt2mini.training import adamw, train
 from gpt2mini.training.distributed import get_world_size
 
-SAMPLE = sample("messages.tsv")
 # of the 124M model; small ones take four times these rates
 PEAK_RATES = {"last-blocks": 5e-4, "full": 5e-5, "lora": 5e-4}
+SHARES = (0.7, 0.1, 0.2)  # to learn from, to validate, to test
 
 
-def main() -> None:
-    args = parse_arguments()
-    out = run_folder(args)
-    torch.manual_seed(args.seed)
-    device = pick_device(args.device)
+@dataclass(frozen=True)
+class Flags:
+    model: str = "gpt2-nano"  # a model's folder or name
+    data: str = str(sample("messages.tsv"))  # records, or any other file: label<TAB>text lines
+    out: str = "runs/classify"  # folder for results
+    method: Literal["last-blocks", "full", "lora"] = "last-blocks"  # what learns, beside the head
+    columns: str | None = None  # fields called otherwise: label=theirs,text=theirs
+    balance: bool = False  # as many texts of every class
+    epochs: Positive = 5.0  # times through the data
+    steps: OptionalCount = None  # optimizer steps; overrides --epochs
+    batch_size: Count = 8  # texts per step
+    lr: OptionalPositive = None  # peak learning rate; None: by method and size
+    longest: OptionalCount = None  # tokens per text; None: the context
+    keep: Literal["head", "tail"] = "head"  # of a text that is longer
+    blocks: LastBlocks = field(
+        default_factory=LastBlocks, metadata=only_for("--method last-blocks")
+    )
+    lora: LoRAFlags = field(default_factory=LoRAFlags, metadata=only_for("--method lora"))
+    run: RunFlags = field(default_factory=RunFlags)
+    parallel: Sharding = field(default_factory=Sharding)
+    machine: Machine = field(default_factory=Machine)
 
-    data = read_labeled(args.data, parse_columns(args.columns))
-    if args.balance:
-        data = balanced(data, args.seed)
-    print(f"{len(data)} texts: {', '.join(f'{n} {name}' for name, n in data.counts().items())}")
-    training, validation, test = stratified_split(data, (0.7, 0.1, 0.2), args.seed)
-    tokenizer = Tokenizer.from_pretrained(args.model)
-    model = GPT2.from_pretrained(args.model, device=device)
+    @property
+    def conditions(self) -> set[str]:
+        return {f"--method {self.method}"}
+
+
+def run(flags: Flags) -> None:
+    out = run_folder(flags.out, flags.run.resume, flags.model)
+    seed, precision = flags.machine.seed, flags.machine.dtype
+    torch.manual_seed(seed)
+    device = pick_device(flags.machine.device)
+    data = read_labeled(flags.data, parse_columns(flags.columns))
+    if flags.balance:
+        data = balanced(data, seed)
+    training, validation, test = stratified_split(data, SHARES, seed)
+    tokenizer = Tokenizer.from_pretrained(flags.model)
+    model = GPT2.from_pretrained(flags.model, device=device)
     model.out_head = nn.Linear(model.config.emb_dim, len(data.class_names), bias=False).to(device)
-    choose_what_learns(model, args.method, args.train_blocks, args.rank)
-    describe(model, training, validation, test, args.method)
-    shard_if_asked(args, model)
-
-    began = time.perf_counter()
-    longest = min(args.longest or model.config.context_length, model.config.context_length)
-    encoded = [
-        texts_to_train_on(
-            model, encode_texts(part.texts, tokenizer, longest, args.keep), part.labels, args.dtype
-        )
-        for part in (training, validation)
-    ]
-    some = random.Random(args.seed).sample(
-        range(len(training)), min(len(training), len(validation))
+    choose_what_learns(model, flags.method, flags.blocks, flags.lora)
+    model.out_head.requires_grad_(True)
+    learning, total = how_many_learn(model)
+    print(
+        f"{len(data)} texts: {', '.join(f'{n} {name}' for name, n in data.counts().items())}\n"
+        f"{len(training)} to learn from, {len(validation)} to validate, {len(test)} to test; "
+        f"{learning:,} of {total:,} parameters learn ({flags.method})"
     )
 
+    rate = flags.lr or PEAK_RATES[flags.method] * (4 if is_small(model) else 1)
+    save = how_to_save(model, partial(GPT2.save_pretrained, class_names=data.class_names))
+    flags.parallel.apply(model, precision)
+    began = time.perf_counter()
+    longest = min(flags.longest or model.config.context_length, model.config.context_length)
+    to_train, to_validate = (
+        texts_to_train_on(
+            model, encode_texts(part.texts, tokenizer, longest, flags.keep), part.labels, precision
+        )
+        for part in (training, validation)
+    )
+    n = min(len(training), len(validation))
+    some = random.Random(seed).sample(range(len(training)), n)
+
     def evaluate() -> dict[str, float]:
-        loss, accuracy = evaluate_classes(model, encoded[1], args.dtype)
-        training_loss, training_accuracy = evaluate_classes(model, encoded[0], args.dtype, some)
+        loss, accuracy = evaluate_classes(model, to_validate, precision)
+        training_loss, training_accuracy = evaluate_classes(model, to_train, precision, some)
         return {
             "validation_loss": loss,
             "validation_accuracy": accuracy,
@@ -100,101 +143,54 @@ def main() -> None:
             "training_accuracy": training_accuracy,
         }
 
-    steps_per_epoch = math.ceil(len(training) / args.batch_size)
-    steps = args.steps or math.ceil(args.epochs * steps_per_epoch / get_world_size())
-    settings = Settings(
-        steps=steps,
-        schedule=partial(cosine, steps=steps, warmup_steps=max(1, steps // 10)),
-        precision=args.dtype,
-        log_every=max(1, steps // 50),
-        evaluate_every=min(steps, steps_per_epoch),
+    per_epoch = math.ceil(len(training) / flags.batch_size)
+    steps = flags.steps or math.ceil(flags.epochs * per_epoch / get_world_size())
+    settings = flags.run.settings(
+        steps,
+        precision,
+        evaluate_every=min(steps, per_epoch),
         unit="texts",
-        recompute=args.method != "last-blocks",  # one block's activations are no burden
-        **keeping(args),
+        recompute=flags.method != "last-blocks",  # one block's activations are no burden
     )
-    logs = train(
+    rows = train(
         model,
-        shuffled_batches(encoded[0], args.batch_size, args.seed),
-        [adamw(model, lr=args.lr or PEAK_RATES[args.method] * (4 if is_small(model) else 1))],
+        shuffled_batches(to_train, flags.batch_size, seed),
+        [adamw(model, lr=rate)],
         settings,
         loss_function=last_token_step,
         evaluate=evaluate,
         out=out,
-        save=partial(save_adapter, replace=True)
-        if args.method == "lora"
-        else partial(save, names=data.class_names),
-        resume=args.resume,
+        save=save,
+        resume=flags.run.resume,
     )
     exit_unless_rank_zero()
     seconds = time.perf_counter() - began
-    print_evaluations(logs)
+    print_rows(rows, list(rows[0])[1:], where="validation_loss")
 
-    model = load_best(args, out, data.class_names, device)
+    model = load_classifier(flags, out, data.class_names, device)
     tokenizer.save_pretrained(out / "best")
-    with autocast(device, args.dtype):  # all as it was in training and validation
-        found = predict(model, tokenizer, test.texts, data.class_names, args.keep, longest)
-    number = {name: i for i, name in enumerate(data.class_names)}
-    report = classification_report(
-        test.labels, [number[p.class_name] for p in found], data.class_names
-    )
-    print(f"\n{report}\n")
+    with autocast(device, precision):  # all as it was in training and validation
+        found = predict(model, tokenizer, test.texts, data.class_names, flags.keep, longest)
+    predicted = [data.class_names.index(one.class_name) for one in found]
+    report = classification_report(test.labels, predicted, data.class_names)
     mistakes = confident_mistakes(test, found)
+    print(f"{report}\n")
     print_mistakes(mistakes)
-    write_summary(out, summary(args, report, logs, seconds, mistakes))
-    draw(out, args, report)
+    write_summary(out, flags, summary(report, rows, seconds, mistakes))
+    title = f"Classifying {Path(flags.data).name} ({flags.method})"
+    plot = partial(plot_confusion, report.confusion, report.class_names)
+    draw_losses(out, title, "nats per text", confusion=plot)
     print(f"classifier: {out / 'best'}, which transformers opens as GPT2ForSequenceClassification")
 
 
-def choose_what_learns(model: GPT2, method: str, n_blocks: int, rank: int) -> None:
-    """The last blocks with final norm and head, or everything, or adapters with the head."""
-    if method == "lora":
-        add_lora(model, rank=rank, alpha=2 * rank, targets=list(TARGETS))
-    elif method == "last-blocks":
-        if not 0 <= n_blocks <= model.config.n_layers:
-            raise ValueError(f"--train-blocks must lie in 0 to {model.config.n_layers}")
-        for parameter in model.parameters():
-            parameter.requires_grad = False
-        for module in (*model.trf_blocks[model.config.n_layers - n_blocks :], model.final_norm):
-            module.requires_grad_(True)
-    model.out_head.requires_grad_(True)
-
-
-def describe(
-    model: GPT2, training: LabeledTexts, validation: LabeledTexts, test: LabeledTexts, how: str
-) -> None:
-    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    print(
-        f"{len(training)} to learn from, {len(validation)} to validate, {len(test)} to test; "
-        f"{learning:,} of {total:,} parameters learn ({how})"
-    )
-
-
-def save(model: GPT2, folder: Path, names: list[str]) -> None:
-    model.save_pretrained(folder, class_names=names)
-
-
-def load_best(args: argparse.Namespace, out: Path, names: list[str], device: torch.device) -> GPT2:
-    """The model with the lowest validation loss, as it was saved; adapters are merged, once they
-    have proved themselves, so that `best` is a whole classifier."""
-    if not holds_adapter(out / "best"):  # or a finished run is resumed: merged already
-        return GPT2.from_pretrained(out / "best", device=device)
-    model = GPT2.from_pretrained(args.model, device=device)
-    model.out_head = TiedHead(model.tok_emb)  # a classifier's would expect as many classes
-    load_adapter(model, out / "best")
-    merge_lora(model)
-    save(model, out / "best", names)
+def load_classifier(flags: Flags, out: Path, names: list[str], device: torch.device) -> GPT2:
+    """The best model; adapters are merged, so that `best` is a whole classifier."""
+    is_adapter = holds_adapter(out / "best")  # not if a finished run is resumed: merged already
+    model = load_best(flags.model, out, device, classifier=True)
+    if is_adapter:
+        merge_lora(model)
+        model.save_pretrained(out / "best", class_names=names)
     return model
-
-
-def print_evaluations(logs: list[dict[str, Any]]) -> None:
-    print("\n step   loss: validation   training   accuracy: validation   training")
-    for row in logs:
-        if "validation_loss" in row:
-            print(
-                f"{row['step']:5}   {row['validation_loss']:16.3f}   {row['training_loss']:8.3f}   "
-                f"{row['validation_accuracy']:20.3f}   {row['training_accuracy']:8.3f}"
-            )
 
 
 def confident_mistakes(test: LabeledTexts, found: list) -> list[dict[str, Any]]:
@@ -223,18 +219,12 @@ def print_mistakes(mistakes: list[dict[str, Any]]) -> None:
 
 
 def summary(
-    args: argparse.Namespace,
-    report: ClassificationReport,
-    logs: list[dict[str, Any]],
-    seconds: float,
-    mistakes: list[dict[str, Any]],
+    report: ClassificationReport, rows: list[dict[str, Any]], seconds: float, mistakes: list
 ) -> dict[str, Any]:
     return {
-        "model": str(args.model),
-        "data": str(args.data),
-        "method": args.method,
+        "steps": rows[-1]["step"],
         "seconds": round(seconds, 1),
-        "validation_loss": min(r["validation_loss"] for r in logs if "validation_loss" in r),
+        "validation_loss": min(r["validation_loss"] for r in rows if "validation_loss" in r),
         "test_accuracy": report.accuracy,
         "test_macro_f1": report.macro_f1,
         "majority_baseline": report.majority_baseline,
@@ -242,45 +232,3 @@ def summary(
         "confusion": report.confusion.tolist(),
         "mistakes": mistakes,
     }
-
-
-def draw(out: Path, args: argparse.Namespace, report: ClassificationReport) -> None:
-    draw_losses(out, f"Classifying {Path(args.data).name} ({args.method})", unit="nats per text")
-    try:
-        plot_confusion(report.confusion, report.class_names, out / "confusion.png")
-    except ImportError:
-        return  # said already
-    print(f"confusion matrix: {out / 'confusion.png'}")
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = training_flags(__doc__, out="runs/finetune_classifier")
-    sharding_flag(parser)
-    parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
-    parser.add_argument(
-        "--data",
-        default=SAMPLE,
-        help=".jsonl, .json, .csv or hf:owner/name:split; any other file: label<TAB>text lines",
-    )
-    parser.add_argument("--columns", help="fields called otherwise: label=theirs,text=theirs")
-    parser.add_argument("--balance", action="store_true", help="as many texts of every class")
-    parser.add_argument("--method", choices=list(PEAK_RATES), default="last-blocks")
-    parser.add_argument(
-        "--train-blocks", type=int, default=1, help="blocks that learn, from the top (default 1)"
-    )
-    parser.add_argument("--rank", type=positive, default=8, help="of LoRA (default 8)")
-    parser.add_argument("--epochs", type=positive_number, default=5.0, help="default 5")
-    parser.add_argument("--steps", type=positive, help="optimizer steps; overrides --epochs")
-    parser.add_argument("--batch-size", type=positive, default=8, help="texts per step (default 8)")
-    parser.add_argument(
-        "--lr", type=positive_number, help="peak rate (default: by method and size)"
-    )
-    parser.add_argument("--longest", type=positive, help="tokens per text (default: the context)")
-    parser.add_argument(
-        "--keep", choices=["head", "tail"], default="head", help="of a text that is longer"
-    )
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    run(main)

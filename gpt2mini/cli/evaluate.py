@@ -1,23 +1,37 @@
 """Measure a model: the GPT-2 paper's zero-shot table, perplexity, and how it writes.
 
-    python examples/evaluate.py                              # a minute: sample prose, own writing
-    python examples/evaluate.py --tasks text=novel.txt --stride 128
-    python examples/evaluate.py --model gpt2 --tasks lambada wikitext-2 hellaswag
-    python examples/evaluate.py --model gpt2 --tasks lambada=lambada_test.jsonl --limit 100
+Examples:
+  gpt2mini evaluate                                  # a minute: sample prose, own writing
+  gpt2mini evaluate --tasks text=novel.txt --stride 128
+  gpt2mini evaluate --model gpt2 --tasks lambada wikitext-2 hellaswag
+  gpt2mini evaluate --model gpt2 --tasks lambada=lambada_test.jsonl --limit 100
 
 A task is given with its file, task=path, or found in the folder --data under its usual name;
 without either, lambada, wikitext-2, hellaswag, enwik8 and text8 are downloaded once. Each figure
 stands beside the paper's for the four sizes, with the setting used. Prints one table and writes
 summary.json to --out.
+
+Where the files of the tasks come from:
+  lambada            https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl
+  lambada-original   https://zenodo.org/record/2630551 (lambada_test_plain_text.txt)
+  wikitext-2, -103   the tokenized files with <unk>: Merity et al. 2016
+  enwik8, text8      http://mattmahoney.net/dc/textdata.html (the usual test part: the last 5 MB)
+  cbt-cn, cbt-ne     the Children's Book Test: Hill et al. 2016 (the paper's are the valid files)
+  hellaswag          JSONL with ctx, endings, label: https://github.com/rowanz/hellaswag
+  text               any UTF-8 file: text=path
 """
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from flags import GENERAL_TEXT, common_flags, positive, run, write_summary
 
 from gpt2mini import GPT2, Tokenizer
+from gpt2mini.cli.common import write_summary
+from gpt2mini.cli.flags import Count, Machine, OptionalCount, only_for
+from gpt2mini.data.samples import sample
 from gpt2mini.device import pick_device
 from gpt2mini.evaluation import generation_quality, zero_shot
 from gpt2mini.evaluation.task_files import find_task_file
@@ -25,50 +39,60 @@ from gpt2mini.evaluation.zero_shot import TASKS
 from gpt2mini.files import writable_folder
 from gpt2mini.generation import generate
 
-SOURCES = """where the files of the tasks come from:
-  lambada            https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl
-  lambada-original   https://zenodo.org/record/2630551 (lambada_test_plain_text.txt)
-  wikitext-2, -103   the tokenized files with <unk>: Merity et al. 2016
-  enwik8, text8      http://mattmahoney.net/dc/textdata.html (the usual test part: the last 5 MB)
-  cbt-cn, cbt-ne     the Children's Book Test: Hill et al. 2016 (the paper's are the valid files)
-  hellaswag          JSONL with ctx, endings, label: https://github.com/rowanz/hellaswag
-  text               any UTF-8 file: text=path"""
+
+@dataclass(frozen=True)
+class WritingFlags:
+    """Without --tasks: the model's own writing, which is judged too."""
+
+    samples: Count = 4  # texts to write
+    max_new_tokens: Count = 120  # their length, at most
 
 
-def main() -> None:
-    args = parse_arguments()
-    out = writable_folder(args.out)
-    tasks = {"text": GENERAL_TEXT} if not args.tasks else find_files(args.tasks, args.data)
-    device = pick_device(args.device)
-    tokenizer = Tokenizer.from_pretrained(args.model)
-    model = GPT2.from_pretrained(args.model, device=device)
+@dataclass(frozen=True)
+class Flags:
+    model: str = "gpt2-nano"  # a model's folder or name
+    tasks: tuple[str, ...] = ()  # task=path, or a task in --data; none: prose and own writing
+    data: str | None = None  # a folder with the tasks' files under their usual names
+    out: str = "runs/evaluate"  # folder for results
+    limit: OptionalCount = None  # so many examples of a task, or thousand characters of a text
+    context_length: int | None = None  # None: all that the model can read
+    stride: int | None = None  # None: half of the context
+    batch_size: Count = 8  # windows at once
+    writing: WritingFlags = field(
+        default_factory=WritingFlags, metadata=only_for("evaluation without --tasks")
+    )
+    machine: Machine = field(default_factory=Machine)
+
+    @property
+    def conditions(self) -> set[str]:
+        return set() if self.tasks else {"evaluation without --tasks"}
+
+
+def run(flags: Flags) -> None:
+    out = writable_folder(flags.out)
+    tasks = find_files(flags.tasks, flags.data) if flags.tasks else {"text": sample("general.txt")}
+    device = pick_device(flags.machine.device)
+    tokenizer = Tokenizer.from_pretrained(flags.model)
+    model = GPT2.from_pretrained(flags.model, device=device)
     table = zero_shot(
         model,
         tokenizer,
         tasks,
-        args.context_length,
-        args.stride,
-        args.limit,
-        args.batch_size,
-        args.dtype,
+        flags.context_length,
+        flags.stride,
+        flags.limit,
+        flags.batch_size,
+        flags.machine.dtype,
         progress=True,
     )
-    print(f"\n{args.model} on {device}\n\n{table}")
-    summary = {"model": str(args.model), "dtype": args.dtype, "rows": table.as_dicts()}
-    if not args.tasks:
-        texts = write_texts(model, tokenizer, args)
-        if texts:
-            quality = generation_quality(model, tokenizer, texts, args.dtype)
-            print(f"\nits own writing ({len(texts)} texts, temperature 1), the first begins:")
-            print(f"{texts[0][:200]!r}\n{quality}\n\n{SOURCES}\n")
-            summary |= {"generation": quality.as_dict(), "texts": texts}
-        else:
-            print("\nits own writing: no text of two tokens or more, so there is nothing to score")
-    write_summary(out, summary)
-    print(f"JSON: {out / 'summary.json'}")
+    print(f"\n{flags.model} on {device}\n\n{table}")
+    summary = {"dtype": flags.machine.dtype, "rows": table.as_dicts()}
+    if not flags.tasks:
+        summary |= judge_own_writing(model, tokenizer, flags)
+    write_summary(out, flags, summary)
 
 
-def find_files(tasks: list[str], folder: str | None) -> dict[str, Path]:
+def find_files(tasks: Sequence[str], folder: str | None) -> dict[str, Path]:
     """Each task's file: given as task=path, in the folder, or downloaded."""
     found: dict[str, Path] = {}
     for task in tasks:
@@ -81,47 +105,29 @@ def find_files(tasks: list[str], folder: str | None) -> dict[str, Path]:
     return found
 
 
-def write_texts(model: GPT2, tokenizer: Tokenizer, args: argparse.Namespace) -> list[str]:
+def judge_own_writing(model: GPT2, tokenizer: Tokenizer, flags: Flags) -> dict[str, Any]:
+    texts = write_texts(model, tokenizer, flags)
+    if not texts:
+        print("\nits own writing: no text of two tokens or more, so there is nothing to score")
+        return {}
+    quality = generation_quality(model, tokenizer, texts, flags.machine.dtype)
+    print(f"\nits own writing ({len(texts)} texts, temperature 1), the first begins:")
+    print(f"{texts[0][:200]!r}\n{quality}\n\ntasks of the GPT-2 paper: gpt2mini evaluate --help\n")
+    return {"generation": quality.as_dict(), "texts": texts}
+
+
+def write_texts(model: GPT2, tokenizer: Tokenizer, flags: Flags) -> list[str]:
     """Texts that the model writes from nothing, all at once, each up to its <|endoftext|>."""
     device = model.tok_emb.weight.device
     written = generate(
         model,
         torch.tensor([[tokenizer.eos_id]], device=device),
-        args.sample_tokens,
-        num_samples=args.samples,
-        generator=torch.Generator(device).manual_seed(args.seed),
+        flags.writing.max_new_tokens,
+        num_samples=flags.writing.samples,
+        generator=torch.Generator(device).manual_seed(flags.machine.seed),
         overflow="slide",
     )
     rows = written.token_ids[:, 1:].tolist()
     ends = [row.index(tokenizer.eos_id) if tokenizer.eos_id in row else len(row) for row in rows]
     texts = [tokenizer.decode(row[:end]) for row, end in zip(rows, ends, strict=True)]
     return [text for text in texts if len(tokenizer.encode(text)) > 1]
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = common_flags(__doc__, out="runs/evaluate")
-    parser.epilog = SOURCES
-    parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
-    parser.add_argument(
-        "--tasks", nargs="+", help=f"task=path, or a task in --data; tasks: {', '.join(TASKS)}"
-    )
-    parser.add_argument(
-        "--data", help="a folder with the tasks' files under their usual names; default: download"
-    )
-    parser.add_argument(
-        "--limit",
-        type=positive,
-        help="so many examples of a task, or thousand characters of a text",
-    )
-    parser.add_argument("--context-length", type=int, help="default: all that the model can read")
-    parser.add_argument("--stride", type=int, help="default: half of the context")
-    parser.add_argument(
-        "--batch-size", type=positive, default=8, help="windows at once (default 8)"
-    )
-    parser.add_argument("--samples", type=positive, default=4, help="texts to write (default 4)")
-    parser.add_argument("--sample-tokens", type=positive, default=120, help="their length, at most")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,80 +1,71 @@
-"""Let a model continue a text, word by word as it thinks of them.
+"""Continue a text, token by token as the model draws them.
 
-python examples/generate.py
-python examples/generate.py --prompt "It was a dark night" --temperature 0.7 --num-samples 3
-python examples/generate.py --model gpt2 --prompt - < prompt.txt
-python examples/generate.py --interactive
-python examples/generate.py --adapter runs/finetune_lora/best
-python examples/generate.py --model gpt2 --quantize int8
+Examples:
+  gpt2mini generate
+  gpt2mini generate --prompt "It was a dark night" --temperature 0.7 --num-samples 3
+  gpt2mini generate --model gpt2 --prompt - < prompt.txt
+  gpt2mini generate --interactive
+  gpt2mini generate --adapter runs/finetune/best
+  gpt2mini generate --model gpt2 --quantize int8
 """
 
-import argparse
 import sys
 import time
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
-from flags import common_flags, positive, run
+from tyro.conf import UseAppendAction
 
 from gpt2mini import GPT2, Tokenizer
+from gpt2mini.cli.flags import Computing, Count
 from gpt2mini.device import pick_device
-from gpt2mini.generation import stream
+from gpt2mini.generation import Sampling, stream
 from gpt2mini.lora import load_adapter, merge_lora
 
 
-def main() -> None:
-    args = parse_arguments()
-    device = pick_device(args.device)
-    tokenizer = Tokenizer.from_pretrained(args.model)
-    model = GPT2.from_pretrained(args.model, device=device)
-    if args.adapter:
-        load_adapter(model, args.adapter)
+@dataclass(frozen=True)
+class Flags:
+    model: str = "gpt2-nano"  # a model's folder or name
+    adapter: str | None = None  # folder of an adapter that was trained on --model
+    quantize: Literal["int8", "fp16", "bf16"] | None = None  # weights in fewer bits: faster
+    prompt: str = "The old man looked at"  # text to continue; - reads stdin
+    interactive: bool = False  # ask for prompts, one after another
+    max_new_tokens: Count = 120  # length of a continuation, at most
+    num_samples: Count = 1  # continuations of the prompt
+    stop: UseAppendAction[tuple[str, ...]] = ()  # end before this text; may be given repeatedly
+    overflow: Literal["error", "slide"] = "error"  # when the text grows past the context
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_k=50))
+    computing: Computing = field(default_factory=Computing)
+
+
+def run(flags: Flags) -> None:
+    device = pick_device(flags.computing.device)
+    tokenizer = Tokenizer.from_pretrained(flags.model)
+    model = GPT2.from_pretrained(flags.model, device=device)
+    if flags.adapter:
+        load_adapter(model, flags.adapter)
         merge_lora(model)  # as fast as without one, and ready for --quantize
-    if args.quantize:
-        model.quantize(args.quantize)
-    generator = torch.Generator(device).manual_seed(args.seed)
-    if args.interactive:
-        print("Begin a text; the model goes on. An empty line ends.", file=sys.stderr)
-        while prompt := read_line():
-            try:
-                continue_text(model, tokenizer, prompt, args, generator)
-            except ValueError as error:  # a prompt that is too long, say
-                print(f"error: {error}", file=sys.stderr)
+    if flags.quantize:
+        model.quantize(flags.quantize)
+    generator = torch.Generator(device).manual_seed(flags.computing.seed)
+    if flags.interactive:
+        talk(model, tokenizer, flags, generator)
         return
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    for number in range(args.num_samples):
-        if args.num_samples > 1:
-            print(f"--- sample {number + 1} of {args.num_samples}")
-        continue_text(model, tokenizer, prompt, args, generator)
+    prompt = sys.stdin.read() if flags.prompt == "-" else flags.prompt
+    for number in range(flags.num_samples):
+        if flags.num_samples > 1:
+            print(f"--- sample {number + 1} of {flags.num_samples}")
+        continue_text(model, tokenizer, prompt, flags, generator)
 
 
-def continue_text(
-    model: GPT2,
-    tokenizer: Tokenizer,
-    prompt: str,
-    args: argparse.Namespace,
-    generator: torch.Generator,
-) -> None:
-    pieces = stream(
-        model,
-        tokenizer,
-        prompt,
-        args.max_new_tokens,
-        stop_strings=args.stop,
-        generator=generator,
-        overflow=args.overflow,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        repetition_penalty=args.repetition_penalty,
-        no_repeat_ngram_size=args.no_repeat_ngram_size,
-    )
-    began, text = time.perf_counter(), ""
-    for piece in pieces:
-        print(piece if text else prompt + piece, end="", flush=True)
-        text += piece
-    print("" if text else prompt)
-    tokens, seconds = len(tokenizer.encode(text)), time.perf_counter() - began
-    print(f"[{tokens} tokens, {tokens / seconds:.0f} a second]", file=sys.stderr)
+def talk(model: GPT2, tokenizer: Tokenizer, flags: Flags, generator: torch.Generator) -> None:
+    print("Begin a text; the model goes on. An empty line ends.", file=sys.stderr)
+    while prompt := read_line():
+        try:
+            continue_text(model, tokenizer, prompt, flags, generator)
+        except ValueError as error:  # a prompt that is too long, say
+            print(f"error: {error}", file=sys.stderr)
 
 
 def read_line() -> str:
@@ -84,36 +75,23 @@ def read_line() -> str:
         return ""
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = common_flags(__doc__)
-    parser.add_argument("--model", default="gpt2-nano", help="folder or name (default gpt2-nano)")
-    parser.add_argument("--adapter", help="folder of an adapter that was trained on --model")
-    parser.add_argument(
-        "--quantize", choices=["int8", "fp16", "bf16"], help="weights in fewer bits: faster"
+def continue_text(
+    model: GPT2, tokenizer: Tokenizer, prompt: str, flags: Flags, generator: torch.Generator
+) -> None:
+    pieces = stream(
+        model,
+        tokenizer,
+        prompt,
+        flags.max_new_tokens,
+        stop_strings=flags.stop,
+        generator=generator,
+        overflow=flags.overflow,
+        **vars(flags.sampling),
     )
-    parser.add_argument(
-        "--prompt", default="The old man looked at", help="text to continue; - reads stdin"
-    )
-    parser.add_argument(
-        "--interactive", action="store_true", help="ask for prompts, one after another"
-    )
-    parser.add_argument("--max-new-tokens", type=int, default=120)
-    parser.add_argument("--num-samples", type=positive, default=1)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
-    parser.add_argument("--top-k", type=int, default=50, help="choose among so many (default 50)")
-    parser.add_argument(
-        "--top-p", type=float, help="choose among the likeliest that add up to this"
-    )
-    parser.add_argument("--repetition-penalty", type=float, default=1.0)
-    parser.add_argument("--no-repeat-ngram-size", type=int, default=0)
-    parser.add_argument(
-        "--stop", action="append", default=[], help="end before this text (repeatable)"
-    )
-    parser.add_argument(
-        "--overflow", choices=["error", "slide"], default="error", help="past the context"
-    )
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    run(main)
+    began, text = time.perf_counter(), ""
+    for piece in pieces:
+        print(piece if text else prompt + piece, end="", flush=True)
+        text += piece
+    print("" if text else prompt)
+    tokens, seconds = len(tokenizer.encode(text)), time.perf_counter() - began
+    print(f"[{tokens} tokens, {tokens / seconds:.0f} a second]", file=sys.stderr)

@@ -1,190 +1,168 @@
 """Make a GPT-2 from nothing but text: learn a vocabulary, then pretrain a model on it.
 
-    python examples/pretrain.py                            # a minute, on the bundled sample
-    python examples/pretrain.py --data books/ --out runs/nano --steps 5000
+Examples:
+  gpt2mini pretrain                                      # a minute, on the bundled story
+  gpt2mini pretrain --data books/ --out runs/nano --steps 5000
 
-`weights/gpt2-nano` was made by this script; its README has the commands. A deep model costs more
-per step and learns little more at first, so gpt2-nano began shallow: `--init-from FOLDER` starts
-from an earlier model and, where `--layers` asks for more blocks than it has, grows it without
-changing its outputs.
+weights/gpt2-nano was made by this job; its README has the commands. A deep model costs more per
+step and learns little more at first, so gpt2-nano began shallow: --init-from starts from an earlier
+model and, where --n-layers asks for more blocks than it has, grows it without changing its outputs.
+Writes metrics.jsonl, summary.json, loss.png and best/ to --out.
 """
 
-import argparse
 import math
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
-from flags import (
-    SAMPLE_TEXT,
-    draw_losses,
-    exit_unless_rank_zero,
-    keeping,
-    not_negative,
-    not_negative_number,
-    positive,
-    positive_number,
-    run,
-    run_folder,
-    shard_if_asked,
-    sharding_flag,
-    share,
-    shorten,
-    training_flags,
-    write_summary,
-)
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer, complete
 from gpt2mini.checks import check_predicts_tokens
+from gpt2mini.cli.common import (
+    draw_losses,
+    exit_unless_rank_zero,
+    print_rows,
+    run_folder,
+    write_summary,
+)
+from gpt2mini.cli.data import shorten
+from gpt2mini.cli.flags import (
+    Count,
+    CountOrZero,
+    Machine,
+    NotNegative,
+    OptionalCount,
+    Positive,
+    RunFlags,
+    Sharding,
+    Share,
+    only_for,
+)
 from gpt2mini.data.corpus import TokenFile, hold_out, read_pieces, text_files, tokenize_files
+from gpt2mini.data.samples import sample
 from gpt2mini.data.text import TokenBatches, sequential_batches
 from gpt2mini.device import pick_device
-from gpt2mini.model import TiedHead
+from gpt2mini.surgery import grow_depth
 from gpt2mini.tokenizer import train_tokenizer
-from gpt2mini.training import Settings, evaluate_loss, muon_and_adamw, train, warmup_stable_decay
-from gpt2mini.training.distributed import get_rank, rank_zero_first, save_whole
+from gpt2mini.training import evaluate_loss, muon_and_adamw, train, warmup_stable_decay
+from gpt2mini.training.distributed import get_rank, rank_zero_first
 
 
-def main() -> None:
-    args = parse_arguments()
-    out = run_folder(args)
-    torch.manual_seed(args.seed)
-    device = pick_device(args.device)
-
-    files = text_files(args.data)
-    with rank_zero_first():
-        tokenizer = get_tokenizer(args, files)
-        corpus = tokenize_files(files, tokenizer, out / "tokens")
-    training, validation = hold_out(
-        corpus.documents(args.fraction, args.seed), args.validation_share, args.seed
+@dataclass(frozen=True)
+class Flags:
+    data: str = str(sample("sample.txt"))  # a text file or a folder of .txt files
+    out: str = "runs/pretrain"  # folder for results
+    init_from: str | None = None  # start from this model's folder, its vocabulary and its width
+    fraction: float = 1.0  # seeded share of the text to use
+    validation_share: float = 0.015  # share that is held out
+    validation_tokens: Count = 65536  # of these, so many are scored
+    steps: Count = 40  # optimizer steps
+    batch_size: Count = 4  # windows per micro-batch
+    accumulate: Count = 1  # micro-batches per step
+    sequence_length: OptionalCount = None  # tokens per window; None: the context
+    lr: Positive = 0.02  # peak rate of Muon, for the matrices of the blocks
+    adamw_lr: Positive = 0.003  # peak rate of AdamW, for all the rest
+    weight_decay: NotNegative = 0.01  # of matrices
+    warmup_steps: CountOrZero = 20  # in which the rate rises
+    decay_share: Share = 0.3  # of the steps, in which the rate falls
+    config: GPT2Config = field(
+        default_factory=lambda: GPT2Config(
+            vocab_size=8192, context_length=512, emb_dim=256, n_heads=4
+        ),
+        metadata=only_for("a new model, without --init-from", but=["n_layers"]),
     )
-    model = get_model(args, tokenizer).to(device)
-    parameters = sum(p.numel() for p in model.parameters())
-    shard_if_asked(args, model)
+    run: RunFlags = field(default_factory=lambda: RunFlags(save_every=200, evaluate_every=200))
+    parallel: Sharding = field(default_factory=Sharding)
+    machine: Machine = field(default_factory=Machine)
+
+    @property
+    def conditions(self) -> set[str]:
+        return set() if self.init_from else {"a new model, without --init-from"}
+
+
+def run(flags: Flags) -> None:
+    out = run_folder(flags.out, flags.run.resume, flags.init_from)
+    seed, precision = flags.machine.seed, flags.machine.dtype
+    torch.manual_seed(seed)
+    device = pick_device(flags.machine.device)
+    files = text_files(flags.data)
+    with rank_zero_first():
+        tokenizer = get_tokenizer(flags, files)
+        corpus = tokenize_files(files, tokenizer, out / "tokens")
+    documents = corpus.documents(flags.fraction, seed)
+    training, held_out = hold_out(documents, flags.validation_share, seed)
+    scored = shorten(held_out, flags.validation_tokens)
+    model = get_model(flags, tokenizer).to(device)
+    context, parameters = model.config.context_length, sum(p.numel() for p in model.parameters())
+    flags.parallel.apply(model, precision)
     print(
         f"{parameters:,} parameters, {tokenizer.vocab_size:,} kinds of token; "
         f"{sum(map(len, training)):,} tokens to learn from, on {device}"
     )
 
-    batches = TokenBatches(
-        corpus.tokens,
-        training,
-        args.batch_size,
-        args.sequence_length or model.config.context_length,
-        args.seed,
+    def validate() -> float:
+        windows = sequential_batches(corpus.tokens, scored, flags.batch_size, context)
+        return evaluate_loss(model, windows, precision=precision)
+
+    window = flags.sequence_length or context
+    schedule = partial(
+        warmup_stable_decay,
+        steps=flags.steps,
+        warmup_steps=flags.warmup_steps,
+        decay_share=flags.decay_share,
     )
-    settings = Settings(
-        steps=args.steps,
-        schedule=partial(
-            warmup_stable_decay,
-            steps=args.steps,
-            warmup_steps=args.warmup_steps,
-            decay_share=args.decay_share,
-        ),
-        accumulate=args.accumulate,
-        precision=args.dtype,
-        evaluate_every=args.evaluate_every,
-        **keeping(args),
-    )
-    held_out = shorten(validation, args.validation_tokens)
     rows = train(
         model,
-        batches,
-        muon_and_adamw(model, lr=args.lr, adamw_lr=args.adamw_lr, weight_decay=args.weight_decay),
-        settings,
-        evaluate=lambda: validation_loss(model, corpus, held_out, args.batch_size, args.dtype),
+        TokenBatches(corpus.tokens, training, flags.batch_size, window, seed),
+        muon_and_adamw(model, flags.lr, flags.adamw_lr, flags.weight_decay),
+        flags.run.settings(
+            flags.steps, precision, schedule=schedule, accumulate=flags.accumulate, log_every=10
+        ),
+        evaluate=validate,
         out=out,
-        resume=args.resume,
+        resume=flags.run.resume,
     )
 
-    save_whole(GPT2.save_pretrained, model, out / "final")
     exit_unless_rank_zero()
-    model = GPT2.from_pretrained(out / "final", device=device)
-    tokenizer.save_pretrained(out / "final")
+    model = GPT2.from_pretrained(out / "best", device=device)
     tokenizer.save_pretrained(out / "best")
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    bits = losses[-1] / math.log(2) / bytes_per_token(tokenizer, corpus, held_out)
-    generator = torch.Generator(device).manual_seed(args.seed)
-    sample = complete(
-        model, tokenizer, "The ", 100, top_k=50, generator=generator, overflow="slide"
-    )
-    print(f"\n{sample}\n")
-    print(f"validation loss {losses[0]:.3f} -> {losses[-1]:.3f} nats a token")
-    print(f"{bits:.3f} bits a byte on {len(held_out)} documents held out")
-    write_summary(
-        out,
-        {
-            "parameters": parameters,
-            "steps": rows[-1]["step"],
-            "validation_loss": losses[-1],
-            "bits_per_byte": bits,
-            "sample": sample,
-        },
-    )
-    draw_losses(out, f"Pretraining on {Path(args.data).name}")
-    print(f"model: {out / 'final'}   (python examples/generate.py --model {out / 'final'})")
+    bits = min(losses) / math.log(2) / bytes_per_token(tokenizer, corpus, scored)
+    generator = torch.Generator(device).manual_seed(seed)
+    text = complete(model, tokenizer, "The ", 100, top_k=50, generator=generator, overflow="slide")
+    print_rows(rows, ["loss", "validation_loss"], where="loss")
+    print(f"{text}\n\nvalidation loss {losses[0]:.3f} -> {min(losses):.3f} nats a token")
+    print(f"{bits:.3f} bits a byte on {len(scored)} documents held out")
+    summary = {
+        "parameters": parameters,
+        "steps": rows[-1]["step"],
+        "validation_loss": min(losses),
+        "bits_per_byte": bits,
+        "sample": text,
+    }
+    write_summary(out, flags, summary)
+    draw_losses(out, f"Pretraining on {Path(flags.data).name}", "nats per token")
+    print(f"model: {out / 'best'}   (gpt2mini generate --model {out / 'best'})")
 
 
-def get_tokenizer(args: argparse.Namespace, files: list[Path]) -> Tokenizer:
+def get_tokenizer(flags: Flags, files: list[Path]) -> Tokenizer:
     """The vocabulary of an earlier model or of this run, or a new one learned from the text."""
-    folder = Path(args.init_from or Path(args.out) / "tokenizer")
-    if args.init_from or (args.resume and folder.is_dir()) or get_rank() > 0:
+    folder = Path(flags.init_from or Path(flags.out) / "tokenizer")
+    if flags.init_from or (flags.run.resume and folder.is_dir()) or get_rank() > 0:
         return Tokenizer.from_pretrained(folder)
     pieces = (piece for file in files for piece, _ in read_pieces(file))
-    tokenizer = train_tokenizer(pieces, args.vocab_size, show_progress=True)
+    tokenizer = train_tokenizer(pieces, flags.config.vocab_size, show_progress=True)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
 
-def get_model(args: argparse.Namespace, tokenizer: Tokenizer) -> GPT2:
-    if args.init_from:
-        model = GPT2.from_pretrained(args.init_from)
+def get_model(flags: Flags, tokenizer: Tokenizer) -> GPT2:
+    if flags.init_from:
+        model = GPT2.from_pretrained(flags.init_from)
         check_predicts_tokens(model)
-        return grow_depth(model, args.layers)
-    return GPT2(
-        GPT2Config(
-            vocab_size=tokenizer.vocab_size,
-            context_length=args.context_length,
-            emb_dim=args.emb_dim,
-            n_heads=args.heads,
-            n_layers=args.layers,
-        )
-    )
-
-
-def grow_depth(model: GPT2, n_layers: int) -> GPT2:
-    """A deeper model that computes exactly the same, ready to learn more.
-
-    Each block is followed by copies of itself whose two projections into the residual stream are
-    zero: they add nothing yet, and their first gradient step changes that.
-    """
-    old = list(model.trf_blocks)
-    if n_layers == len(old):
-        return model
-    if n_layers % len(old):
-        raise ValueError(
-            f"a model of {len(old)} blocks can grow to a multiple of that, not to {n_layers}"
-        )
-    grown = GPT2(GPT2Config(**{**vars(model.config), "n_layers": n_layers}))
-    for name in ("tok_emb", "pos_emb", "final_norm"):
-        getattr(grown, name).load_state_dict(getattr(model, name).state_dict())
-    if not isinstance(model.out_head, TiedHead):
-        grown.out_head = model.out_head
-    copies = n_layers // len(old)
-    for i, block in enumerate(grown.trf_blocks):
-        block.load_state_dict(old[i // copies].state_dict())
-        if i % copies:
-            for name in ("attn.attn_out", "mlp.mlp_out"):
-                for parameter in block.get_submodule(name).parameters():
-                    torch.nn.init.zeros_(parameter)
-    return grown
-
-
-def validation_loss(
-    model: GPT2, corpus: TokenFile, documents: list[range], batch_size: int, precision: str
-) -> float:
-    batches = sequential_batches(corpus.tokens, documents, batch_size, model.config.context_length)
-    return evaluate_loss(model, batches, precision=precision)
+        return grow_depth(model, flags.config.n_layers)
+    return GPT2(GPT2Config(**{**vars(flags.config), "vocab_size": tokenizer.vocab_size}))
 
 
 def bytes_per_token(tokenizer: Tokenizer, corpus: TokenFile, documents: list[range]) -> float:
@@ -195,48 +173,3 @@ def bytes_per_token(tokenizer: Tokenizer, corpus: TokenFile, documents: list[ran
     return sum(len(tokenizer.token_bytes(i)) for i in targets if i != tokenizer.eos_id) / len(
         targets
     )
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = training_flags(__doc__, out="runs/pretrain")
-    sharding_flag(parser)
-    parser.set_defaults(save_every=200)
-    parser.add_argument("--data", default=SAMPLE_TEXT, help="a text file or a folder of .txt files")
-    parser.add_argument("--init-from", help="start from this model folder, not from random weights")
-    parser.add_argument(
-        "--fraction", type=float, default=1.0, help="seeded share of the text to use"
-    )
-    parser.add_argument("--validation-share", type=float, default=0.015, help="share held out")
-    parser.add_argument(
-        "--validation-tokens", type=positive, default=65536, help="of these, so many scored"
-    )
-    # the model
-    parser.add_argument("--vocab-size", type=int, default=8192)
-    parser.add_argument("--context-length", type=int, default=512)
-    parser.add_argument("--emb-dim", type=int, default=256)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--layers", type=int, default=12)
-    # the training
-    parser.add_argument("--steps", type=positive, default=40)
-    parser.add_argument("--batch-size", type=positive, default=4, help="windows per micro-batch")
-    parser.add_argument("--accumulate", type=positive, default=1, help="micro-batches per step")
-    parser.add_argument(
-        "--sequence-length", type=positive, help="tokens per window; default: the context"
-    )
-    parser.add_argument(
-        "--lr", type=positive_number, default=0.02, help="Muon, for the matrices of the blocks"
-    )
-    parser.add_argument(
-        "--adamw-lr", type=positive_number, default=0.003, help="AdamW, for all the rest"
-    )
-    parser.add_argument("--weight-decay", type=not_negative_number, default=0.01)
-    parser.add_argument("--warmup-steps", type=not_negative, default=20)
-    parser.add_argument(
-        "--decay-share", type=share, default=0.3, help="steps in which the rate falls"
-    )
-    parser.add_argument("--evaluate-every", type=not_negative, default=200)
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    run(main)

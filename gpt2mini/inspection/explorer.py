@@ -1,6 +1,6 @@
 """A self-contained HTML page to explore a model on a text, without network or server.
 
-    python -m gpt2mini explore --model gpt2 --text "The old keeper lit the lamp" --out page.html
+    gpt2mini explore --model gpt2 --text "The old keeper lit the lamp" --out page.html
 
 The page is explorer.html, plain HTML, CSS and JavaScript, with the model's activations as JSON:
 attention weights rounded to 1/65535, the rest to four or five decimals.

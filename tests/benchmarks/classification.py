@@ -13,7 +13,7 @@ own split, see --pad-to), no mask, all blocks computed in every step, plain Adam
 batches every 50 steps, the accuracy of 5 + 5 batches after every epoch. It runs on our model, whose
 attention is the fused one; the book's own, written out, is slower.
 
-gpt2mini's way is that of examples/finetune_classifier.py: what the frozen blocks compute is
+gpt2mini's way is that of `gpt2mini classify`: what the frozen blocks compute is
 computed once, and its time counts; batches of similar length, masked; the last block for the last
 token only; a cosine schedule; all validation texts after every epoch.
 
@@ -55,7 +55,7 @@ from gpt2mini.training import Settings, adamw, cosine, train
 SHARED = Path(__file__).parents[3] / "shared" / "data"  # beside the checkout
 BATCH_SIZE = 8
 PLAIN_RATE = 5e-5  # the book's, for 124M
-OUR_RATE = 5e-4  # of examples/finetune_classifier.py, for 124M
+OUR_RATE = 5e-4  # of `gpt2mini classify`, for 124M
 SMALL = 50_000_000  # parameters; below, the example takes four times its rate
 EVALUATE_EVERY, EVALUATED_BATCHES = 50, 5  # the book's
 
