@@ -15,7 +15,7 @@ from torch.optim import SGD, Optimizer
 from torch.testing import assert_close
 
 from gpt2mini import GPT2, generate
-from gpt2mini.cli import main
+from gpt2mini.cli import common, main
 from gpt2mini.data.samples import sample
 from gpt2mini.data.text import Batch
 from gpt2mini.training import Settings, adamw, muon_and_adamw, next_token_step, train
@@ -170,6 +170,7 @@ def test_jobs(
     if job != "generate":
         flags += ["--out", str(tmp_path)]
     module = importlib.import_module(f"gpt2mini.cli.{job}")
-    monkeypatch.setattr(module, "pick_device", lambda name: device)
+    monkeypatch.setattr(module, "pick_device", lambda name: device, raising=False)
+    monkeypatch.setattr(common, "pick_device", lambda name: device)
     main([job, *flags])
     assert waits  # it was the device that computed

@@ -1,7 +1,7 @@
 """The command `gpt2mini JOB`, also `python -m gpt2mini JOB` and `torchrun ... -m gpt2mini JOB`.
 
 A job is a module of this folder: its docstring is its help, its `Flags` a dataclass of which tyro
-makes the flags, its `run(flags)` does the work. `flags` has the groups of flags
+makes the flags, its `run(flags)` does the work. `options` has the groups of flags
 that jobs share, `common` the course of a training job, `data` what they read.
 """
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_job(name: str, arguments: Sequence[str]) -> None:
     """In one process, or in each of torchrun's, of which only rank 0 prints."""
-    from gpt2mini.cli.flags import refuse_misplaced
+    from gpt2mini.cli.options import refuse_misplaced
     from gpt2mini.training.distributed import process_group
 
     job = import_module(f"gpt2mini.cli.{name}")

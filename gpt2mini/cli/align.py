@@ -15,10 +15,9 @@ Writes metrics.jsonl, summary.json, pictures and best/, the tuned model or its a
 
 import math
 import sys
-import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,36 +25,10 @@ from typing import Annotated, Any, Literal
 import torch
 from tyro.conf import Suppress
 
-from gpt2mini import GPT2, Tokenizer
-from gpt2mini.cli.common import (
-    Save,
-    draw_losses,
-    exit_unless_rank_zero,
-    how_to_save,
-    is_small,
-    load_best,
-    print_rows,
-    report_forgetting,
-    run_folder,
-    write_summary,
-)
+from gpt2mini import GPT2
+from gpt2mini.cli import common, options
 from gpt2mini.cli.data import RecordFlags, split_seeded
-from gpt2mini.cli.flags import (
-    Count,
-    CountOrZero,
-    LoRAFlags,
-    Machine,
-    OptionalCount,
-    OptionalNotNegative,
-    OptionalPositive,
-    Positive,
-    RunFlags,
-    Sharding,
-    number,
-    only_for,
-)
 from gpt2mini.data.samples import sample
-from gpt2mini.device import pick_device
 from gpt2mini.inspection import plot_calibration, plot_figures
 from gpt2mini.lora import lora_layers, merge_lora, save_adapter
 from gpt2mini.preferences.comparison import answer_prompts, best_of_n, compare_answers
@@ -73,6 +46,7 @@ from gpt2mini.preferences.ppo import ActorCritic, KLController, PPOSettings, ppo
 from gpt2mini.preferences.reward_functions import RewardFunction
 from gpt2mini.preferences.reward_model import (
     CLASS_NAMES,
+    CalibrationBin,
     RewardReport,
     calibration,
     evaluate_rewards,
@@ -80,7 +54,7 @@ from gpt2mini.preferences.reward_model import (
     reward_step,
 )
 from gpt2mini.preferences.rollouts import RolloutSettings
-from gpt2mini.training import Figures, adamw, train
+from gpt2mini.training import Figures, adamw
 from gpt2mini.training.distributed import get_rank, get_world_size
 
 # of gpt2-nano; larger models take a tenth of these rates, adapters, which begin at zero, ten times
@@ -98,8 +72,8 @@ REWARD, DPO, PPO, GRPO = (f"--method {method}" for method in FIGURES)
 class PairFlags:
     """With --method reward and dpo."""
 
-    epochs: Positive = 3.0  # times through the pairs
-    longest: Count = 512  # tokens per prompt and answer
+    epochs: options.Positive = 3.0  # times through the pairs
+    longest: options.Count = 512  # tokens per prompt and answer
     shard: bool = False  # spread the model over torchrun's processes (FSDP2)
 
 
@@ -107,10 +81,10 @@ class PairFlags:
 class DPOFlags:
     """With --method dpo."""
 
-    beta: Positive = 0.1  # how near the reference the policy stays
+    beta: options.Positive = 0.1  # how near the reference the policy stays
     # share of pairs whose labels are wrong
     label_smoothing: Annotated[
-        float, number(float, lambda x: 0 <= x < 0.5, "a number from 0 to below 0.5")
+        float, options.number(float, lambda x: 0 <= x < 0.5, "a options.number from 0 to below 0.5")
     ] = 0.0
     variant: Literal["dpo", "ipo"] = "dpo"  # the loss
     reference_free: bool = False  # compare with a reference that finds all answers equally likely
@@ -121,20 +95,24 @@ class ComparisonFlags:
     """With --method dpo, ppo and grpo: answers before and after, and their reward."""
 
     reward: str = "toy"  # toy, a reward model's folder, or package.module:function
-    max_new_tokens: Count = 16  # per answer
-    compare: Count = 50  # held-out prompts to answer
-    best_of: CountOrZero = 4  # untuned answers per prompt, of which the best counts; 0: none
+    max_new_tokens: options.Count = 16  # per answer
+    compare: options.Count = 50  # held-out prompts to answer
+    best_of: options.CountOrZero = (
+        4  # untuned answers per prompt, of which the best counts; 0: none
+    )
 
 
 @dataclass(frozen=True)
 class RolloutFlags:
     """With --method ppo and grpo."""
 
-    rollouts: Count = 20  # times that answers are sampled, rated and learned from
-    rollout_rows: Count = 32  # responses in a rollout
-    rollout_epochs: Count = 2  # times that each is learned from
-    kl: OptionalNotNegative = None  # coefficient of the KL to the reference; None: 0.03, grpo 0.1
-    clip: Positive = PPOSettings.clip  # of the ratio of new to old probability
+    rollouts: options.Count = 20  # times that answers are sampled, rated and learned from
+    rollout_rows: options.Count = 32  # responses in a rollout
+    rollout_epochs: options.Count = 2  # times that each is learned from
+    kl: options.OptionalNotNegative = (
+        None  # coefficient of the KL to the reference; None: 0.03, grpo 0.1
+    )
+    clip: options.Positive = PPOSettings.clip  # of the ratio of new to old probability
 
 
 @dataclass(frozen=True)
@@ -142,7 +120,7 @@ class PPOFlags(PPOSettings):
     """With --method ppo."""
 
     clip: Suppress[float] = PPOSettings.clip  # a flag of GRPO too, hence of `RolloutFlags`
-    target_kl: OptionalPositive = None  # nats per answer, to which --kl is adapted
+    target_kl: options.OptionalPositive = None  # nats per answer, to which --kl is adapted
     value_model: str | None = None  # a critic of its own, from a reward model's folder
 
 
@@ -150,7 +128,7 @@ class PPOFlags(PPOSettings):
 class GRPOFlags:
     """With --method grpo."""
 
-    num_samples: Count = 4  # responses to each prompt
+    num_samples: options.Count = 4  # responses to each prompt
 
 
 @dataclass(frozen=True)
@@ -162,49 +140,40 @@ class Flags:
     fraction: float = 1.0  # seeded share of the data to use
     validation_share: float = 0.2  # share that is held out
     held_out: str | None = None  # another file to hold out, instead of a share of the data
-    held_out_pairs: OptionalCount = None  # at most so many pairs held out
-    steps: OptionalCount = None  # optimizer steps; overrides --epochs and --rollouts
-    batch_size: OptionalCount = None  # pairs (None: 8) or responses (None: 16) per step
-    lr: OptionalPositive = None  # peak learning rate; None: by method and size
-    answers: CountOrZero = 3  # answers that are printed
+    held_out_pairs: options.OptionalCount = None  # at most so many pairs held out
+    steps: options.OptionalCount = None  # optimizer steps; overrides --epochs and --rollouts
+    batch_size: options.OptionalCount = None  # pairs (None: 8) or responses (None: 16) per step
+    lr: options.OptionalPositive = None  # peak learning rate; None: by method and size
+    answers: options.CountOrZero = 3  # answers that are printed
     lora: bool = False  # train adapters; no second copy as the reference
-    records: RecordFlags = field(default_factory=RecordFlags)
-    pairs: PairFlags = field(default_factory=PairFlags, metadata=only_for(REWARD, DPO))
-    dpo: DPOFlags = field(default_factory=DPOFlags, metadata=only_for(DPO))
-    comparison: ComparisonFlags = field(
-        default_factory=ComparisonFlags, metadata=only_for(DPO, PPO, GRPO)
-    )
-    on_policy: RolloutFlags = field(default_factory=RolloutFlags, metadata=only_for(PPO, GRPO))
-    ppo: PPOFlags = field(default_factory=PPOFlags, metadata=only_for(PPO))
-    grpo: GRPOFlags = field(default_factory=GRPOFlags, metadata=only_for(GRPO))
-    adapters: LoRAFlags = field(default_factory=LoRAFlags, metadata=only_for("--lora"))
-    run: RunFlags = field(default_factory=RunFlags)
-    machine: Machine = field(default_factory=Machine)
+    records: RecordFlags = options.group(RecordFlags)
+    pairs: PairFlags = options.group(PairFlags, REWARD, DPO)
+    dpo: DPOFlags = options.group(DPOFlags, DPO)
+    comparison: ComparisonFlags = options.group(ComparisonFlags, DPO, PPO, GRPO)
+    on_policy: RolloutFlags = options.group(RolloutFlags, PPO, GRPO)
+    ppo: PPOFlags = options.group(PPOFlags, PPO)
+    grpo: GRPOFlags = options.group(GRPOFlags, GRPO)
+    adapters: options.LoRA = options.group(options.LoRA, "--lora")
+    run: options.Run = options.group(options.Run)
+    machine: options.Machine = options.group(options.Machine)
 
     @property
     def conditions(self) -> set[str]:
         return {f"--method {self.method}", *(["--lora"] if self.lora else [])}
 
 
-class Job:
-    """One run of `align`: its flags, and what the methods share."""
+class Job(common.Job):
+    """One run of `align`, and what the methods share."""
 
     def __init__(self, flags: Flags) -> None:
-        self.flags, self.seed, self.precision = flags, flags.machine.seed, flags.machine.dtype
-        self.out = run_folder(flags.out, flags.run.resume, flags.model)
-        torch.manual_seed(self.seed)
-        self.device = pick_device(flags.machine.device)
+        super().__init__(flags, flags.model)
         self.training, self.held_out = read_pairs(flags)
         print(
             f"{len(self.training)} pairs to learn from, {len(self.held_out)} held out, on "
             f"{self.device}"
         )
-        self.tokenizer = Tokenizer.from_pretrained(flags.model)
-        self.model = GPT2.from_pretrained(flags.model, device=self.device)
+        self.model, self.tokenizer = self.load()
         self.figures = Figures()
-
-    def generator(self, seed: int) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(seed)
 
     def add_adapters(self) -> None:
         if self.flags.lora:
@@ -212,10 +181,12 @@ class Job:
 
     def peak_rate(self) -> float:
         usual = PEAK_RATES[self.flags.method] * (10 if self.flags.lora else 1)
-        return self.flags.lr or usual / (1 if is_small(self.model) else 10)
+        return self.flags.lr or usual / (1 if common.is_small(self.model) else 10)
 
-    def save_tokenizer(self) -> None:
+    def best_is_complete(self) -> None:
         self.tokenizer.save_pretrained(self.out / "best")
+        what = "adapter" if lora_layers(self.model) else "model"
+        print(f"tuned {what}: {self.out / 'best'}")
 
 
 def read_pairs(flags: Flags) -> tuple[list[Preference], list[Preference]]:
@@ -230,50 +201,50 @@ def read_pairs(flags: Flags) -> tuple[list[Preference], list[Preference]]:
 
 
 def run(flags: Flags) -> None:
-    job, began = Job(flags), time.perf_counter()
-    pictures: dict[str, Callable[[Path], object]] = {}
+    job, pictures = Job(flags), {}
     if flags.method == "reward":
-        summary = train_reward_model(job)
-        bins = [vars(one) for one in summary["calibration"]]
-        pictures["calibration"] = partial(plot_calibration, summary["calibration"])
-        summary["calibration"] = bins
+        summary, bins = train_reward_model(job)
+        pictures["calibration"] = partial(plot_calibration, bins)
     else:
         summary = tune_policy(job)
-    summary["seconds"] = round(time.perf_counter() - began, 1)
-    write_summary(job.out, flags, summary)
+
+    def figures(path: Path) -> None:
+        plot_figures(job.out / "metrics.jsonl", FIGURES[flags.method], path, title)
+
     title = f"{flags.method} on {Path(flags.data).name}"
     unit = "nats per pair" if flags.method in ("reward", "dpo") else "per token"
-    names = FIGURES[flags.method]
-    pictures["figures"] = lambda path: plot_figures(job.out / "metrics.jsonl", names, path, title)
-    draw_losses(job.out, title, unit, **pictures)
+    job.finish(summary, title, unit, figures=figures, **pictures)
 
 
 def tune_policy(job: Job) -> dict[str, Any]:
     """DPO, PPO or GRPO, between two rounds of answers to prompts held out."""
     flags, model = job.flags, job.model
-    options = flags.comparison
+    asked = flags.comparison
     sys.path.append(str(Path.cwd()))  # where --reward my_rewards:politeness is looked for
     # an adapter's base must stay as it is: with --lora the policy's own does
     base = model if flags.lora else deepcopy(model)
-    reward = find_reward(options.reward, job.device, base=base)
-    prompts = different_prompts(job.held_out)[: options.compare]
+    reward = find_reward(asked.reward, job.device, base=base)
+    prompts = different_prompts(job.held_out)[: asked.compare]
 
     def answers(model: GPT2) -> list[str]:
-        generator = job.generator(job.seed)
+        generator = job.generator()
         return answer_prompts(
-            model, job.tokenizer, prompts, options.max_new_tokens, generator=generator
+            model, job.tokenizer, prompts, asked.max_new_tokens, generator=generator
         )
 
     before, best = answers(model), best_of(job, prompts, reward)
     tuned, summary = tune_dpo(job) if flags.method == "dpo" else tune_on_policy(job, reward)
     found = compare_answers(prompts, before, answers(tuned), reward)
-    print(f"\n{found.show(flags.answers)}\n{options.reward}: {found}")
+    print(f"\n{found.show(flags.answers)}\n{asked.reward}: {found}")
     if best is not None:
-        print(f"without any tuning, the best of {options.best_of} answers: {best:.4f}")
+        print(f"without any tuning, the best of {asked.best_of} answers: {best:.4f}")
     held_out_text = "\n\n".join(one.prompt + one.chosen for one in job.held_out)
-    forgotten = report_forgetting(flags.model, tuned, job.tokenizer, held_out_text)
-    summary |= {"reward_function": options.reward, **found.summary(), "best_of_n": best}
-    return {**summary, "forgetting": forgotten}
+    forgotten = job.report_forgetting(tuned, job.tokenizer, held_out_text)
+    return {
+        "reward_function": asked.reward,
+        "best_of_n": best,
+        **(summary | found.summary() | forgotten),
+    }
 
 
 def best_of(job: Job, prompts: list[str], reward: RewardFunction) -> float | None:
@@ -281,7 +252,7 @@ def best_of(job: Job, prompts: list[str], reward: RewardFunction) -> float | Non
     n, tokens = job.flags.comparison.best_of, job.flags.comparison.max_new_tokens
     if n < 2:
         return None
-    generator = job.generator(job.seed)
+    generator = job.generator()
     return float(
         best_of_n(job.model, job.tokenizer, prompts, reward, n, tokens, generator)[1].mean()
     )
@@ -294,7 +265,7 @@ def different_prompts(preferences: list[Preference]) -> list[str]:
 # ---- from pairs
 
 
-def train_reward_model(job: Job) -> dict[str, Any]:
+def train_reward_model(job: Job) -> tuple[dict[str, Any], list[CalibrationBin]]:
     flags, out = job.flags, job.out
     longest = min(flags.pairs.longest, job.model.config.context_length)
     pairs, validation = (
@@ -305,15 +276,15 @@ def train_reward_model(job: Job) -> dict[str, Any]:
     save_reward_model = partial(GPT2.save_pretrained, class_names=CLASS_NAMES)
     step = partial(reward_step, figures=job.figures)
     evaluate = partial(evaluate_rewards, job.model, validation)
-    train_on_pairs(job, pairs, step, evaluate, how_to_save(job.model, save_reward_model))
-    model = load_best(flags.model, out, job.device)
+    train_on_pairs(job, pairs, step, evaluate, common.how_to_save(job.model, save_reward_model))
+    model = job.load_best()
     if lora_layers(model):  # a whole model rates answers, or an adapter on the policy's base
         save_adapter(model, out / "adapter", replace=True)
         job.tokenizer.save_pretrained(out / "adapter")
         merge_lora(model)
         save_reward_model(model, out / "best")
         print(f"adapter, for a policy on the same base: --reward {out / 'adapter'} --lora")
-    job.save_tokenizer()
+    job.best_is_complete()
     report = evaluate_rewards(model, validation)
     for pair, better, worse in zip(
         job.held_out[: flags.answers], report.chosen, report.rejected, strict=False
@@ -321,12 +292,13 @@ def train_reward_model(job: Job) -> dict[str, Any]:
         print(f"--- {pair.prompt}\n[chosen   {float(better):+.3f}] {pair.chosen.strip()}")
         print(f"[rejected {float(worse):+.3f}] {pair.rejected.strip()}\n")
     print(f"held out: {report}")
-    print(f"reward model: {out / 'best'}   (gpt2mini align --reward {out / 'best'})")
-    return {**report.summary(), "calibration": calibration(report.margins)}
+    print(f"as a reward: gpt2mini align --reward {out / 'best'}")
+    bins = calibration(report.margins)
+    return {**report.summary(), "calibration": [vars(one) for one in bins]}, bins
 
 
 def tune_dpo(job: Job) -> tuple[GPT2, dict[str, Any]]:
-    flags, model, options = job.flags, job.model, vars(job.flags.dpo)
+    flags, model, asked = job.flags, job.model, vars(job.flags.dpo)
     longest = min(flags.pairs.longest, model.config.context_length)
     pairs, validation = (
         with_reference(
@@ -335,13 +307,13 @@ def tune_dpo(job: Job) -> tuple[GPT2, dict[str, Any]]:
         for part in (job.training, job.held_out)
     )
     job.add_adapters()
-    step = partial(dpo_step, **options, figures=job.figures)
-    evaluate = partial(evaluate_dpo, model, validation, **options, precision=job.precision)
-    train_on_pairs(job, pairs, step, evaluate, how_to_save(model))
-    tuned = load_best(flags.model, job.out, job.device)
-    job.save_tokenizer()
-    report = evaluate_dpo(tuned, validation, **options, precision=job.precision)
-    print(f"held out: {report}\ntuned {'adapter' if flags.lora else 'model'}: {job.out / 'best'}")
+    step = partial(dpo_step, **asked, figures=job.figures)
+    evaluate = partial(evaluate_dpo, model, validation, **asked, precision=job.precision)
+    train_on_pairs(job, pairs, step, evaluate, common.how_to_save(model))
+    tuned = job.load_best()
+    job.best_is_complete()
+    report = evaluate_dpo(tuned, validation, **asked, precision=job.precision)
+    print(f"held out: {report}")
     return tuned, report.summary()
 
 
@@ -350,7 +322,7 @@ def train_on_pairs(
     pairs: list[EncodedPreference],
     step: Callable,
     evaluate: Callable[[], RewardReport],
-    save: Save,
+    save: common.Save,
 ) -> None:
     """The training loop, for the reward model and for DPO; the best model lands in best/."""
     flags, model = job.flags, job.model
@@ -362,21 +334,15 @@ def train_on_pairs(
         report = evaluate()
         return {"validation_loss": report.loss, "validation_accuracy": report.accuracy}
 
-    Sharding(flags.pairs.shard).apply(model, job.precision)
-    rows = train(
+    options.Sharding(flags.pairs.shard).apply(model, job.precision)
+    rows = job.train(
         model,
         batches,
-        [adamw(model, lr=job.peak_rate())],
-        flags.run.settings(steps, job.precision, unit="pairs"),
-        step,
-        validate,
-        job.out,
-        flags.run.resume,
-        save,
-        job.figures,
+        [adamw(model, job.peak_rate())],
+        *(steps, step, validate, save, job.figures),
+        unit="pairs",
     )
-    exit_unless_rank_zero()
-    print_rows(rows, ["validation_loss", "validation_accuracy"], where="validation_loss")
+    common.print_rows(rows, ["validation_loss", "validation_accuracy"], where="validation_loss")
 
 
 # ---- from rewards
@@ -397,22 +363,18 @@ def tune_on_policy(job: Job, reward: RewardFunction) -> tuple[GPT2, dict[str, An
     prepare = prepare_ppo if flags.method == "ppo" else prepare_grpo
     learner, batches, step = prepare(job, reward, rollouts, reference)
     steps = flags.steps or flags.on_policy.rollouts * rollouts.updates
-    rows = train(
+    rows = job.train(
         learner,
         batches,
-        [adamw(learner, lr=job.peak_rate(), weight_decay=0.0)],
-        flags.run.settings(steps, job.precision, log_every=rollouts.updates),
-        step,
-        out=job.out,
+        [adamw(learner, job.peak_rate(), weight_decay=0.0)],
+        *(steps, step),
         figures=job.figures,
-        resume=flags.run.resume,
+        log_every=rollouts.updates,
     )
-    exit_unless_rank_zero()
     names = FIGURES[flags.method]
-    print_rows(rows, names)
-    how_to_save(model)(model, job.out / "best")
-    job.save_tokenizer()
-    print(f"tuned {'adapter' if flags.lora else 'model'}: {job.out / 'best'}")
+    common.print_rows(rows, names)
+    common.how_to_save(model)(model, job.out / "best")
+    job.best_is_complete()
     return model, {name: rows[-1].get(name) for name in names}
 
 
@@ -436,7 +398,7 @@ def prepare_ppo(
         rollouts,
         settings,
         KLController(kl, settings.target_kl),
-        job.generator(job.seed + get_rank()),
+        job.generator(get_rank()),
         reference,
         job.figures,
     )
@@ -452,11 +414,11 @@ def prepare_grpo(
         different_prompts(job.training),
         reward,
         rollouts,
-        job.generator(job.seed + get_rank()),
+        job.generator(get_rank()),
         reference,
         job.figures,
     )
-    options = job.flags.on_policy
-    kl = 0.1 if options.kl is None else options.kl  # beside advantages of unit size
-    step = partial(grpo_step, kl_coefficient=kl, clip=options.clip, figures=job.figures)
+    asked = job.flags.on_policy
+    kl = 0.1 if asked.kl is None else asked.kl  # beside advantages of unit size
+    step = partial(grpo_step, kl_coefficient=kl, clip=asked.clip, figures=job.figures)
     return job.model, batches, step

@@ -2,24 +2,29 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import holds_adapter
-from gpt2mini.cli.flags import LastBlocks, LoRAFlags
+from gpt2mini.cli import options
 from gpt2mini.data.samples import sample
+from gpt2mini.device import pick_device
 from gpt2mini.evaluation import forgetting
 from gpt2mini.files import writable_folder, write_json
 from gpt2mini.inspection import plot_losses
 from gpt2mini.lora import load_adapter, lora_layers, save_adapter
 from gpt2mini.model import TiedHead
 from gpt2mini.preferences.comparison import answer_prompts
+from gpt2mini.training import LossFunction, next_token_step, train
 from gpt2mini.training.checkpoints import RunCheckpoints
 from gpt2mini.training.distributed import get_rank
 from gpt2mini.training.run import only_run_in
@@ -27,7 +32,86 @@ from gpt2mini.training.run import only_run_in
 SMALL = 50_000_000  # parameters; larger models want smaller learning rates
 Save = Callable[[GPT2, Path], object]
 
-# ---- before training
+
+class Job:
+    """One training job: its flags, its folder, its device, and what it leaves behind.
+
+    flags: with `out`, and the groups `run` and `machine`. start: the model to start from.
+    """
+
+    def __init__(self, flags: Any, start: str | None) -> None:
+        self.flags, self.start = flags, start
+        self.seed, self.precision = flags.machine.seed, flags.machine.dtype
+        self.out = run_folder(flags.out, flags.run.resume, start)
+        torch.manual_seed(self.seed)
+        self.device = pick_device(flags.machine.device)
+
+    def load(self) -> tuple[GPT2, Tokenizer]:
+        assert self.start is not None
+        model = GPT2.from_pretrained(self.start, device=self.device)
+        return model, Tokenizer.from_pretrained(self.start)
+
+    def generator(self, offset: int = 0) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self.seed + offset)
+
+    def train(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        optimizers: Iterable[Optimizer],
+        steps: int,
+        loss_function: LossFunction = next_token_step,
+        evaluate: Callable[[], float | dict[str, float]] | None = None,
+        save: Save = GPT2.save_pretrained,
+        figures: Callable[[], dict[str, float]] | None = None,
+        **settings: Any,
+    ) -> list[dict[str, Any]]:
+        """`training.train` as the flags say. It returns in rank 0 alone: after training, one
+        process is enough to look at the result."""
+        run, began = self.flags.run, time.perf_counter()
+        given = run.settings(steps, self.precision, **settings)
+        rows = train(
+            *(model, batches, optimizers, given, loss_function),
+            *(evaluate, self.out, run.resume, save, figures),
+        )
+        if get_rank() > 0:
+            sys.exit()
+        self.summary = {"steps": rows[-1]["step"], "seconds": time.perf_counter() - began}
+        return rows
+
+    def load_best(self, classifier: bool = False) -> GPT2:
+        """The model with the lowest validation loss, as it was saved. classifier: whether an
+        adapter brings a head of its own."""
+        if not holds_adapter(self.out / "best"):
+            return GPT2.from_pretrained(self.out / "best", device=self.device)
+        model, _ = self.load()
+        if classifier:
+            model.out_head = TiedHead(model.tok_emb)  # a base's own would expect its classes
+        load_adapter(model, self.out / "best")
+        return model
+
+    def report_forgetting(
+        self, tuned: GPT2, tokenizer: Tokenizer, new_text: str
+    ) -> dict[str, dict[str, Any]]:
+        """Print what tuning has changed on general prose and on held-out text; for the summary.
+        Only the beginning of a long text is read: a glance, not a test."""
+        general = sample("general.txt")
+        base = None if lora_layers(tuned) else self.load()[0]
+        text = general.read_text(encoding="utf-8")
+        found = forgetting(base, tuned, tokenizer, text, new_text[:20_000])
+        print(f"\nwhat has it forgotten? (general text: {general.name})\n{found}\n")
+        return {"forgetting": found.as_dict()}
+
+    def finish(
+        self, summary: dict[str, Any], title: str, unit: str, **pictures: Callable[[Path], object]
+    ) -> None:
+        """Write summary.json, loss.png, and each of the pictures as NAME.png."""
+        write_summary(self.out, self.flags, self.summary | summary)
+
+        def losses(path: Path) -> None:
+            plot_losses(self.out / "metrics.jsonl", path, title, unit)
+
+        draw(self.out, loss=losses, **pictures)
 
 
 def run_folder(out: str, resume: bool, start: str | None) -> Path:
@@ -48,7 +132,9 @@ def run_folder(out: str, resume: bool, start: str | None) -> Path:
     return folder
 
 
-def choose_what_learns(model: GPT2, method: str, last: LastBlocks, lora: LoRAFlags) -> None:
+def choose_what_learns(
+    model: GPT2, method: str, last: options.LastBlocks, lora: options.LoRA
+) -> None:
     """Everything, or the last blocks with the final norm, or adapters."""
     layers, blocks = model.config.n_layers, last.train_blocks
     if method == "lora":
@@ -74,29 +160,6 @@ def is_small(model: GPT2) -> bool:
 def how_to_save(model: GPT2, whole: Save = GPT2.save_pretrained) -> Save:
     """What has learned: the adapters, or the whole model."""
     return partial(save_adapter, replace=True) if lora_layers(model) else whole
-
-
-# ---- after training
-
-
-def exit_unless_rank_zero() -> None:
-    """After training in several processes, one is enough to look at the result."""
-    if get_rank() > 0:
-        sys.exit()
-
-
-def load_best(base: str, out: Path, device: torch.device, classifier: bool = False) -> GPT2:
-    """The model with the lowest validation loss, as it was saved.
-
-    base: what an adapter belongs to. classifier: whether the adapter brings a head of its own.
-    """
-    if not holds_adapter(out / "best"):
-        return GPT2.from_pretrained(out / "best", device=device)
-    model = GPT2.from_pretrained(base, device=device)
-    if classifier:
-        model.out_head = TiedHead(model.tok_emb)  # a head of the base's would expect its classes
-    load_adapter(model, out / "best")
-    return model
 
 
 def answer(
@@ -129,31 +192,11 @@ def print_rows(rows: Sequence[dict[str, Any]], names: Sequence[str], where: str 
     print()
 
 
-def report_forgetting(
-    base: str, tuned: GPT2, tokenizer: Tokenizer, new_text: str
-) -> dict[str, Any]:
-    """Print what tuning has changed on general prose and on held-out text; a dict for the summary.
-
-    base: the model before. Only the beginning of a long text is read: a glance, not a test.
-    """
-    device, general = tuned.tok_emb.weight.device, sample("general.txt")
-    before = None if lora_layers(tuned) else GPT2.from_pretrained(base, device=device)
-    text = general.read_text(encoding="utf-8")
-    found = forgetting(before, tuned, tokenizer, text, new_text[:20_000])
-    print(f"\nwhat has it forgotten? (general text: {general.name})\n{found}\n")
-    return found.as_dict()
-
-
 def write_summary(out: Path, flags: Any, summary: dict[str, Any]) -> None:
     """summary.json: the job's own flags (not those of its groups), and the final figures."""
     own = {name: value for name, value in vars(flags).items() if not is_dataclass(value)}
     write_json(out / "summary.json", own | summary)
     print(f"summary: {out / 'summary.json'}")
-
-
-def draw_losses(out: Path, title: str, unit: str, **others: Callable[[Path], object]) -> None:
-    """Draw `out`/loss.png, and each of the others as `out`/NAME.png."""
-    draw(out, loss=lambda path: plot_losses(out / "metrics.jsonl", path, title, unit), **others)
 
 
 def draw(out: Path, **pictures: Callable[[Path], object]) -> None:

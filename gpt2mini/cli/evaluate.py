@@ -22,30 +22,29 @@ Where the files of the tasks come from:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpt2mini import GPT2, Tokenizer
-from gpt2mini.cli.common import write_summary
-from gpt2mini.cli.flags import Count, Machine, OptionalCount, only_for
+from gpt2mini.cli import common, options
 from gpt2mini.data.samples import sample
 from gpt2mini.device import pick_device
 from gpt2mini.evaluation import generation_quality, zero_shot
 from gpt2mini.evaluation.task_files import find_task_file
 from gpt2mini.evaluation.zero_shot import TASKS
 from gpt2mini.files import writable_folder
-from gpt2mini.generation import generate
+from gpt2mini.preferences.comparison import answer_prompts
 
 
 @dataclass(frozen=True)
 class WritingFlags:
     """Without --tasks: the model's own writing, which is judged too."""
 
-    samples: Count = 4  # texts to write
-    max_new_tokens: Count = 120  # their length, at most
+    samples: options.Count = 4  # texts to write
+    max_new_tokens: options.Count = 120  # their length, at most
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,14 @@ class Flags:
     tasks: tuple[str, ...] = ()  # task=path, or a task in --data; none: prose and own writing
     data: str | None = None  # a folder with the tasks' files under their usual names
     out: str = "runs/evaluate"  # folder for results
-    limit: OptionalCount = None  # so many examples of a task, or thousand characters of a text
+    limit: options.OptionalCount = (
+        None  # so many examples of a task, or thousand characters of a text
+    )
     context_length: int | None = None  # None: all that the model can read
     stride: int | None = None  # None: half of the context
-    batch_size: Count = 8  # windows at once
-    writing: WritingFlags = field(
-        default_factory=WritingFlags, metadata=only_for("evaluation without --tasks")
-    )
-    machine: Machine = field(default_factory=Machine)
+    batch_size: options.Count = 8  # windows at once
+    writing: WritingFlags = options.group(WritingFlags, "evaluation without --tasks")
+    machine: options.Machine = options.group(options.Machine)
 
     @property
     def conditions(self) -> set[str]:
@@ -89,7 +88,7 @@ def run(flags: Flags) -> None:
     summary = {"dtype": flags.machine.dtype, "rows": table.as_dicts()}
     if not flags.tasks:
         summary |= judge_own_writing(model, tokenizer, flags)
-    write_summary(out, flags, summary)
+    common.write_summary(out, flags, summary)
 
 
 def find_files(tasks: Sequence[str], folder: str | None) -> dict[str, Path]:
@@ -106,7 +105,14 @@ def find_files(tasks: Sequence[str], folder: str | None) -> dict[str, Path]:
 
 
 def judge_own_writing(model: GPT2, tokenizer: Tokenizer, flags: Flags) -> dict[str, Any]:
-    texts = write_texts(model, tokenizer, flags)
+    """Of texts that it writes from nothing but <|endoftext|>, which an empty prompt stands for."""
+    written = answer_prompts(
+        *(model, tokenizer, [""]),
+        min(flags.writing.max_new_tokens, model.config.context_length - 1),
+        flags.writing.samples,
+        torch.Generator(model.tok_emb.weight.device).manual_seed(flags.machine.seed),
+    )
+    texts = [text for text in written if len(tokenizer.encode(text)) > 1]
     if not texts:
         print("\nits own writing: no text of two tokens or more, so there is nothing to score")
         return {}
@@ -114,20 +120,3 @@ def judge_own_writing(model: GPT2, tokenizer: Tokenizer, flags: Flags) -> dict[s
     print(f"\nits own writing ({len(texts)} texts, temperature 1), the first begins:")
     print(f"{texts[0][:200]!r}\n{quality}\n\ntasks of the GPT-2 paper: gpt2mini evaluate --help\n")
     return {"generation": quality.as_dict(), "texts": texts}
-
-
-def write_texts(model: GPT2, tokenizer: Tokenizer, flags: Flags) -> list[str]:
-    """Texts that the model writes from nothing, all at once, each up to its <|endoftext|>."""
-    device = model.tok_emb.weight.device
-    written = generate(
-        model,
-        torch.tensor([[tokenizer.eos_id]], device=device),
-        flags.writing.max_new_tokens,
-        num_samples=flags.writing.samples,
-        generator=torch.Generator(device).manual_seed(flags.machine.seed),
-        overflow="slide",
-    )
-    rows = written.token_ids[:, 1:].tolist()
-    ends = [row.index(tokenizer.eos_id) if tokenizer.eos_id in row else len(row) for row in rows]
-    texts = [tokenizer.decode(row[:end]) for row, end in zip(rows, ends, strict=True)]
-    return [text for text in texts if len(tokenizer.encode(text)) > 1]

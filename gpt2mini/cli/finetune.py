@@ -15,55 +15,24 @@ model or adapter with the lowest validation loss, to --out.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from gpt2mini import GPT2, Tokenizer
-from gpt2mini.cli.common import (
-    answer,
-    choose_what_learns,
-    draw_losses,
-    exit_unless_rank_zero,
-    how_many_learn,
-    how_to_save,
-    is_small,
-    load_best,
-    print_answers,
-    print_rows,
-    report_forgetting,
-    run_folder,
-    write_summary,
-)
+from gpt2mini import Tokenizer
+from gpt2mini.cli import common, options
 from gpt2mini.cli.data import RECORDS, RecordFlags, holds_records, shorten, split_seeded
-from gpt2mini.cli.flags import (
-    Count,
-    CountOrZero,
-    LastBlocks,
-    LoRAFlags,
-    Machine,
-    OptionalCount,
-    OptionalNotNegative,
-    OptionalPositive,
-    Positive,
-    RunFlags,
-    Sharding,
-    only_for,
-)
 from gpt2mini.data.corpus import hold_out, text_files, tokenize_files
 from gpt2mini.data.instructions import ExchangeBatches, encode_exchanges, read_exchanges
 from gpt2mini.data.samples import sample
 from gpt2mini.data.text import Batch, TokenBatches, sequential_batches
-from gpt2mini.device import pick_device
-from gpt2mini.training import adamw, evaluate_loss, train
+from gpt2mini.training import adamw, evaluate_loss
 from gpt2mini.training.distributed import get_world_size, rank_zero_first
 
 PEAK_RATES = {"full": 5e-5, "last-blocks": 2e-4, "lora": 2e-4}  # small models take ten times these
 TEXT = "plain text"
+# prompts outside the format of the records: what has the tuning left alone?
 OUTSIDE = ["It was a dark and stormy night, and", "My dear Mrs. Brown,\n\nI have been"]
 
 
@@ -71,8 +40,8 @@ OUTSIDE = ["It was a dark and stormy night, and", "My dear Mrs. Brown,\n\nI have
 class TextFlags:
     """With plain text."""
 
-    sequence_length: Count = 256  # tokens per window
-    validation_tokens: Count = 65536  # of the text held out, so many are scored
+    sequence_length: options.Count = 256  # tokens per window
+    validation_tokens: options.Count = 65536  # of the text held out, so many are scored
     prompt: str | None = None  # what is continued before and after; None: the first words held out
 
 
@@ -81,10 +50,10 @@ class ExchangeFlags(RecordFlags):
     """With records: prompt and completion; instruction, input and output; or dialogues in "chosen",
     whose last answer is learned."""
 
-    longest: Count = 512  # tokens per row, at most
+    longest: options.Count = 512  # tokens per row, at most
     train_on: Literal["completion", "all"] = "completion"  # all: the prompt too
     packing: bool = True  # short records share rows, and none sees another
-    answers: CountOrZero = 3  # held-out prompts to answer before and after
+    answers: options.CountOrZero = 3  # held-out prompts to answer before and after
 
 
 @dataclass(frozen=True)
@@ -95,22 +64,22 @@ class Flags:
     method: Literal["full", "last-blocks", "lora"] = "full"  # what learns
     fraction: float = 1.0  # seeded share of the data to use
     validation_share: float = 0.1  # share that is held out
-    epochs: Positive = 5.0  # times through the data
-    steps: OptionalCount = None  # optimizer steps; overrides --epochs
-    batch_size: OptionalCount = None  # rows per micro-batch; None: 4 windows, or 1 row of records
-    accumulate: Count = 1  # micro-batches per step
-    lr: OptionalPositive = None  # peak learning rate; None: by method and size
-    weight_decay: OptionalNotNegative = None  # of matrices; None: 0.1, of adapters 0
-    max_new_tokens: Count = 80  # length of the continuations before and after
-    text: TextFlags = field(default_factory=TextFlags, metadata=only_for(TEXT))
-    records: ExchangeFlags = field(default_factory=ExchangeFlags, metadata=only_for(RECORDS))
-    blocks: LastBlocks = field(
-        default_factory=LastBlocks, metadata=only_for("--method last-blocks")
+    epochs: options.Positive = 5.0  # times through the data
+    steps: options.OptionalCount = None  # optimizer steps; overrides --epochs
+    batch_size: options.OptionalCount = (
+        None  # rows per micro-batch; None: 4 windows, or 1 row of records
     )
-    lora: LoRAFlags = field(default_factory=LoRAFlags, metadata=only_for("--method lora"))
-    run: RunFlags = field(default_factory=RunFlags)
-    parallel: Sharding = field(default_factory=Sharding)
-    machine: Machine = field(default_factory=Machine)
+    accumulate: options.Count = 1  # micro-batches per step
+    lr: options.OptionalPositive = None  # peak learning rate; None: by method and size
+    weight_decay: options.OptionalNotNegative = None  # of matrices; None: 0.1, of adapters 0
+    max_new_tokens: options.Count = 80  # length of the continuations before and after
+    text: TextFlags = options.group(TextFlags, TEXT)
+    records: ExchangeFlags = options.group(ExchangeFlags, RECORDS)
+    blocks: options.LastBlocks = options.group(options.LastBlocks, "--method last-blocks")
+    lora: options.LoRA = options.group(options.LoRA, "--method lora")
+    run: options.Run = options.group(options.Run)
+    parallel: options.Sharding = options.group(options.Sharding)
+    machine: options.Machine = options.group(options.Machine)
 
     @property
     def conditions(self) -> set[str]:
@@ -118,72 +87,50 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    out = run_folder(flags.out, flags.run.resume, flags.model)
-    seed, precision = flags.machine.seed, flags.machine.dtype
-    torch.manual_seed(seed)
-    device = pick_device(flags.machine.device)
-    tokenizer = Tokenizer.from_pretrained(flags.model)
-    model = GPT2.from_pretrained(flags.model, device=device)
+    job = common.Job(flags, flags.model)
+    model, tokenizer = job.load()
     read = read_records if holds_records(flags.data) else read_text
-    data = read(flags, out, tokenizer, model.config.context_length)
-    choose_what_learns(model, flags.method, flags.blocks, flags.lora)
-    learning, total = how_many_learn(model)
+    data = read(job, tokenizer, model.config.context_length)
+    common.choose_what_learns(model, flags.method, flags.blocks, flags.lora)
+    learning, total = common.how_many_learn(model)
     per_step = flags.accumulate * get_world_size()
     steps = flags.steps or math.ceil(flags.epochs * data.batches.batches_per_epoch / per_step)
-    print(f"{data.description}\n{steps} steps of {per_step} batches on {device}")
+    print(f"{data.description}\n{steps} steps of {per_step} batches on {job.device}")
     print(f"{learning:,} of {total:,} parameters learn: {learning / total:.2%} ({flags.method})")
 
-    prompts = data.prompts + data.outside
-    before = answer(model, tokenizer, prompts, flags.max_new_tokens, seed)
-    save, began = how_to_save(model), time.perf_counter()
-    flags.parallel.apply(model, precision)
-    decay = 0.0 if flags.method == "lora" else 0.1
-    optimizer = adamw(
-        model,
-        lr=flags.lr or PEAK_RATES[flags.method] * (10 if is_small(model) else 1),
-        weight_decay=decay if flags.weight_decay is None else flags.weight_decay,
-    )
-    rows = train(
+    before = common.answer(model, tokenizer, data.prompts, flags.max_new_tokens, job.seed)
+    save = common.how_to_save(model)
+    flags.parallel.apply(model, job.precision)
+    rate = flags.lr or PEAK_RATES[flags.method] * (10 if common.is_small(model) else 1)
+    usual_decay = 0.0 if flags.method == "lora" else 0.1
+    decay = usual_decay if flags.weight_decay is None else flags.weight_decay
+    rows = job.train(
         model,
         data.batches,
-        [optimizer],
-        flags.run.settings(steps, precision, accumulate=flags.accumulate),
-        evaluate=lambda: evaluate_loss(model, data.validation(), precision=precision),
-        out=out,
+        [adamw(model, rate, decay)],
+        steps,
+        evaluate=lambda: evaluate_loss(model, data.validation(), precision=job.precision),
         save=save,
-        resume=flags.run.resume,
+        accumulate=flags.accumulate,
     )
-    exit_unless_rank_zero()
-    seconds = time.perf_counter() - began
-
     if flags.method != "lora":
-        tokenizer.save_pretrained(out / "best")
-    tuned = load_best(flags.model, out, device)
-    after = answer(tuned, tokenizer, prompts, flags.max_new_tokens, seed)
-    print_rows(rows, ["loss", "validation_loss"], where="validation_loss")
-    n = len(data.prompts)
-    print_answers(prompts[:n], before[:n], after[:n])
-    if data.outside:
-        print("=== outside the format: what has the tuning left alone?")
-        print_answers(prompts[n:], before[n:], after[n:])
+        tokenizer.save_pretrained(job.out / "best")
+    tuned = job.load_best()
+    after = common.answer(tuned, tokenizer, data.prompts, flags.max_new_tokens, job.seed)
+    common.print_rows(rows, ["loss", "validation_loss"], where="validation_loss")
+    common.print_answers(data.prompts, before, after)
     losses = report_losses(rows)
-    forgotten = report_forgetting(flags.model, tuned, tokenizer, data.held_out_text)
+    forgotten = job.report_forgetting(tuned, tokenizer, data.held_out_text)
     summary = {
-        "steps": rows[-1]["step"],
-        "seconds": round(seconds, 1),
         "trainable_parameters": learning,
         "trainable_share": learning / total,
-        **losses,
-        **data.summary,
-        "forgetting": forgotten,
-        "prompts": prompts,
+        "prompts": data.prompts,
         "answers_before": before,
         "answers_after": after,
     }
-    write_summary(out, flags, summary)
     title = f"Fine-tuning {flags.model} on {Path(flags.data).name}"
-    draw_losses(out, title, "nats per token")
-    report_best(flags, out)
+    job.finish(summary | losses | data.summary | forgotten, title, "nats per token")
+    report_best(flags, job.out / "best")
 
 
 def report_losses(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -204,8 +151,7 @@ def report_losses(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def report_best(flags: Flags, out: Path) -> None:
-    best = out / "best"
+def report_best(flags: Flags, best: Path) -> None:
     if flags.method == "lora":
         size = sum(file.stat().st_size for file in best.iterdir())
         print(f"adapter: {best}, {size / 1e6:.2f} MB, in PEFT's format")
@@ -224,17 +170,16 @@ class Data:
     batches: TokenBatches | ExchangeBatches
     validation: Callable[[], Iterable[Batch]]
     description: str
-    prompts: list[str]
-    outside: list[str]  # prompts of another kind
+    prompts: list[str]  # to answer before and after
     held_out_text: str
     summary: dict[str, Any]
 
 
-def read_text(flags: Flags, out: Path, tokenizer: Tokenizer, context_length: int) -> Data:
+def read_text(job: common.Job, tokenizer: Tokenizer, context_length: int) -> Data:
     """Windows of consecutive tokens."""
-    seed, size = flags.machine.seed, flags.batch_size or 4
+    flags, seed, size = job.flags, job.seed, job.flags.batch_size or 4
     with rank_zero_first():
-        corpus = tokenize_files(text_files(flags.data), tokenizer, out / "tokens")
+        corpus = tokenize_files(text_files(flags.data), tokenizer, job.out / "tokens")
     documents = corpus.documents(flags.fraction, seed)
     training, held_out = hold_out(documents, flags.validation_share, seed)
     window = min(flags.text.sequence_length, context_length)
@@ -248,15 +193,14 @@ def read_text(flags: Flags, out: Path, tokenizer: Tokenizer, context_length: int
         description=f"{sum(map(len, training)):,} tokens to learn from, "
         f"{sum(map(len, held_out)):,} held out; batches of {size} x {window} tokens",
         prompts=[flags.text.prompt or first_words],
-        outside=[],
         held_out_text="\n\n".join(texts),
         summary={},
     )
 
 
-def read_records(flags: Flags, out: Path, tokenizer: Tokenizer, context_length: int) -> Data:
+def read_records(job: common.Job, tokenizer: Tokenizer, context_length: int) -> Data:
     """Prompts and completions."""
-    records, seed = flags.records, flags.machine.seed
+    flags, seed, records = job.flags, job.seed, job.flags.records
     exchanges = records.read(flags.data, read_exchanges)
     parts = split_seeded(exchanges, flags.fraction, flags.validation_share, seed)
     longest = min(records.longest, context_length)
@@ -276,8 +220,7 @@ def read_records(flags: Flags, out: Path, tokenizer: Tokenizer, context_length: 
         f"{size} of {len(batches.rows)} rows of at most {longest} tokens, of which "
         f"{batches.padding_share:.1%} is padding; the loss counts "
         f"{'completions' if records.train_on == 'completion' else 'prompts and completions'}",
-        prompts=[one.prompt for one in held_out[: records.answers]],
-        outside=OUTSIDE,
+        prompts=[one.prompt for one in held_out[: records.answers]] + OUTSIDE,
         held_out_text="\n\n".join(one.prompt + one.completion for one in held_out),
         summary={"padding_share": batches.padding_share},
     )

@@ -18,7 +18,7 @@ import torch
 from tyro.conf import UseAppendAction
 
 from gpt2mini import GPT2, Tokenizer
-from gpt2mini.cli.flags import Computing, Count
+from gpt2mini.cli import options
 from gpt2mini.device import pick_device
 from gpt2mini.generation import Sampling, stream
 from gpt2mini.lora import load_adapter, merge_lora
@@ -31,12 +31,12 @@ class Flags:
     quantize: Literal["int8", "fp16", "bf16"] | None = None  # weights in fewer bits: faster
     prompt: str = "The old man looked at"  # text to continue; - reads stdin
     interactive: bool = False  # ask for prompts, one after another
-    max_new_tokens: Count = 120  # length of a continuation, at most
-    num_samples: Count = 1  # continuations of the prompt
+    max_new_tokens: options.Count = 120  # length of a continuation, at most
+    num_samples: options.Count = 1  # continuations of the prompt
     stop: UseAppendAction[tuple[str, ...]] = ()  # end before this text; may be given repeatedly
     overflow: Literal["error", "slide"] = "error"  # when the text grows past the context
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_k=50))
-    computing: Computing = field(default_factory=Computing)
+    computing: options.Computing = options.group(options.Computing)
 
 
 def run(flags: Flags) -> None:

@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +29,7 @@ from tyro.conf import Positional
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import holds_adapter
-from gpt2mini.cli.common import draw
-from gpt2mini.cli.flags import Computing, Count, OptionalCountOrZero, only_for
+from gpt2mini.cli import common, options
 from gpt2mini.data.samples import sample
 from gpt2mini.device import pick_device
 from gpt2mini.files import writable_folder, write_json
@@ -58,7 +57,9 @@ from gpt2mini.training import adamw
 class LayerFlags:
     """With trace and attention."""
 
-    layer: OptionalCountOrZero = None  # one layer, from 0; None: all, or the most telling one
+    layer: options.OptionalCountOrZero = (
+        None  # one layer, from 0; None: all, or the most telling one
+    )
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class CompareFlags:
     """With compare."""
 
     other: str | None = None  # a model's or an adapter's folder; None: 10 steps of training
-    rows: Count = 8  # rows per table
+    rows: options.Count = 8  # rows per table
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,9 @@ class Flags:
     model: str = "gpt2-nano"  # a model's folder or name
     text: str = "The old keeper lit the lamp. Then the old keeper"  # what the model reads
     out: str = "runs/inspect"  # folder for results
-    layers: LayerFlags = field(
-        default_factory=LayerFlags, metadata=only_for("inspect trace", "inspect attention")
-    )
-    comparison: CompareFlags = field(
-        default_factory=CompareFlags, metadata=only_for("inspect compare")
-    )
-    computing: Computing = field(default_factory=Computing)
+    layers: LayerFlags = options.group(LayerFlags, "inspect trace", "inspect attention")
+    comparison: CompareFlags = options.group(CompareFlags, "inspect compare")
+    computing: options.Computing = options.group(options.Computing)
 
     @property
     def conditions(self) -> set[str]:
@@ -256,4 +253,4 @@ def write(flags: Flags, contents: Any, **pictures: Callable[[Path], object]) -> 
     path = Path(flags.out) / f"{flags.what}.json"
     write_json(path, contents)
     print(f"\n{path}")
-    draw(path.parent, **pictures)
+    common.draw(path.parent, **pictures)

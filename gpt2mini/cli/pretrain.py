@@ -11,41 +11,20 @@ Writes metrics.jsonl, summary.json, loss.png and best/ to --out.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from gpt2mini import GPT2, GPT2Config, Tokenizer, complete
 from gpt2mini.checks import check_predicts_tokens
-from gpt2mini.cli.common import (
-    draw_losses,
-    exit_unless_rank_zero,
-    print_rows,
-    run_folder,
-    write_summary,
-)
+from gpt2mini.cli import common, options
 from gpt2mini.cli.data import shorten
-from gpt2mini.cli.flags import (
-    Count,
-    CountOrZero,
-    Machine,
-    NotNegative,
-    OptionalCount,
-    Positive,
-    RunFlags,
-    Sharding,
-    Share,
-    only_for,
-)
 from gpt2mini.data.corpus import TokenFile, hold_out, read_pieces, text_files, tokenize_files
 from gpt2mini.data.samples import sample
 from gpt2mini.data.text import TokenBatches, sequential_batches
-from gpt2mini.device import pick_device
 from gpt2mini.surgery import grow_depth
 from gpt2mini.tokenizer import train_tokenizer
-from gpt2mini.training import evaluate_loss, muon_and_adamw, train, warmup_stable_decay
+from gpt2mini.training import evaluate_loss, muon_and_adamw, warmup_stable_decay
 from gpt2mini.training.distributed import get_rank, rank_zero_first
 
 
@@ -56,25 +35,24 @@ class Flags:
     init_from: str | None = None  # start from this model's folder, its vocabulary and its width
     fraction: float = 1.0  # seeded share of the text to use
     validation_share: float = 0.015  # share that is held out
-    validation_tokens: Count = 65536  # of these, so many are scored
-    steps: Count = 40  # optimizer steps
-    batch_size: Count = 4  # windows per micro-batch
-    accumulate: Count = 1  # micro-batches per step
-    sequence_length: OptionalCount = None  # tokens per window; None: the context
-    lr: Positive = 0.02  # peak rate of Muon, for the matrices of the blocks
-    adamw_lr: Positive = 0.003  # peak rate of AdamW, for all the rest
-    weight_decay: NotNegative = 0.01  # of matrices
-    warmup_steps: CountOrZero = 20  # in which the rate rises
-    decay_share: Share = 0.3  # of the steps, in which the rate falls
-    config: GPT2Config = field(
-        default_factory=lambda: GPT2Config(
-            vocab_size=8192, context_length=512, emb_dim=256, n_heads=4
-        ),
-        metadata=only_for("a new model, without --init-from", but=["n_layers"]),
+    validation_tokens: options.Count = 65536  # of these, so many are scored
+    steps: options.Count = 40  # optimizer steps
+    batch_size: options.Count = 4  # windows per micro-batch
+    accumulate: options.Count = 1  # micro-batches per step
+    sequence_length: options.OptionalCount = None  # tokens per window; None: the context
+    lr: options.Positive = 0.02  # peak rate of Muon, for the matrices of the blocks
+    adamw_lr: options.Positive = 0.003  # peak rate of AdamW, for all the rest
+    weight_decay: options.NotNegative = 0.01  # of matrices
+    warmup_steps: options.CountOrZero = 20  # in which the rate rises
+    decay_share: options.Share = 0.3  # of the steps, in which the rate falls
+    config: GPT2Config = options.group(
+        partial(GPT2Config, vocab_size=8192, context_length=512, emb_dim=256, n_heads=4),
+        "a new model, without --init-from",
+        but=["n_layers"],
     )
-    run: RunFlags = field(default_factory=lambda: RunFlags(save_every=200, evaluate_every=200))
-    parallel: Sharding = field(default_factory=Sharding)
-    machine: Machine = field(default_factory=Machine)
+    run: options.Run = options.group(partial(options.Run, save_every=200, evaluate_every=200))
+    parallel: options.Sharding = options.group(options.Sharding)
+    machine: options.Machine = options.group(options.Machine)
 
     @property
     def conditions(self) -> set[str]:
@@ -82,28 +60,25 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    out = run_folder(flags.out, flags.run.resume, flags.init_from)
-    seed, precision = flags.machine.seed, flags.machine.dtype
-    torch.manual_seed(seed)
-    device = pick_device(flags.machine.device)
+    job = common.Job(flags, flags.init_from)
     files = text_files(flags.data)
     with rank_zero_first():
         tokenizer = get_tokenizer(flags, files)
-        corpus = tokenize_files(files, tokenizer, out / "tokens")
-    documents = corpus.documents(flags.fraction, seed)
-    training, held_out = hold_out(documents, flags.validation_share, seed)
+        corpus = tokenize_files(files, tokenizer, job.out / "tokens")
+    documents = corpus.documents(flags.fraction, job.seed)
+    training, held_out = hold_out(documents, flags.validation_share, job.seed)
     scored = shorten(held_out, flags.validation_tokens)
-    model = get_model(flags, tokenizer).to(device)
+    model = get_model(flags, tokenizer).to(job.device)
     context, parameters = model.config.context_length, sum(p.numel() for p in model.parameters())
-    flags.parallel.apply(model, precision)
+    flags.parallel.apply(model, job.precision)
     print(
         f"{parameters:,} parameters, {tokenizer.vocab_size:,} kinds of token; "
-        f"{sum(map(len, training)):,} tokens to learn from, on {device}"
+        f"{sum(map(len, training)):,} tokens to learn from, on {job.device}"
     )
 
     def validate() -> float:
         windows = sequential_batches(corpus.tokens, scored, flags.batch_size, context)
-        return evaluate_loss(model, windows, precision=precision)
+        return evaluate_loss(model, windows, precision=job.precision)
 
     window = flags.sequence_length or context
     schedule = partial(
@@ -112,38 +87,33 @@ def run(flags: Flags) -> None:
         warmup_steps=flags.warmup_steps,
         decay_share=flags.decay_share,
     )
-    rows = train(
+    rows = job.train(
         model,
-        TokenBatches(corpus.tokens, training, flags.batch_size, window, seed),
+        TokenBatches(corpus.tokens, training, flags.batch_size, window, job.seed),
         muon_and_adamw(model, flags.lr, flags.adamw_lr, flags.weight_decay),
-        flags.run.settings(
-            flags.steps, precision, schedule=schedule, accumulate=flags.accumulate, log_every=10
-        ),
+        flags.steps,
         evaluate=validate,
-        out=out,
-        resume=flags.run.resume,
+        schedule=schedule,
+        accumulate=flags.accumulate,
+        log_every=10,
     )
-
-    exit_unless_rank_zero()
-    model = GPT2.from_pretrained(out / "best", device=device)
-    tokenizer.save_pretrained(out / "best")
+    model = job.load_best()
+    tokenizer.save_pretrained(job.out / "best")
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
     bits = min(losses) / math.log(2) / bytes_per_token(tokenizer, corpus, scored)
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = job.generator()
     text = complete(model, tokenizer, "The ", 100, top_k=50, generator=generator, overflow="slide")
-    print_rows(rows, ["loss", "validation_loss"], where="loss")
+    common.print_rows(rows, ["loss", "validation_loss"], where="loss")
     print(f"{text}\n\nvalidation loss {losses[0]:.3f} -> {min(losses):.3f} nats a token")
     print(f"{bits:.3f} bits a byte on {len(scored)} documents held out")
     summary = {
         "parameters": parameters,
-        "steps": rows[-1]["step"],
         "validation_loss": min(losses),
         "bits_per_byte": bits,
         "sample": text,
     }
-    write_summary(out, flags, summary)
-    draw_losses(out, f"Pretraining on {Path(flags.data).name}", "nats per token")
-    print(f"model: {out / 'best'}   (gpt2mini generate --model {out / 'best'})")
+    job.finish(summary, f"Pretraining on {Path(flags.data).name}", "nats per token")
+    print(f"model: {job.out / 'best'}   (gpt2mini generate --model {job.out / 'best'})")
 
 
 def get_tokenizer(flags: Flags, files: list[Path]) -> Tokenizer:

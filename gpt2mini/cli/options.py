@@ -1,11 +1,11 @@
-"""Flags as dataclasses: types that refuse numbers without meaning, groups that jobs share, and the
-refusal of flags that a job would ignore."""
+"""Flags as fields of dataclasses: types that refuse numbers without meaning, groups that jobs
+share, and the refusal of flags that a job would ignore."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -13,6 +13,8 @@ from gpt2mini import GPT2
 from gpt2mini.lora import add_lora
 from gpt2mini.training import Settings, cosine
 from gpt2mini.training.distributed import shard
+
+Group = TypeVar("Group")
 
 # ---- types of flags
 
@@ -78,7 +80,7 @@ class Machine(Computing):
 
 
 @dataclass(frozen=True)
-class RunFlags:
+class Run:
     """What keeps a long run from being lost, and what it costs in memory."""
 
     resume: bool = False  # go on from the last checkpoint in --out, if any
@@ -123,7 +125,7 @@ class LastBlocks:
 
 
 @dataclass(frozen=True)
-class LoRAFlags:
+class LoRA:
     """Low-rank adapters: with --method lora (align: with --lora)."""
 
     rank: Count = 8  # of each adapter
@@ -139,15 +141,15 @@ class LoRAFlags:
         add_lora(model, self.rank, self.alpha or 2 * self.rank, self.dropout, self.targets)
 
 
-def only_for(*conditions: str, but: Sequence[str] = ()) -> dict[str, Sequence[str]]:
-    """Metadata of a group of flags that are refused unless the job meets one of the conditions; but
-    for some fields, which are always accepted."""
-    return {"only_for": conditions, "but": but}
+def group(kind: Callable[..., Group], *conditions: str, but: Sequence[str] = ()) -> Group:
+    """A field that is a group of flags. conditions: refuse these flags, but for some fields, unless
+    the job meets one of the conditions."""
+    return field(default_factory=kind, metadata={"only_for": conditions, "but": but})
 
 
 def refuse_misplaced(flags: Any, arguments: Sequence[str]) -> None:
-    """Raise ValueError for a flag among the arguments that the job would ignore: one of a group
-    that is `only_for` conditions of which none is in `flags.conditions`."""
+    """Raise ValueError for a flag among the arguments that the job would ignore: one of a
+    group with conditions, of which none is in `flags.conditions`."""
     given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
     for name, conditions in conditional_flags(flags):
         if {f"--{name}", f"--no-{name}"} & given and not flags.conditions & set(conditions):
@@ -157,7 +159,7 @@ def refuse_misplaced(flags: Any, arguments: Sequence[str]) -> None:
 def conditional_flags(flags: Any) -> Iterator[tuple[str, Sequence[str]]]:
     """(name of a flag, conditions of which one must hold) of all that have any."""
     for group in fields(flags):
-        if "only_for" in group.metadata:
+        if conditions := group.metadata.get("only_for"):
             for one in fields(getattr(flags, group.name)):
                 if one.name not in group.metadata["but"]:
-                    yield one.name.replace("_", "-"), group.metadata["only_for"]
+                    yield one.name.replace("_", "-"), conditions
