@@ -95,6 +95,17 @@ def word_model(tokenizer: Tokenizer) -> GPT2:
     return model.eval()
 
 
+@pytest.fixture(scope="session")
+def word_folder(
+    word_model: GPT2, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same as a folder, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    word_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def no_shape_checks() -> Iterator[None]:
     """What users have: no jaxtyping checks, which only the tests switch on (pyproject.toml)."""

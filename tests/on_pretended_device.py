@@ -151,7 +151,7 @@ RUNS = [
     "align --steps 1 --rollout-rows 4 --batch-size 4 --compare 2 --lora",
     "align --steps 1 --rollout-rows 4 --batch-size 4 --compare 2 --method grpo",
     "align --steps 1 --held-out-pairs 4 --compare 2 --method dpo --lora",
-    "align --steps 1 --held-out-pairs 4 --compare 2 --method reward",
+    "align --steps 1 --held-out-pairs 4 --method reward",
     "pretrain --steps 1 --vocab-size 400 --context-length 32 --emb-dim 32 --n-heads 2 --n-layers 2",
     "evaluate --samples 1 --max-new-tokens 5",
     "generate --max-new-tokens 5 --quantize int8",

@@ -82,9 +82,9 @@ def test_generate_says_what_is_wrong_in_one_line(arguments: list[str], message: 
     assert "Traceback" not in done.stderr
 
 
-def test_finetune_on_text_learns_and_leaves_its_results(tmp_path: Path) -> None:
+def test_finetune_on_text_learns_and_leaves_its_results(word_folder: Path, tmp_path: Path) -> None:
     done = run(
-        "finetune", "--out", tmp_path, "--steps", "6", "--batch-size", "2",
+        "finetune", "--model", word_folder, "--out", tmp_path, "--steps", "6", "--batch-size", "2",
         "--sequence-length", "64", "--fraction", "0.5", "--max-new-tokens", "8",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -98,18 +98,20 @@ def test_finetune_on_text_learns_and_leaves_its_results(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
 
 
-def test_finetune_on_text_takes_a_folder_and_refuses_what_it_cannot_use(tmp_path: Path) -> None:
+def test_finetune_on_text_takes_a_folder_and_refuses_what_it_cannot_use(
+    word_folder: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     (folder / "empty.txt").write_text("", encoding="utf-8")
-    done = run("finetune", "--data", folder, "--out", tmp_path / "out")
+    done = run("finetune", "--model", word_folder, "--data", folder, "--out", tmp_path / "out")
     assert "there is no text" in done.stderr and "Traceback" not in done.stderr
     (folder / "latin.txt").write_bytes("naïve".encode("latin-1"))
-    done = run("finetune", "--data", folder, "--out", tmp_path / "out")
+    done = run("finetune", "--model", word_folder, "--data", folder, "--out", tmp_path / "out")
     assert "latin.txt is not UTF-8" in done.stderr and "Traceback" not in done.stderr
-    done = run("finetune", "--data", tmp_path / "nothing.txt")
+    done = run("finetune", "--model", word_folder, "--data", tmp_path / "nothing.txt")
     assert "neither a text file nor a folder" in done.stderr
-    done = run("finetune", "--out", folder / "empty.txt")
+    done = run("finetune", "--model", word_folder, "--out", folder / "empty.txt")
     assert "cannot write into" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -217,7 +219,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["generate", "--max-new-tokens", "3"], ["finetune", "--steps", "2", "--max-new-tokens", "2"]],
+    [["generate", "--max-new-tokens", "3"], ["finetune", *"--steps 2 --batch-size 1".split()]],
 )
 def test_the_installed_command_works_in_an_empty_folder(
     arguments: list[str], installed: Path, tmp_path: Path
@@ -240,16 +242,20 @@ def test_the_installed_command_works_in_an_empty_folder(
     ],
 )
 def test_finetune_on_text_refuses_a_number_before_its_first_sample(
-    tmp_path: Path, arguments: list[str], message: str
+    word_folder: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    done = run("finetune", "--out", tmp_path, *arguments)
+    done = run("finetune", "--model", word_folder, "--out", tmp_path, *arguments)
     assert message in done.stderr and "Traceback" not in done.stderr
     assert "--- before" not in done.stdout
 
 
-def test_finetune_on_text_refuses_a_text_too_short_to_split(tmp_path: Path) -> None:
+def test_finetune_on_text_refuses_a_text_too_short_to_split(
+    word_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "a.txt").write_text("hello there", encoding="utf-8")
-    done = run("finetune", "--data", tmp_path / "a.txt", "--out", tmp_path / "out")
+    done = run(
+        "finetune", "--model", word_folder, "--data", tmp_path / "a.txt", "--out", tmp_path / "out"
+    )
     assert "the text is too short to hold out 0.1 of it" in done.stderr
     assert "--- before" not in done.stdout
 
@@ -269,8 +275,8 @@ def test_samples_may_be_longer_than_the_context(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_a_job_that_was_stopped_goes_on(tmp_path: Path) -> None:
-    short = ["--steps", "8", "--batch-size", "1", "--sequence-length", "64"]
+def test_a_job_that_was_stopped_goes_on(tmp_path: Path, word_folder: Path) -> None:
+    short = ["--steps", "40", "--batch-size", "1", "--model", str(word_folder)]
     short += ["--max-new-tokens", "2"]
     command = [*COMMAND, "finetune", *short, "--out", str(tmp_path / "stopped")]
     stopped = subprocess.Popen(
@@ -294,7 +300,7 @@ def test_a_job_that_was_stopped_goes_on(tmp_path: Path) -> None:
 
 
 SHORT = {
-    "finetune": ["--sequence-length", "64", "--max-new-tokens", "2"],
+    "finetune": ["--max-new-tokens", "2"],
     "finetune --method lora": ["--max-new-tokens", "2"],
     "classify": ["--method", "full", "--longest", "16"],
     "pretrain": ["--vocab-size", "300", "--emb-dim", "32", "--n-heads", "2", "--n-layers", "2"],
@@ -302,10 +308,11 @@ SHORT = {
 
 
 @pytest.mark.parametrize("job", SHORT)
-def test_a_job_runs_in_two_processes(tmp_path: Path, job: str) -> None:
+def test_a_job_runs_in_two_processes(tmp_path: Path, word_folder: Path, job: str) -> None:
     launch = [*COMMAND[:-1], "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*job.split(), "--steps", "2", "--batch-size", "1", *SHORT[job]]
     command += ["--shard"] if can_shard_on_cpu() else []
+    command += ["--model", str(word_folder)] if job != "pretrain" else []
     done = run_apart(*command, "--out", tmp_path, launch=[*launch, *COMMAND[1:]])
     assert done.returncode == 0, done.stderr
     rows = rows_until(9, tmp_path / "metrics.jsonl")
@@ -317,7 +324,7 @@ def test_a_job_runs_in_two_processes(tmp_path: Path, job: str) -> None:
     if "lora" not in job:
         GPT2.from_pretrained(tmp_path / "best")
     else:
-        load_adapter(GPT2.from_pretrained("gpt2-nano"), tmp_path / "best")
+        load_adapter(GPT2.from_pretrained(word_folder), tmp_path / "best")
 
 
 def test_pretrain_makes_a_model_and_resumes_and_grows(tmp_path: Path) -> None:
@@ -376,9 +383,9 @@ def test_pretrain_names_the_file_that_is_not_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["last-blocks", "full", "lora"])
-def test_classify_learns_by_every_method(tmp_path: Path, method: str) -> None:
+def test_classify_learns_by_every_method(word_folder: Path, tmp_path: Path, method: str) -> None:
     flags = ["--method", method, "--steps", "8", "--save-every", "8"]
-    done = run("classify", "--out", tmp_path, *flags)
+    done = run("classify", "--model", word_folder, "--out", tmp_path, *flags)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert sum(map(sum, summary["confusion"])) == 18
@@ -390,24 +397,35 @@ def test_classify_learns_by_every_method(tmp_path: Path, method: str) -> None:
     assert validated[-1]["validation_loss"] < validated[0]["validation_loss"]
     assert (tmp_path / "confusion.png").stat().st_size > 1000
     if method == "lora":  # whose best is a whole model by now
-        done = run("classify", "--out", tmp_path, *flags, "--resume")
+        done = run("classify", "--model", word_folder, "--out", tmp_path, *flags, "--resume")
         assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "best" / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["GPT2ForSequenceClassification"]
     assert config["id2label"] == {"0": "advert", "1": "note"}
 
 
-def test_classify_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+def test_classify_says_what_is_wrong_in_one_line(word_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "one.tsv").write_text("ham\tx\nham\ty\n", encoding="utf-8")
-    done = run("classify", "--data", tmp_path / "one.tsv", "--out", tmp_path / "out")
-    assert "only the class 'ham'" in done.stderr and "Traceback" not in done.stderr
-    done = run("classify", "--train-blocks", "99", "--out", tmp_path / "out")
-    assert "--train-blocks must lie in 0 to 12" in done.stderr
-
-
-def test_finetune_lora_learns_and_leaves_an_adapter(tmp_path: Path) -> None:
     done = run(
-        "finetune", "--method", "lora", "--data", KEEPER, "--out", tmp_path, "--steps", "6",
+        "classify",
+        "--model",
+        word_folder,
+        "--data",
+        tmp_path / "one.tsv",
+        "--out",
+        tmp_path / "out",
+    )
+    assert "only the class 'ham'" in done.stderr and "Traceback" not in done.stderr
+    done = run(
+        "classify", "--model", word_folder, "--train-blocks", "99", "--out", tmp_path / "out"
+    )
+    assert "--train-blocks must lie in 0 to 3" in done.stderr
+
+
+def test_finetune_lora_learns_and_leaves_an_adapter(word_folder: Path, tmp_path: Path) -> None:
+    done = run(
+        "finetune", "--model", word_folder, "--method", "lora", "--data", KEEPER,
+        "--out", tmp_path, "--steps", "6",
         "--log-every", "2",
         "--answers", "1", "--max-new-tokens", "4", "--targets", "query", "mlp_in",
     )  # fmt: skip
@@ -422,22 +440,23 @@ def test_finetune_lora_learns_and_leaves_an_adapter(tmp_path: Path) -> None:
     assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
-def test_finetune_lora_reads_dialogues(tmp_path: Path) -> None:
+def test_finetune_lora_reads_dialogues(word_folder: Path, tmp_path: Path) -> None:
     dialogue = "\n\nHuman: Good day, number {}\n\nAssistant: Good day to you."
     rows = [json.dumps({"chosen": dialogue.format(i), "rejected": ""}) for i in range(5)]
     (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
     done = run(
-        "finetune", "--method", "lora", "--data", tmp_path / "a.jsonl", "--out", tmp_path / "out",
-        "--steps", "1", "--answers", "1", "--max-new-tokens", "2",
+        "finetune", "--model", word_folder, "--method", "lora", "--data", tmp_path / "a.jsonl",
+        "--out", tmp_path / "out", "--steps", "1", "--answers", "1", "--max-new-tokens", "2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "--- Human: Good day, number" in done.stdout
 
 
 @pytest.mark.parametrize("more", [[], ["--no-packing", "--train-on", "all"]])
-def test_finetune_on_records_learns(tmp_path: Path, more: list[str]) -> None:
+def test_finetune_on_records_learns(word_folder: Path, tmp_path: Path, more: list[str]) -> None:
     done = run(
-        "finetune", "--data", KEEPER, "--out", tmp_path, "--steps", "4", "--fraction", "0.2",
+        "finetune", "--model", word_folder, "--data", KEEPER,
+        "--out", tmp_path, "--steps", "4", "--fraction", "0.2",
         "--longest", "128", "--answers", "1", "--max-new-tokens", "4", *more,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -459,9 +478,9 @@ def test_finetune_on_records_learns(tmp_path: Path, more: list[str]) -> None:
     ],
 )
 def test_finetune_on_records_says_what_is_wrong(
-    tmp_path: Path, arguments: list[str], message: str
+    word_folder: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    done = run("finetune", "--data", KEEPER, "--out", tmp_path, *arguments)
+    done = run("finetune", "--model", word_folder, "--data", KEEPER, "--out", tmp_path, *arguments)
     assert done.returncode != 0
     assert message in done.stderr and "Traceback" not in done.stderr
 
@@ -474,9 +493,9 @@ def test_a_line_that_is_too_long_does_not_end_the_talk() -> None:
     assert "The ship" in done.stdout
 
 
-def test_scores_are_kept_when_nothing_was_written(tmp_path: Path) -> None:
+def test_scores_are_kept_when_nothing_was_written(word_folder: Path, tmp_path: Path) -> None:
     flags = ["--samples", "1", "--max-new-tokens", "1", "--limit", "1"]
-    done = run("evaluate", *flags, "--out", tmp_path)
+    done = run("evaluate", "--model", word_folder, *flags, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "there is nothing to score" in done.stdout
     assert "rows" in read_json(tmp_path / "summary.json")
@@ -487,12 +506,12 @@ def test_scores_are_kept_when_nothing_was_written(tmp_path: Path) -> None:
     [(1, "one record is too few"), (2, "--validation-share 0.8 of 2 records holds out all")],
 )
 def test_too_few_records_are_an_error_that_names_the_flag(
-    records: int, words: str, tmp_path: Path
+    word_folder: Path, records: int, words: str, tmp_path: Path
 ) -> None:
     data = tmp_path / "data.jsonl"
     line = '{"prompt": "Who?", "completion": "I."}\n'
     data.write_text(line * records, encoding="utf-8")
     flags = ["--validation-share", "0.8", "--out", str(tmp_path / "run")]
-    done = run("finetune", "--data", data, *flags)
+    done = run("finetune", "--model", word_folder, "--data", data, *flags)
     assert done.returncode == 1
     assert f"error: {words}" in done.stderr

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from command import run
 
-SHORT = ["--max-new-tokens", "4", "--compare", "4", "--answers", "1", "--best-of", "2"]
-SHORT += ["--steps", "2", "--batch-size", "4", "--rollout-rows", "4", "--fraction", "0.1"]
+FEW = ["--steps", "2", "--batch-size", "4", "--fraction", "0.1", "--answers", "1"]
+COMPARE = [*FEW, "--max-new-tokens", "4", "--compare", "4", "--best-of", "2"]
+SHORT = [*COMPARE, "--rollout-rows", "4"]
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -18,9 +19,11 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return summary, [json.loads(line) for line in lines]
 
 
-def test_a_reward_model_is_learned_and_serves_as_a_reward(tmp_path: Path) -> None:
+def test_a_reward_model_is_learned_and_serves_as_a_reward(
+    word_folder: Path, tmp_path: Path
+) -> None:
     reward = tmp_path / "reward"
-    done = run("align", "--method", "reward", "--out", reward, *SHORT)
+    done = run("align", "--model", word_folder, "--method", "reward", "--out", reward, *FEW)
     assert done.returncode == 0, done.stderr
     summary, rows = read(reward)
     assert 0 <= summary["held_out_accuracy"] <= 1 and summary["held_out_pairs"] == 3
@@ -31,7 +34,7 @@ def test_a_reward_model_is_learned_and_serves_as_a_reward(tmp_path: Path) -> Non
     name = str(reward / "best")
     tuned = tmp_path / "grpo"
     arguments = ["--method", "grpo", "--reward", name, "--num-samples", "2", "--lora"]
-    done = run("align", "--out", tuned, *arguments, *SHORT)
+    done = run("align", "--model", word_folder, "--out", tuned, *arguments, *SHORT)
     assert done.returncode == 0, done.stderr
     summary, rows = read(tuned)
     assert {"mean_before", "mean_after", "win_rate", "best_of_n"} <= summary.keys()
@@ -39,8 +42,10 @@ def test_a_reward_model_is_learned_and_serves_as_a_reward(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("lora", [[], ["--lora"]])
-def test_dpo_leaves_its_results(tmp_path: Path, lora: list[str]) -> None:
-    done = run("align", "--method", "dpo", "--out", tmp_path, *SHORT, *lora)
+def test_dpo_leaves_its_results(word_folder: Path, tmp_path: Path, lora: list[str]) -> None:
+    done = run(
+        "align", "--model", word_folder, "--method", "dpo", "--out", tmp_path, *COMPARE, *lora
+    )
     assert done.returncode == 0, done.stderr
     summary, rows = read(tmp_path)
     assert rows[0]["validation_loss"] == pytest.approx(0.6931, abs=1e-3)
@@ -51,8 +56,8 @@ def test_dpo_leaves_its_results(tmp_path: Path, lora: list[str]) -> None:
     assert "what has it forgotten?" in done.stdout and summary["forgetting"]
 
 
-def test_ppo_logs_its_figures_and_draws_them(tmp_path: Path) -> None:
-    done = run("align", "--out", tmp_path, *SHORT)
+def test_ppo_logs_its_figures_and_draws_them(word_folder: Path, tmp_path: Path) -> None:
+    done = run("align", "--model", word_folder, "--out", tmp_path, *SHORT)
     assert done.returncode == 0, done.stderr
     summary, rows = read(tmp_path)
     assert {"reward", "kl", "entropy", "clip_fraction", "value_loss"} <= rows[0].keys()
@@ -62,9 +67,11 @@ def test_ppo_logs_its_figures_and_draws_them(tmp_path: Path) -> None:
     assert (tmp_path / "best" / "model.safetensors").is_file()
 
 
-def test_ipo_is_validated_by_its_own_loss_and_on_as_many_pairs_as_asked(tmp_path: Path) -> None:
+def test_ipo_is_validated_by_its_own_loss_and_on_as_many_pairs_as_asked(
+    word_folder: Path, tmp_path: Path
+) -> None:
     arguments = ["--method", "dpo", "--variant", "ipo", "--held-out-pairs", "2"]
-    done = run("align", "--out", tmp_path, *SHORT, *arguments)
+    done = run("align", "--model", word_folder, "--out", tmp_path, *COMPARE, *arguments)
     assert done.returncode == 0, done.stderr
     summary, rows = read(tmp_path)
     assert summary["held_out_pairs"] == 2
@@ -72,14 +79,14 @@ def test_ipo_is_validated_by_its_own_loss_and_on_as_many_pairs_as_asked(tmp_path
 
 
 def test_a_reward_is_found_in_the_current_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    word_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     function = "def politeness(prompts, responses):\n    return [len(text) for text in responses]\n"
     (tmp_path / "my_rewards.py").write_text(function, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     settings = ["--clip", "0.1", "--gae-lambda", "0.9", "--whiten-rewards", "--kl-estimator", "k3"]
     arguments = ["--reward", "my_rewards:politeness", *settings]
-    done = run("align", "--out", tmp_path / "out", *SHORT, *arguments)
+    done = run("align", "--model", word_folder, "--out", tmp_path / "out", *SHORT, *arguments)
     assert done.returncode == 0, done.stderr
     assert read(tmp_path / "out")[0]["reward_function"] == "my_rewards:politeness"
 
@@ -97,8 +104,8 @@ def test_a_reward_is_found_in_the_current_folder(
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
-    tmp_path: Path, arguments: list[str], message: str
+    word_folder: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    done = run("align", "--out", tmp_path, *SHORT, *arguments)
+    done = run("align", "--model", word_folder, "--out", tmp_path, *SHORT, *arguments)
     assert done.returncode != 0
     assert message in done.stderr and "Traceback" not in done.stderr

@@ -556,13 +556,25 @@ def test_the_command_runs_offline_without_flags(tmp_path: Path) -> None:
     assert len(summary["rows"]) == 4 and len(summary["texts"]) == 2
 
 
-def test_the_command_finds_files_and_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_command_finds_files_and_says_what_is_missing(
+    word_folder: Path, tmp_path: Path
+) -> None:
     write_lines(tmp_path / "lambada_test.jsonl", [{"text": "She went down to the sea"}] * 3)
     done = run(
-        "evaluate", "--out", tmp_path / "out", "--data", tmp_path, "--limit", "2",
-        "--tasks", "lambada",
+        "evaluate", "--model", word_folder, "--out", tmp_path / "out", "--data", tmp_path,
+        "--limit", "2", "--tasks", "lambada",
     )  # fmt: skip
     assert "2 passages" in done.stdout, done.stderr
-    done = run("evaluate", "--out", tmp_path / "out", "--data", tmp_path, "--tasks", "text8")
+    done = run(
+        "evaluate",
+        "--model",
+        word_folder,
+        "--out",
+        tmp_path / "out",
+        "--data",
+        tmp_path,
+        "--tasks",
+        "text8",
+    )
     assert "the task text8 needs a file: give text8=path" in done.stderr
     assert "Traceback" not in done.stderr

@@ -683,16 +683,6 @@ def test_pictures_refuse_what_they_cannot_show(tmp_path: Path) -> None:
 # ---- the command
 
 
-@pytest.fixture(scope="module")
-def word_folder(
-    word_model: GPT2, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    word_model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def inspect_here(word_folder: Path) -> Callable[..., None]:
     def inspect(*arguments: str | Path) -> None:

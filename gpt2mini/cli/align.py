@@ -26,6 +26,7 @@ import torch
 from tyro.conf import Suppress
 
 from gpt2mini import GPT2
+from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.cli import common, options
 from gpt2mini.cli.data import RecordFlags, split_seeded
 from gpt2mini.data.samples import sample
@@ -183,9 +184,9 @@ class Job(common.Job):
         usual = PEAK_RATES[self.flags.method] * (10 if self.flags.lora else 1)
         return self.flags.lr or usual / (1 if common.is_small(self.model) else 10)
 
-    def best_is_complete(self) -> None:
+    def report_best(self) -> None:
         self.tokenizer.save_pretrained(self.out / "best")
-        what = "adapter" if lora_layers(self.model) else "model"
+        what = "adapter" if holds_adapter(self.out / "best") else "model"
         print(f"tuned {what}: {self.out / 'best'}")
 
 
@@ -284,7 +285,7 @@ def train_reward_model(job: Job) -> tuple[dict[str, Any], list[CalibrationBin]]:
         merge_lora(model)
         save_reward_model(model, out / "best")
         print(f"adapter, for a policy on the same base: --reward {out / 'adapter'} --lora")
-    job.best_is_complete()
+    job.report_best()
     report = evaluate_rewards(model, validation)
     for pair, better, worse in zip(
         job.held_out[: flags.answers], report.chosen, report.rejected, strict=False
@@ -311,7 +312,7 @@ def tune_dpo(job: Job) -> tuple[GPT2, dict[str, Any]]:
     evaluate = partial(evaluate_dpo, model, validation, **asked, precision=job.precision)
     train_on_pairs(job, pairs, step, evaluate, common.how_to_save(model))
     tuned = job.load_best()
-    job.best_is_complete()
+    job.report_best()
     report = evaluate_dpo(tuned, validation, **asked, precision=job.precision)
     print(f"held out: {report}")
     return tuned, report.summary()
@@ -374,7 +375,7 @@ def tune_on_policy(job: Job, reward: RewardFunction) -> tuple[GPT2, dict[str, An
     names = FIGURES[flags.method]
     common.print_rows(rows, names)
     common.how_to_save(model)(model, job.out / "best")
-    job.best_is_complete()
+    job.report_best()
     return model, {name: rows[-1].get(name) for name in names}
 
 
