@@ -135,7 +135,7 @@ def test_finetune_on_text_takes_a_folder_and_refuses_what_it_cannot_use(
         ("inspect", ["compare", "--rows", "0"], "--rows: must be a whole number of at least 1"),
         ("align", ["--label-smoothing", "0.5"], "must be a number from 0 to below 0.5, not '0.5'"),
         ("align", ["--gamma", "2"], "gamma and gae_lambda must lie in [0, 1], not 2.0"),
-        ("pretrain", ["--emb-dim", "30"], "emb_dim 30 cannot be shared out evenly to 4 heads"),
+        ("pretrain", ["--emb-dim", "30"], "emb_dim 30 cannot be divided evenly among 4 heads"),
         ("generate", ["--temprature", "1"], "Perhaps you meant: --temperature"),
     ],
 )
@@ -219,7 +219,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["generate", "--max-new-tokens", "3"], ["finetune", *"--steps 2 --batch-size 1".split()]],
+    [["generate", "--max-new-tokens", "3"], ["finetune", *["--steps", "2", "--batch-size", "1"]]],
 )
 def test_the_installed_command_works_in_an_empty_folder(
     arguments: list[str], installed: Path, tmp_path: Path
@@ -266,12 +266,12 @@ def test_samples_may_be_longer_than_the_context(tmp_path: Path) -> None:
     assert run("pretrain", "--out", tmp_path, *small).returncode == 0
     model, short = ["--model", str(tmp_path / "best")], ["--steps", "1", "--batch-size", "1"]
     commands: dict[str, list[str]] = {
-        "finetune": [*short, "--max-new-tokens", "20", "--fraction", "0.05"],
-        "finetune_instructions.py": [*short, "--max-new-tokens", "20", "--fraction", "0.1"],
-        "evaluate": ["--max-new-tokens", "20"],
+        "text": ["finetune", *short, "--fraction", "0.05"],
+        "records": ["finetune", *short, "--data", KEEPER, "--fraction", "0.1"],
+        "writing": ["evaluate"],
     }
-    for script, flags in commands.items():
-        done = run(script, "--out", tmp_path / script, *model, *flags)
+    for name, (job, *flags) in commands.items():
+        done = run(job, "--out", tmp_path / name, *model, "--max-new-tokens", "20", *flags)
         assert done.returncode == 0, done.stderr
 
 
@@ -338,7 +338,7 @@ def test_pretrain_makes_a_model_and_resumes_and_grows(tmp_path: Path) -> None:
     second = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert second["bits_per_byte"] < first["bits_per_byte"]
     deeper = ["--n-layers", "4", "--init-from", str(tmp_path / "best"), "--steps", "2"]
-    done = run("pretrain", "--out", tmp_path / "deep", *small, *deeper)
+    done = run("pretrain", "--out", tmp_path / "deep", "--validation-tokens", "256", *deeper)
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "deep" / "best" / "config.json").read_text(encoding="utf-8"))
     assert config["n_layer"] == 4
@@ -462,7 +462,7 @@ def test_finetune_on_records_learns(word_folder: Path, tmp_path: Path, more: lis
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["validation_loss_after"] < summary["validation_loss_before"]
-    assert "outside the format" in done.stdout and "is padding" in done.stdout
+    assert "--- It was a dark and stormy night" in done.stdout and "is padding" in done.stdout
     again = run("generate", "--model", tmp_path / "best", "--max-new-tokens", "3")
     assert again.returncode == 0, again.stderr
 

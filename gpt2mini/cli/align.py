@@ -85,7 +85,7 @@ class DPOFlags:
     beta: options.Positive = 0.1  # how near the reference the policy stays
     # share of pairs whose labels are wrong
     label_smoothing: Annotated[
-        float, options.number(float, lambda x: 0 <= x < 0.5, "a options.number from 0 to below 0.5")
+        float, options.number(float, lambda x: 0 <= x < 0.5, "a number from 0 to below 0.5")
     ] = 0.0
     variant: Literal["dpo", "ipo"] = "dpo"  # the loss
     reference_free: bool = False  # compare with a reference that finds all answers equally likely
