@@ -35,9 +35,7 @@ class Sampling:
 
     repetition_penalty: float = 1.0  # above 1: tokens already in the text become less likely
     no_repeat_ngram_size: int = 0  # n above 0: no n tokens in a row appear twice
-    temperature: float = (
-        1.0  # below 1: sharper; above 1: flatter; 0: always the most likely token (greedy)
-    )
+    temperature: float = 1.0  # below 1: sharper; above 1: flatter; 0: the most likely (greedy)
     top_k: int | None = None  # choose among the k most likely
     top_p: float | None = None  # choose among the fewest whose probabilities add up to p
 
