@@ -65,25 +65,24 @@ names = sorted({label for label, _ in labeled})
 encoded = [torch.tensor(tokenizer.encode(t)[: model.config.context_length]) for _, t in labeled]
 targets = torch.tensor([names.index(label) for label, _ in labeled])
 loader = [(encoded[i : i + 8], targets[i : i + 8]) for i in range(0, len(rows), 8)]
-cut = int(0.7 * len(loader))
-train_loader, test_loader = loader[:cut], loader[cut:]
+cut = int(0.7 * len(loader))  # batches to learn from; the rest is held out
 
 # ---- the head is swapped; it, the final norm and the last block learn
 model.requires_grad_(False)
 model.out_head = nn.Linear(model.config.emb_dim, len(names)).to(device)
-model.final_norm.requires_grad_(True)
-model.trf_blocks[-1].requires_grad_(True)
-print(f"before    accuracy {calc_accuracy_loader(test_loader, model, device):.1%}")
+for module in (model.trf_blocks[-1], model.final_norm):
+    module.requires_grad_(True)
+print(f"before    accuracy {calc_accuracy_loader(loader[cut:], model, device):.1%}")
 
 # ---- the loop
 optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.1)
 for epoch in range(args.epochs):
-    for input_batch, target_batch in random.sample(train_loader, k=cut):
+    for input_batch, target_batch in random.sample(loader[:cut], k=cut):
         optimizer.zero_grad()
         loss = calc_loss_batch(input_batch, target_batch, model, device)
         loss.backward()
         optimizer.step()
-    accuracy = calc_accuracy_loader(test_loader, model, device)
+    accuracy = calc_accuracy_loader(loader[cut:], model, device)
     print(f"epoch {epoch + 1}   loss {loss.item():.3f}   accuracy {accuracy:.1%}")
 
 for (label, text), ids in zip(labeled[8 * cut :], encoded[8 * cut :], strict=True):

@@ -75,10 +75,8 @@ for number in range(args.rollouts):
             loss.backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm=1.0)
             optimizer.step()
-    print(
-        f"rollout {number:2}   reward {scores.mean():.3f}   KL {rollout.kl.mean():.2f} nats", end=""
-    )
-    print(f"   {answers[0][:60]!r}")
+    mean_kl, said = rollout.kl.mean(), answers[0][:50]
+    print(f"rollout {number:2}   reward {scores.mean():.3f}   KL {mean_kl:5.2f} nats   {said!r}")
 
 for prompt in prompts[:3]:
     for name, model in (("before", reference), ("after", policy)):
