@@ -28,14 +28,14 @@ from gpt2mini.preferences.rollouts import RolloutSettings, response_texts, roll_
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--model", default="gpt2-nano", help="name or folder")
 parser.add_argument("--reward", default="toy", help="toy, a reward model, or module:function")
-parser.add_argument("--rollouts", type=int, default=8)
-parser.add_argument("--kl", type=float, default=0.1, help="weight of the KL in the loss (beta)")
+parser.add_argument("--rollouts", type=int, default=10)
+parser.add_argument("--kl", type=float, default=0.04, help="weight of the KL in the loss (beta)")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
 torch.manual_seed(args.seed)
 device = pick_device()
 rows, minibatch_rows, epochs = 32, 16, 2  # answers in a rollout, in a step; passes over a rollout
-group = 4  # G: answers to each prompt
+group = 8  # G: answers to each prompt
 settings = RolloutSettings(rows, minibatch_rows, epochs, 16, num_samples=group, precision="fp32")
 
 tokenizer = Tokenizer.from_pretrained(args.model)
