@@ -53,7 +53,7 @@ middle = model.config.n_layers // 2
 attention = activations[f"blocks.{middle}.attention"]  # (1, heads, tokens, tokens)
 print(f"\nwhere the last token looks in block {middle}")
 for head, shares in enumerate(attention[0, :, -1]):
-    best = shares.topk(3)
+    best = shares.topk(min(3, len(shares)))
     looks = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     pieces = [f"{tokenizer.decode([int(token_ids[0, i])])!r} {share:.0%}" for i, share in looks]
     print(f"  head {head}   {'  '.join(pieces)}")
