@@ -8,7 +8,8 @@ of the question are IGNORED. <|endoftext|> belongs to the answer: so the model l
     python examples/finetune_instructions.py --model gpt2 --data answers.jsonl --lr 5e-5
 
 The data are JSONL with prompt and completion; the bundled ones are answers of a lighthouse keeper.
-Prints the held-out loss and answers before and after, and what the model has forgotten.
+Prints the held-out loss and answers before and after, and what the model has forgotten. Writes the
+tuned model to runs/finetune_instructions.
 """
 
 import argparse

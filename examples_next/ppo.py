@@ -1,14 +1,14 @@
-"""Proximal policy optimization of a language model: answer, rate, make good answers likelier.
+"""Proximal policy optimization: sample responses, rate them, make the good ones likelier.
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms"; for language models Ziegler et al.
 2019, "Fine-Tuning Language Models from Human Preferences". A token is an action, the text so far a
-state, and the answer's reward comes with its last token.
+state, and the reward of a response comes with its last token.
 
     python examples/ppo.py                                       # reward: the share of glad words
     python examples/ppo.py --reward runs/reward_model            # of train_reward_model.py
 
 Prints the mean reward of each rollout and the KL divergence from the model it began with; then
-answers before and after.
+responses before and after.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from gpt2mini import GPT2, Tokenizer, complete
 from gpt2mini.data.samples import sample
 from gpt2mini.device import pick_device
 from gpt2mini.losses import ppo_loss, value_loss
+from gpt2mini.preferences.named_rewards import find_reward
 from gpt2mini.preferences.pairs import read_preferences
 from gpt2mini.preferences.ppo import ActorCritic, generalized_advantages, whiten
-from gpt2mini.preferences.reward_functions import find_reward
 from gpt2mini.preferences.rollouts import RolloutSettings, response_texts, roll_out
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -34,28 +34,28 @@ parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
 torch.manual_seed(args.seed)
 device = pick_device()
-rows, minibatch_rows, epochs = 32, 16, 2  # answers in a rollout, in a step; passes over a rollout
+rows, minibatch_rows, epochs = 32, 16, 2  # responses per rollout, per step; passes over a rollout
 settings = RolloutSettings(rows, minibatch_rows, epochs, max_new_tokens=16, precision="fp32")
 
 tokenizer = Tokenizer.from_pretrained(args.model)
 policy = GPT2.from_pretrained(args.model, device=device)
 reference = deepcopy(policy).requires_grad_(False)
 actor_critic = ActorCritic(policy)  # a value head beside the output head, 0 at first
-reward = find_reward(args.reward, device)  # (prompts, answers) -> a number for each answer
+reward = find_reward(args.reward, device)  # (prompts, responses) -> a number for each
 prompts = [one.prompt for one in read_preferences(sample("preferences.jsonl"))]
 encoded = [torch.tensor(tokenizer.encode(prompt)) for prompt in prompts]
 optimizer = torch.optim.AdamW(actor_critic.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0)
 
 for number in range(args.rollouts):
-    # ---- 1. the policy answers some prompts; pi_old and pi_ref rate each token that it drew
+    # ---- 1. responses to some prompts, with log pi_old and log pi_ref of each of their tokens
     chosen = torch.randperm(len(prompts))[:rows].tolist()
     rollout = roll_out(policy, [encoded[i] for i in chosen], tokenizer.eos_id, settings, reference)
     inputs = (rollout.token_ids, rollout.attention_mask, rollout.response_mask)
-    mask = rollout.response_mask  # (batch, tokens): True at the answers' tokens
+    mask = rollout.response_mask  # (batch, tokens): True at the responses' tokens
 
-    # ---- 2. rewards: KL at every token, the answer's at its last (Ziegler et al., equation 2)
-    answers = response_texts(rollout, tokenizer)
-    scores = torch.tensor([float(r) for r in reward([prompts[i] for i in chosen], answers)])
+    # ---- 2. rewards: KL at every token, the response's at its last (Ziegler et al., equation 2)
+    responses = response_texts(rollout, tokenizer)
+    scores = torch.tensor([float(r) for r in reward([prompts[i] for i in chosen], responses)])
     kl = rollout.logprobs - rollout.reference_logprobs  # (batch, tokens), an estimate: "k1"
     rewards = -args.kl * kl  # (batch, tokens)
     last = (mask * torch.arange(mask.shape[1], device=device)).argmax(dim=1)  # (batch)
@@ -68,7 +68,7 @@ for number in range(args.rollouts):
     returns = advantages + values
     advantages = whiten(advantages, mask)  # mean 0, variance 1
 
-    # ---- 4. some steps on the same answers (Schulman et al. 2017, algorithm 1)
+    # ---- 4. some steps on the same responses (Schulman et al. 2017, algorithm 1)
     for _ in range(epochs):
         for part in torch.randperm(rows, device=device).split(minibatch_rows):
             optimizer.zero_grad()
@@ -81,7 +81,7 @@ for number in range(args.rollouts):
             loss.backward()
             torch.nn.utils.clip_grad_norm_(actor_critic.parameters(), max_norm=1.0)
             optimizer.step()
-    mean_kl, said = kl.sum(dim=1).mean(), answers[0][:50]
+    mean_kl, said = kl.sum(dim=1).mean(), responses[0][:50]
     print(f"rollout {number:2}   reward {scores.mean():.3f}   KL {mean_kl:5.2f} nats   {said!r}")
 
 for prompt in prompts[:3]:

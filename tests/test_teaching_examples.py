@@ -37,8 +37,8 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     tokenizer = Tokenizer.from_pretrained("gpt2-nano")
     tokenizer.save_pretrained(folder)
-    shape = {"context_length": 256, "emb_dim": 32, "n_heads": 2, "n_layers": 2}
-    GPT2(GPT2Config(tokenizer.vocab_size, **shape)).save_pretrained(folder)
+    config = GPT2Config(tokenizer.vocab_size, 256, emb_dim=32, n_heads=2, n_layers=2)
+    GPT2(config).save_pretrained(folder)
     return folder
 
 
