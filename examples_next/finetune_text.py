@@ -46,22 +46,21 @@ cut = int(0.9 * len(ids))
 tokens = torch.tensor(ids[:cut], device=device)  # (training tokens)
 held_out, prompt = tokenizer.decode(ids[cut:]), tokenizer.decode(ids[cut : cut + 8])
 batch_size, window = 4, min(256, model.config.context_length, len(tokens))
+windows = tokens[: len(tokens) // window * window].view(-1, window)  # (windows, tokens)
 print(f"{len(tokens):,} tokens, {args.steps} steps of {batch_size} x {window} on {device}")
 print(f"\n--- before\n{complete(model, tokenizer, prompt, 80, temperature=0.8, top_k=50)}\n")
 
 # ---- the loop
 optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1)
-losses = []
+losses: list[float] = []
+batches: list[torch.Tensor] = []  # left in this epoch
 for step in range(args.steps):
-    # learning rate: linear warm-up over a tenth of the steps, and a cosine down to 0
-    warm_up, cosine = (
-        10 * (step + 1) / args.steps,
-        0.5 + 0.5 * math.cos(math.pi * step / args.steps),
-    )
-    optimizer.param_groups[0]["lr"] = args.lr * min(warm_up, cosine)
-
-    starts = torch.randint(len(tokens) - window + 1, (batch_size,)).tolist()
-    token_ids = torch.stack([tokens[start : start + window] for start in starts])  # (batch, tokens)
+    # learning rate: linear warm-up over a tenth of the steps, and a cosine down to a tenth
+    warm_up, cosine = 10 * (step + 1) / args.steps, math.cos(math.pi * step / args.steps)
+    optimizer.param_groups[0]["lr"] = args.lr * min(warm_up, 0.55 + 0.45 * cosine)
+    if not batches:  # an epoch: all windows in a new order
+        batches = list(torch.randperm(len(windows), device=device).split(batch_size))
+    token_ids = windows[batches.pop()]  # (batch, tokens)
 
     optimizer.zero_grad()
     loss_sum, count = next_token_loss(model(token_ids), labels=token_ids)

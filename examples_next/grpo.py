@@ -7,7 +7,7 @@ than the others to the same prompt. The KL divergence from the reference stands 
     python examples/grpo.py                                      # reward: the share of glad words
     python examples/grpo.py --reward my_rewards:politeness       # any Python function
 
-Prints the mean reward of each rollout, from 0.01 to 0.39 in eight, and the KL divergence from the
+Prints the mean reward of each rollout, from 0.01 to 0.58 in ten, and the KL divergence from the
 model it began with; then responses before and after.
 """
 

