@@ -11,7 +11,7 @@ import pytest
 from gpt2mini import GPT2, GPT2Config, Tokenizer
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / ("examples_next" if (ROOT / "examples_next").is_dir() else "examples")
+FOLDER = Path(__file__).parents[1] / "examples"
 
 # flags that make a script small, and what it then prints
 SCRIPTS = {
