@@ -38,7 +38,7 @@ class Deferred(Tensor):
     def of(function: Callable[..., Tensor], *arguments: Any, outputs: int) -> "Deferred":
         """The first argument is (*axes, inputs), the result (*axes, outputs)."""
         x = arguments[0]
-        placeholder = x.new_empty(()).expand(*x.shape[:-1], outputs)  # one number in memory
+        placeholder = torch.empty((), dtype=x.dtype).expand(*x.shape[:-1], outputs)  # one number
         deferred = placeholder.as_subclass(Deferred)
         deferred.function, deferred.arguments, deferred.result = function, arguments, None
         deferred.grad_enabled = torch.is_grad_enabled()
