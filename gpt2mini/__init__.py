@@ -1,4 +1,4 @@
-"""GPT-2 from scratch. Read in this order: config, model, padding, cache, tokenizer, generation."""
+"""GPT-2 from scratch. Read in this order: config, model, masking, cache, sampling, generation."""
 
 from gpt2mini.config import GPT2Config
 from gpt2mini.generation import complete, generate
