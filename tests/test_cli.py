@@ -238,7 +238,7 @@ def test_the_installed_command_works_in_an_empty_folder(
     ("arguments", "message"),
     [
         (["--validation-share", "1.5"], "must lie between 0 and 1, as 0.1, not 1.5"),
-        (["--sequence-length", "1"], "a window of 1 tokens predicts nothing"),
+        (["--sequence-length", "1"], "context_length must be at least 2, not 1"),
     ],
 )
 def test_finetune_on_text_refuses_a_number_before_its_first_sample(
