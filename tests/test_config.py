@@ -66,7 +66,7 @@ def test_heads_must_share_the_embedding_out_evenly(emb_dim: int, n_heads: int) -
 @pytest.mark.parametrize("number", [0, -1, 1.5, "12", True])
 @pytest.mark.usefixtures("no_shape_checks")
 def test_sizes_must_be_whole_and_positive(name: str, number: Any) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+    with pytest.raises(ValueError, match=f"{name} must be an integer"):
         replace(TINY, **{name: number})
 
 
