@@ -43,15 +43,15 @@ download, convert and push need names. Flags of a job: gpt2mini JOB --help
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a job. arguments: the job's name and its flags; default: those of the command line."""
     job, *flags = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if job in ("-h", "--help"):
-        jobs = "\n".join(f"  {name:<10} {purpose}" for name, purpose in JOBS.items())
-        print(HELP.format(jobs=jobs))
-    elif job not in JOBS:
-        near = difflib.get_close_matches(job, JOBS, n=1)
-        meant = f"; did you mean {near[0]}?" if near else f": {', '.join(JOBS)}"
-        sys.exit(f"error: there is no job {job!r}{meant}")
-    else:
-        with errors_in_one_line():
+    with errors_in_one_line():
+        if job in ("-h", "--help"):
+            jobs = "\n".join(f"  {name:<10} {purpose}" for name, purpose in JOBS.items())
+            print(HELP.format(jobs=jobs))
+        elif job not in JOBS:
+            near = difflib.get_close_matches(job, JOBS, n=1)
+            meant = f"; did you mean {near[0]}?" if near else f": {', '.join(JOBS)}"
+            raise ValueError(f"there is no job {job!r}{meant}")
+        else:
             run_job(job, flags)
 
 
@@ -94,6 +94,7 @@ def errors_in_one_line() -> Iterator[None]:
 
     try:
         yield
+        sys.stdout.flush()  # a closed pipe is noticed here, and not while Python ends
     except TrainingStopped as stopped:
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"\n{stopped}\nto go on: the same command with --resume", file=sys.stderr)
