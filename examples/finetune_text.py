@@ -7,8 +7,8 @@ al. 2019, "Language Models are Unsupervised Multitask Learners", section 2, equa
     python examples/finetune_text.py --data novel.txt --model gpt2 --steps 500 --lr 5e-5
 
 Prints a sample before and after. The perplexity of the tenth of the text that is held out falls
-from 60 to 15; that of general prose rises, which is what the model has forgotten. Writes the tuned
-model to runs/finetune_text/best, and loss.png if matplotlib is installed.
+from 59.7 to 15.7; that of general prose rises from 50.6 to 63.2, which is what the model has
+forgotten. Writes the tuned model to runs/finetune_text/best, with loss.png if matplotlib is there.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from gpt2mini.losses import next_token_loss
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--model", default="gpt2-nano", help="name or folder")
 parser.add_argument("--data", default=sample("sample.txt"), help="a text file")
-parser.add_argument("--steps", type=int, default=60)
+parser.add_argument("--steps", type=int, default=36)
 parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate; 5e-5 for gpt2")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
@@ -70,7 +70,7 @@ for step in range(args.steps):
     optimizer.step()
 
     losses.append(loss.item())
-    if step % 10 == 0 or step == args.steps - 1:
+    if step % 5 == 0 or step == args.steps - 1:
         print(f"step {step:4}   loss {losses[-1]:.3f}")
 
 # ---- what it has learned, and what it has forgotten
