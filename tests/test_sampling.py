@@ -165,5 +165,5 @@ def test_logprobs_are_those_of_the_drawn_tokens() -> None:
 
 def test_logits_that_are_no_numbers_are_refused() -> None:
     logits = torch.tensor([[0.0, math.nan, 1.0]])
-    with pytest.raises(ValueError, match="the logits are not numbers"):
+    with pytest.raises(ValueError, match="the logits contain NaN"):
         draw(logits, 1.0, None)
