@@ -9,6 +9,7 @@ This is the one second form of the architecture (`QuantizedBlock`), and it prove
 block is compared with the block that it replaces when it is made.
 """
 
+from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
 from typing import TypeGuard
@@ -189,20 +190,25 @@ def quantized_block(
 def with_quantized_layers(block: nn.Module, weights: str) -> nn.Module:
     """A copy in which the plain linear layers without hooks are quantized."""
     copy = deepcopy(block)
-    for path, layer in block.named_modules():
-        if type(layer) is nn.Linear and not has_hooks(layer):
-            copy.set_submodule(path, quantized_copy(layer, weights))
+    for path, layer in plain_linear_layers(block):
+        copy.set_submodule(path, quantized_copy(layer, weights))
     return copy
 
 
 def with_rounded_weights(block: nn.Module, weights: str) -> nn.Module:
     """A copy whose layers stay as they are, with the weights that the quantized ones will have."""
     copy = deepcopy(block)
+    for path, layer in plain_linear_layers(block):
+        rounded = quantized_copy(layer, weights).dequantized()
+        copy.get_parameter(f"{path}.weight").copy_(rounded)
+    return copy
+
+
+def plain_linear_layers(block: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """(path, layer) of the layers that are quantized: of torch's own class, without hooks."""
     for path, layer in block.named_modules():
         if type(layer) is nn.Linear and not has_hooks(layer):
-            rounded = quantized_copy(layer, weights).dequantized()
-            copy.get_parameter(f"{path}.weight").copy_(rounded)
-    return copy
+            yield path, layer
 
 
 def can_be_fused(block: nn.Module) -> TypeGuard[TransformerBlock]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2mini.checkpoints.build import Unfilled
+from gpt2mini.modes import has_hooks
 
 
 class LoRALinear(nn.Linear):
@@ -68,7 +69,7 @@ class LoRALinear(nn.Linear):
 
 def check_plain_linear(layer: nn.Module) -> None:
     """Raise ValueError for a layer whose own computation would be lost when it is replaced."""
-    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    hooks = has_hooks(layer)
     if type(layer) is not nn.Linear or hooks or "forward" in vars(layer):
         raise ValueError(
             f"{layer} cannot be adapted: LoRA takes the place of a plain nn.Linear, and this layer "

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from gpt2mini.model import GPT2
-from gpt2mini.modes import forwards_replaced
+from gpt2mini.modes import forwards_replaced, has_hooks
 
 
 class Deferred(Tensor):
@@ -96,7 +96,7 @@ def deferred_head(model: GPT2) -> Iterator[None]:
     would be thrown away.
     """
     head = model.out_head
-    if head._forward_hooks or head._forward_pre_hooks or is_compiled(model):
+    if has_hooks(head) or is_compiled(model):
         yield
         return
     outputs = getattr(head, "out_features", model.config.vocab_size)
