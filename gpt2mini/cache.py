@@ -40,8 +40,14 @@ class LayerCache:
                 f"with KeyValueCache(..., dtype={keys.dtype})"
             )
         start, self.length = self.length, self.length + keys.shape[2]
-        self.keys[:, :, start : self.length] = keys
-        self.values[:, :, start : self.length] = values
+        if keys.requires_grad or self.keys.requires_grad:
+            # Backward needs what earlier calls have read: copy the buffers, do not write to them.
+            keys, values = keys.to(self.keys.dtype), values.to(self.values.dtype)
+            self.keys = torch.slice_scatter(self.keys, keys, 2, start, self.length)
+            self.values = torch.slice_scatter(self.values, values, 2, start, self.length)
+        else:
+            self.keys[:, :, start : self.length] = keys
+            self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 

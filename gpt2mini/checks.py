@@ -1,14 +1,14 @@
 """Refusals of bad input, in one place: what was wrong, what was expected, what to do.
 
 Each function raises ValueError (or TypeError) before any kernel runs. Checks that read values of a
-tensor are skipped while torch.compile traces, where reading would break the graph.
+tensor are left out where there are none to read; `holds` says where.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from gpt2mini.config import GPT2Config
@@ -18,11 +18,65 @@ if TYPE_CHECKING:
     from gpt2mini.cache import KeyValueCache
     from gpt2mini.model import GPT2
 
+
+def holds(condition: Bool[Tensor, ""]) -> bool:
+    """Whether a condition on values of a tensor holds. False where values cannot be read: while
+    torch.compile, torch.export or torch.jit trace, in a captured CUDA graph, under torch.func.vmap,
+    and for tensors without values (device "meta", FakeTensor)."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if condition.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    try:
+        return bool(condition)  # the host waits for a GPU here
+    except RuntimeError:  # vmap, "meta" and FakeTensor have no common test, but all raise this
+        return False
+
+
 # ---- the model's arguments
 
 
-def check_token_ids(config: GPT2Config, token_ids: Tensor | None) -> Tensor:
-    """Return the token ids, or raise."""
+def check_config(config: GPT2Config) -> None:
+    if not isinstance(config, GPT2Config):
+        raise TypeError(
+            f"GPT2 takes a GPT2Config, not a {type(config).__name__}: "
+            "GPT2(GPT2Config(**settings)), or GPT2.from_pretrained(name_or_folder)"
+        )
+
+
+def check_start(
+    config: GPT2Config,
+    token_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    stream: Tensor | None,
+) -> Tensor:
+    """The one start of the forward pass that was given, or raise: token ids (batch, tokens), their
+    vectors or the residual stream of a later block (batch, tokens, emb)."""
+    given = [start for start in (token_ids, inputs_embeds, stream) if start is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"give token_ids, inputs_embeds or stream, and only one of them; got {len(given)}"
+        )
+    if token_ids is not None:
+        check_token_ids(config, token_ids)
+    else:
+        check_vectors(config, given[0], "inputs_embeds" if stream is None else "stream")
+    return given[0]
+
+
+def check_vectors(config: GPT2Config, vectors: Tensor, name: str) -> None:
+    if vectors.ndim != 3 or vectors.shape[2] != config.emb_dim or vectors.numel() == 0:
+        raise ValueError(
+            f"{name} must have the shape (batch, tokens, {config.emb_dim}) and hold at least one "
+            f"token, not {tuple(vectors.shape)}"
+        )
+    if not vectors.is_floating_point():
+        raise ValueError(
+            f"{name} must hold floating-point vectors, not {vectors.dtype}: token ids are token_ids"
+        )
+
+
+def check_token_ids(config: GPT2Config, token_ids: Tensor) -> None:
     if not isinstance(token_ids, Tensor):
         raise TypeError(
             f"token_ids must be a tensor, not a {type(token_ids).__name__}: torch.tensor([ids])"
@@ -34,16 +88,15 @@ def check_token_ids(config: GPT2Config, token_ids: Tensor | None) -> Tensor:
         )
     if token_ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"token_ids must be torch.long (or torch.int), not {token_ids.dtype}")
-    if torch.compiler.is_compiling():
-        return token_ids
     outside = (token_ids < 0) | (token_ids >= config.vocab_size)  # (batch, tokens)
-    if outside.any():  # the only value for which the host waits for a GPU
-        wrong = int(token_ids[outside][0])
-        raise ValueError(
-            f"token id {wrong} is outside the vocabulary of {config.vocab_size} "
-            f"(0 to {config.vocab_size - 1}): do the tokenizer and the model belong together?"
-        )
-    return token_ids
+    advice = (
+        f"outside the vocabulary of {config.vocab_size} (0 to {config.vocab_size - 1}): "
+        "do the tokenizer and the model belong together?"
+    )
+    if torch.compiler.is_dynamo_compiling() and token_ids.device.type == "cpu":
+        torch._assert_async(~outside.any(), f"a token id is {advice}")  # part of the graph
+    elif holds(outside.any()):  # the only value for which the host waits for a GPU
+        raise ValueError(f"token id {int(token_ids[outside][0])} is {advice}")
 
 
 def check_mask_and_cache(
@@ -59,7 +112,10 @@ def check_mask_and_cache(
     if attention_mask is None:
         return
     past = 0 if cache is None else cache.length
-    if tuple(attention_mask.shape) not in {(batch, tokens), (batch, past + tokens)}:
+    if tuple(attention_mask.shape) not in (
+        (batch, tokens),
+        (batch, past + tokens),
+    ):  # no set: symbolic sizes have no hash
         raise ValueError(
             f"attention_mask has the shape {tuple(attention_mask.shape)}; "
             f"expected that of token_ids, {(batch, tokens)}"
@@ -70,8 +126,6 @@ def check_mask_and_cache(
             f"attention_mask must be integers or booleans (1 real, 0 padding), "
             f"not {attention_mask.dtype}"
         )
-    if torch.compiler.is_compiling():
-        return
     if attention_mask.dtype != torch.bool:
         check_mask_values(attention_mask, cache)
     if cache is not None:
@@ -93,12 +147,12 @@ def check_cache(config: GPT2Config, batch: int, tokens: int, cache: "KeyValueCac
 
 
 def check_mask_values(attention_mask: Tensor, cache: "KeyValueCache | None") -> None:
-    if int(attention_mask.min()) < 0:
+    if holds(attention_mask.min() < 0):
         raise ValueError(
             f"attention_mask holds {int(attention_mask.min())}; expected 0 for padding and 1 for "
             "real tokens (or 1, 2, 3, ... for several texts in a row)"
         )
-    if cache is not None and int(attention_mask.max()) > 1:
+    if cache is not None and holds(attention_mask.max() > 1):
         raise ValueError("a cache takes one text a row: an attention_mask of 0 and 1")
 
 
@@ -111,9 +165,9 @@ def check_cached_part(cached_mask: Tensor, cache: "KeyValueCache") -> None:
         were_real = torch.ones_like(cached_mask, dtype=torch.bool)  # (batch, past)
     else:
         were_real = cache.segment_ids.bool()  # (batch, past)
-    differing = (cached_mask.bool() != were_real).nonzero()  # (n, 2)
-    if len(differing):
-        row, column = differing[0].tolist()
+    differing = cached_mask.bool() != were_real  # (batch, past)
+    if holds(differing.any()):
+        row, column = differing.nonzero()[0].tolist()
         was, now = ("real", "padding") if were_real[row, column] else ("padding", "real")
         raise ValueError(
             f"attention_mask calls the cached token in row {row}, column {column} {now}, but it "
@@ -125,16 +179,14 @@ def check_cached_part(cached_mask: Tensor, cache: "KeyValueCache") -> None:
 def check_positions(config: GPT2Config, position_ids: Tensor, like: Tensor) -> None:
     """Positions that the caller gave. like: a tensor of the shape (batch, tokens)."""
     batch, tokens = like.shape
-    if tuple(position_ids.shape) not in {(batch, tokens), (1, tokens)}:
+    if tuple(position_ids.shape) not in ((batch, tokens), (1, tokens)):
         raise ValueError(
             f"position_ids has the shape {tuple(position_ids.shape)}; expected {(batch, tokens)}"
         )
-    if torch.compiler.is_compiling():
-        return
-    smallest, largest = int(position_ids.min()), int(position_ids.max())
-    check_length(config, largest + 1)
-    if smallest < 0:
-        raise ValueError(f"position {smallest} is negative: positions count from 0")
+    if holds(position_ids.max() >= config.context_length):
+        check_length(config, int(position_ids.max()) + 1)
+    if holds(position_ids.min() < 0):
+        raise ValueError(f"position {int(position_ids.min())} is negative: positions count from 0")
 
 
 def check_derived_positions(
@@ -144,7 +196,7 @@ def check_derived_positions(
     several segments, may keep a row that is longer than the context within it."""
     if segments is None:
         check_length(config, total)
-    elif total > config.context_length and not torch.compiler.is_compiling():
+    elif total > config.context_length and holds(position_ids.max() >= config.context_length):
         check_length(config, int(position_ids.max()) + 1)
 
 
@@ -244,15 +296,12 @@ def check_same_shape(name: str, tensor: Tensor, other: Tensor) -> None:
 
 def check_in_vocabulary(targets: Int[Tensor, "batch tokens"], vocab_size: int) -> None:
     """Raise ValueError for a target that is neither a token id nor IGNORED."""
-    if torch.compiler.is_compiling():
-        return  # reading values would break the compiled graph
-    learned = targets.masked_fill(targets == IGNORED, 0)  # 0 is in every vocabulary
-    smallest, largest = torch.stack(learned.aminmax()).tolist()  # one wait for the device, not two
-    if smallest < 0 or largest >= vocab_size:
-        wrong = smallest if smallest < 0 else largest
+    outside = (targets != IGNORED) & ((targets < 0) | (targets >= vocab_size))  # (batch, tokens)
+    if holds(outside.any()):
         raise ValueError(
-            f"label {wrong} is outside the vocabulary of {vocab_size} (0 to {vocab_size - 1}): "
-            f"labels are token ids, and {IGNORED}, not -1, where nothing is to be learned"
+            f"label {int(targets[outside][0])} is outside the vocabulary of {vocab_size} "
+            f"(0 to {vocab_size - 1}): labels are token ids, and {IGNORED}, not -1, where nothing "
+            "is to be learned"
         )
 
 
@@ -264,7 +313,7 @@ def check_labels_not_shifted(
     kept = labels[:, :-1] != IGNORED
     looks_shifted = kept.any() & ((labels[:, :-1] == token_ids[:, 1:]) | ~kept).all()
     looks_right = ((labels == token_ids) | (labels == IGNORED)).all()
-    if looks_shifted & ~looks_right:  # as one question, for which a GPU is waited for once
+    if holds(looks_shifted & ~looks_right):  # as one question, for which a GPU is waited for once
         raise ValueError(
             "the labels look already shifted by one (labels[:, :-1] equals token_ids[:, 1:]): "
             "pass the token ids themselves; the loss does the shift"
@@ -282,7 +331,7 @@ def check_response_mask(
     numbers = torch.ones_like(token_ids) if attention_mask is None else attention_mask.long()
     same_text = torch.zeros_like(response_mask)  # as the token to its left; never in column 0
     same_text[:, 1:] = (numbers[:, 1:] == numbers[:, :-1]) & (numbers[:, 1:] > 0)
-    if (response_mask & ~same_text).any():
+    if holds((response_mask & ~same_text).any()):
         raise ValueError(
             "a response token has no real token before it that could predict it: a prompt needs at "
             "least one token, and padding is no response"

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 from gpt2mini.cache import KeyValueCache, LayerCache
 from gpt2mini.checks import (
+    check_config,
     check_derived_positions,
     check_mask_and_cache,
     check_positions,
-    check_token_ids,
+    check_start,
 )
 from gpt2mini.config import GPT2Config
 from gpt2mini.masking import build_attn_mask, count_positions, segment_ids
@@ -59,13 +60,15 @@ class MultiHeadAttention(nn.Module):
             key, value = cache.append(key, value)  # (batch, heads, total, head_dim)
         if last_only and attn_mask is not None:
             attn_mask = attn_mask[..., -1:, :]
+        # Without a mask all tokens are new, or there is one query, which may attend to all keys.
+        # (As a plain bool, also where a length is symbolic: torch.export, torch.compile.)
+        is_causal = True if attn_mask is None and query.shape[2] == key.shape[2] else False  # noqa: SIM210
         context = F.scaled_dot_product_attention(  # (batch, heads, tokens, head_dim)
             query,
             key,
             value,
             attn_mask=attn_mask,
-            # Without a mask all tokens are new, or there is one query, which may attend to all.
-            is_causal=attn_mask is None and query.shape[2] > 1,
+            is_causal=is_causal,
             dropout_p=self.drop_rate if self.training else 0.0,
         )
         return self.attn_out(context.transpose(1, 2).flatten(2))  # (batch, tokens, emb)
@@ -148,14 +151,21 @@ class TiedHead(nn.Module):
 
     It refers to the embedding without owning its weight (a tuple hides it from `nn.Module`), so the
     state dict holds one tensor under one key, and the tie outlives `.to()`, `deepcopy` and
-    reloading.
+    reloading. In a model it is tied to `model.tok_emb`, also to one assigned later.
     """
 
     bias = None
 
     def __init__(self, tok_emb: nn.Embedding) -> None:
         super().__init__()
+        self.tie(tok_emb)
+
+    def tie(self, tok_emb: nn.Embedding) -> None:
         self._tok_emb = (tok_emb,)
+
+    @property
+    def tok_emb(self) -> nn.Embedding:
+        return self._tok_emb[0]
 
     @property
     def out_features(self) -> int:
@@ -163,7 +173,7 @@ class TiedHead(nn.Module):
 
     @property
     def weight(self) -> Float[Tensor, "vocab emb"]:
-        return self._tok_emb[0].weight
+        return self.tok_emb.weight
 
     def forward(self, hidden: Float[Tensor, "*axes emb"]) -> Float[Tensor, "*axes vocab"]:
         return F.linear(hidden, self.weight)
@@ -178,13 +188,27 @@ class GPT2(nn.Module):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
+        check_config(config)
         self.config = config
         self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)
         self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
         self.trf_blocks = nn.ModuleList([TransformerBlock(config) for _ in range(config.n_layers)])
         self.final_norm = nn.LayerNorm(config.emb_dim, eps=1e-5)
-        self.out_head: nn.Module = TiedHead(self.tok_emb)
+        self.out_head = TiedHead(self.tok_emb)
         self.apply(self.init_weights)
+
+    @property
+    def out_head(self) -> nn.Module:
+        """The output head. A tied one follows `tok_emb`, which may have been replaced since."""
+        head = self._modules["out_head"]
+        assert head is not None
+        if isinstance(head, TiedHead) and head.tok_emb is not self.tok_emb:
+            head.tie(self.tok_emb)
+        return head
+
+    @out_head.setter
+    def out_head(self, head: nn.Module) -> None:
+        self.register_module("out_head", head)
 
     def init_weights(self, module: nn.Module) -> None:
         """Normal(0, 0.02), but the projections into the residual stream, two for each block, are
@@ -200,20 +224,21 @@ class GPT2(nn.Module):
 
     def forward(
         self,
-        token_ids: Int[Tensor, "batch tokens"] | None,
+        token_ids: Int[Tensor, "batch tokens"] | None = None,
         attention_mask: Int[Tensor, "batch total"] | Bool[Tensor, "batch total"] | None = None,
         position_ids: Int[Tensor, "#batch tokens"] | None = None,
         cache: KeyValueCache | None = None,
         **shortcuts: Any,
     ) -> Float[Tensor, "batch outputs vocab"]:
-        """Logits of the next token at every position; arguments as for `residual_stream`."""
+        """Logits of the next token at every position; arguments as for `residual_stream`, such as
+        `inputs_embeds` or, as shortcuts, `last_only`."""
         return self.out_head(
             self.hidden_states(token_ids, attention_mask, position_ids, cache, **shortcuts)
         )
 
     def hidden_states(
         self,
-        token_ids: Int[Tensor, "batch tokens"] | None,
+        token_ids: Int[Tensor, "batch tokens"] | None = None,
         attention_mask: Int[Tensor, "batch total"] | Bool[Tensor, "batch total"] | None = None,
         position_ids: Int[Tensor, "#batch tokens"] | None = None,
         cache: KeyValueCache | None = None,
@@ -226,11 +251,12 @@ class GPT2(nn.Module):
 
     def residual_stream(
         self,
-        token_ids: Int[Tensor, "batch tokens"] | None,
+        token_ids: Int[Tensor, "batch tokens"] | None = None,
         attention_mask: Int[Tensor, "batch total"] | Bool[Tensor, "batch total"] | None = None,
         position_ids: Int[Tensor, "#batch tokens"] | None = None,
         cache: KeyValueCache | None = None,
         *,
+        inputs_embeds: Float[Tensor, "batch tokens emb"] | None = None,
         last_only: bool = False,
         stream: Float[Tensor, "batch tokens emb"] | None = None,
         first_block: int = 0,
@@ -245,17 +271,21 @@ class GPT2(nn.Module):
             Segment ids 1, 2, 3, ... pack several texts into one row: none attends to another.
         position_ids: the default counts the real tokens of each row from 0.
         cache: keys and values of earlier tokens; this call's tokens are added to it.
+        inputs_embeds: vectors in place of `tok_emb(token_ids)` (token_ids is None then): soft
+            prompts, gradients with respect to the input. Positions are added as usual.
         last_only: the output at the last token alone, (batch, 1, emb); the last block computes no
             other. Texts of several lengths have to be padded on the left (`masking.align_right`).
         stream, first_block: continue from this residual stream, as it enters block number
-            `first_block`, instead of from token_ids (None then).
+            `first_block` (token_ids is None then).
         n_blocks: stop after so many blocks; None: after the last.
         Raises ValueError for too many tokens, ids outside the vocabulary, or shapes that do not
-        fit.
+        fit. Values of tensors are checked where they can be read (`checks.holds`). A compiled model
+        checks token ids alone, on the CPU (RuntimeError); on a GPU, torch's embedding does.
         """
-        like = check_token_ids(self.config, token_ids) if stream is None else stream[..., 0]
+        start = check_start(self.config, token_ids, inputs_embeds, stream)
+        like = start if stream is None and inputs_embeds is None else start[..., 0]
         attn_mask, position_ids = self.mask_and_positions(like, attention_mask, position_ids, cache)
-        x = self.embed(like, position_ids) if stream is None else stream
+        x = self.embed(start, position_ids) if stream is None else stream
         last_block = (len(self.trf_blocks) if n_blocks is None else n_blocks) - 1
         for layer, block in enumerate(self.trf_blocks):
             if first_block <= layer <= last_block:
@@ -264,10 +294,14 @@ class GPT2(nn.Module):
         return x[:, -1:] if last_only else x
 
     def embed(
-        self, token_ids: Int[Tensor, "batch tokens"], position_ids: Int[Tensor, "#batch tokens"]
+        self,
+        token_ids: Int[Tensor, "batch tokens"] | Float[Tensor, "batch tokens emb"],
+        position_ids: Int[Tensor, "#batch tokens"],
     ) -> Float[Tensor, "batch tokens emb"]:
-        """The start of the residual stream: a vector of each token and one of each position."""
-        x = self.tok_emb(token_ids) + self.pos_emb(position_ids)  # (batch, tokens, emb)
+        """The start of the residual stream: a vector of each token and one of each position.
+        token_ids: or the vectors of the tokens in their place."""
+        vectors = token_ids if token_ids.is_floating_point() else self.tok_emb(token_ids)
+        x = vectors + self.pos_emb(position_ids)  # (batch, tokens, emb)
         drop_rate = self.config.drop_rate
         return F.dropout(x, drop_rate) if self.training and drop_rate else x
 

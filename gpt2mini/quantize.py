@@ -92,17 +92,18 @@ class QuantizedBlock(nn.Module):
         return rows.view(batch, -1, emb)
 
 
-class QuantizedHead(TiedHead):
+class QuantizedHead(nn.Module):
     """A head over the vocabulary, with a quantized copy of its weight.
 
     The mean of the rows is kept in float32. It adds the same to every logit, and in a trained GPT-2
     it is most of them: without it, the bfloat16 output of the kernels resolves the differences.
     """
 
+    bias = None
     mean: Float[Tensor, " emb"]
 
     def __init__(self, head: TiedHead | nn.Linear, weights: str) -> None:
-        nn.Module.__init__(self)  # not TiedHead's: there is no embedding to refer to
+        super().__init__()
         self.register_buffer("mean", head.weight.float().mean(dim=0))
         self.centered = quantized_linear(head.weight.float() - self.mean, None, weights)
 

@@ -4,7 +4,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2mini.checks import check_same_shape
+from gpt2mini.checks import check_same_shape, holds
 from gpt2mini.losses.chunked import at_least_float32
 from gpt2mini.masking import IGNORED, last_token
 
@@ -27,10 +27,12 @@ def last_token_loss(
     check_same_shape("labels", labels, logits[:, 0, 0])
     last = at_least_float32(last_token(logits, attention_mask))  # (batch, classes)
     known = labels != IGNORED  # (batch)
-    if not known.any():
+    if holds(~known.any()):
         raise ValueError(f"no label to learn from: all of {len(labels)} are {IGNORED} (ignored)")
-    wrong = labels[known & ((labels < 0) | (labels >= logits.shape[2]))]
-    if len(wrong):
-        raise ValueError(f"label {int(wrong[0])} is none of {logits.shape[2]} classes, from 0")
+    outside = known & ((labels < 0) | (labels >= logits.shape[2]))  # (batch)
+    if holds(outside.any()):
+        raise ValueError(
+            f"label {int(labels[outside][0])} is none of {logits.shape[2]} classes, from 0"
+        )
     loss_sum = F.cross_entropy(last, labels.long(), ignore_index=IGNORED, reduction="sum")
     return loss_sum, known.sum()

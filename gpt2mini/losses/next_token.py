@@ -4,7 +4,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2mini.checks import check_in_vocabulary, check_same_shape
+from gpt2mini.checks import check_in_vocabulary, check_same_shape, holds
 from gpt2mini.losses.chunked import at_least_float32, summed_cross_entropy
 from gpt2mini.losses.deferred import count_outputs
 from gpt2mini.masking import IGNORED
@@ -43,7 +43,8 @@ def chunked_next_token_loss(
     Head and cross entropy work on a few positions at a time (see `gpt2mini.losses.chunked`), and
     ignored positions are skipped. out_head: any module; where it is not linear, its chunks are
     computed again in backward. chunk_size: positions at a time; the default suits the processor's
-    cache. Of a whole model, `hidden_states_and_head` gives the first two arguments.
+    cache. Of a whole model, `hidden_states_and_head` gives the first two arguments. Call it outside
+    of torch.compile and torch.func, which cannot follow positions that depend on values.
     """
     targets = next_tokens(labels)  # (batch, tokens - 1)
     kept = targets != IGNORED  # (batch, tokens - 1)
@@ -56,7 +57,7 @@ def chunked_next_token_loss(
 def next_tokens(labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens-1"]:
     """What each position but the last is to predict. The one place where labels are shifted."""
     targets = labels[:, 1:]
-    if not (targets != IGNORED).any():
+    if holds((targets == IGNORED).all()):
         raise ValueError(
             f"no label to learn from: all of {tuple(labels.shape)} are {IGNORED} (ignored), or "
             "each row has only one token; leave such batches out"
