@@ -1,16 +1,27 @@
-"""Records: rows with named fields, from JSONL, JSON, CSV, or a dataset of the Hub."""
+"""Records: rows with named fields, from a file, a folder, or a dataset of the Hub."""
 
-import csv
 import json
+import logging
+import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt2mini.data.decoding import numbered_lines
+from gpt2mini.data.json_rows import shorten
+from gpt2mini.data.rows import read_rows
+
+__all__ = ["HUB", "EmptyField", "Omissions", "Record", "numbered_lines", "read_records", "shorten"]
+
+logger = logging.getLogger(__name__)
+
 HUB = "hf:"  # hf:owner/name or hf:owner/name:split
-LARGEST_FIELD = (
-    2**31 - 1
-)  # of a CSV file; the default limit of the csv module is 131,072 characters
+
+
+class EmptyField(ValueError):
+    """A field that is there and empty: its record has nothing to learn."""
 
 
 @dataclass(frozen=True)
@@ -20,38 +31,59 @@ class Record:
     fields: Mapping[str, Any]
     place: str  # "answers.jsonl, line 3"
     chosen: Collection[str] = ()  # names that `columns` assigns
+    used: set[str] = field(default_factory=set, compare=False, repr=False)  # fields read so far
+
+    def value(self, *names: str) -> Any:
+        """The first of these fields that exists (ignoring case), as it is; None if none does."""
+        name = self.find(names)
+        if name is None:
+            return None
+        self.used.add(name)
+        return self.fields[name]
 
     def text(self, *names: str) -> str | None:
-        """The text of the first of these fields that exists (ignoring case).
+        """The same as a text: numbers and objects as JSON.
 
-        None if none of them exists, or for null. Raises ValueError for a field that is not a text.
+        None if none of the fields exists, or for null and NaN.
         """
-        name = self.find(names)
-        if name is None or self.fields[name] is None:
-            return None
-        value = self.fields[name]
-        if not isinstance(value, str):
-            raise ValueError(f"{self.place}: {name!r} must be a text, not {shorten(value)}")
-        return value
+        return as_text(self.value(*names))
 
     def required_text(self, *names: str) -> str:
-        """The same; raises ValueError for a missing or empty field."""
+        """The same. Raises ValueError for a missing field, EmptyField for an empty one."""
         value = self.text(*names)
         if value is None and self.find(names) is None:
             raise self.lacks(names)
         if value is None or not value.strip():
-            raise ValueError(f"{self.place}: {self.find(names)!r} is empty")
+            raise EmptyField(f"{self.place}: {self.find(names)!r} is empty")
         return value
 
     def find(self, names: Sequence[str]) -> str | None:
-        """The first of these names as spelled in this record; assigned names come first."""
-        by_lower = {name.strip().lower(): name for name in self.fields}
+        """The first of these names as spelled in this record; assigned names come first.
+
+        Raises ValueError if two fields differ in case or white space alone.
+        """
         names = [name for name in names if name in self.chosen] or names
-        return next((by_lower[name] for name in names if name in by_lower), None)
+        for name in names:
+            same = [one for one in self.fields if one.strip().lower() == name]
+            if len(same) > 1 and name not in self.chosen:
+                raise ValueError(f"{self.place}: which of {same} is the {name}? Rename one of them")
+            if same:
+                return name if name in self.chosen else same[0]
+        return None
 
     def lacks(self, names: Sequence[str]) -> ValueError:
         wanted = " or ".join(map(repr, names))
-        return ValueError(f"{self.place}: expected {wanted}; found {', '.join(self.fields)}")
+        return ValueError(
+            f"{self.place}: expected {wanted}; found {', '.join(self.fields)}. A column by another "
+            f"name is assigned with --columns {names[0]}=THEIRS"
+        )
+
+
+def as_text(value: Any) -> str | None:
+    """A value of JSON or Parquet as a text. None for null and for NaN, which is pandas' null."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def read_records(
@@ -59,7 +91,8 @@ def read_records(
     columns: Mapping[str, str] | None = None,
     known: Sequence[str] = (),
 ) -> Iterator[Record]:
-    """The rows of a .jsonl, .json (an array of objects) or .csv file, or of `hf:owner/name:split`.
+    """The rows of a file of records (`rows.FORMS`), of the training files of a folder, or of
+    `hf:owner/name:split`.
 
     columns: other names of fields in the source, {"prompt": "question"}; they take precedence over
     the usual names. known: the names allowed as keys of `columns`.
@@ -68,97 +101,23 @@ def read_records(
     columns = columns or {}
     if unknown := [ours for ours in columns if known and ours not in known]:
         raise ValueError(f"{unknown[0]!r} is not a known field: {', '.join(known)}")
-    rows = read_hub(str(source)) if str(source).startswith(HUB) else read_file(Path(source))
+    rows = read_hub(str(source)) if str(source).startswith(HUB) else read_rows(Path(source))
     empty = True
     for place, row in rows:
         empty = False
-        for theirs in columns.values():
-            if theirs not in row:
-                raise ValueError(f"{place}: there is no column {theirs!r}, only {', '.join(row)}")
-        renamed = {ours: row[theirs] for ours, theirs in columns.items()}
-        others = {name: x for name, x in row.items() if name.strip().lower() not in renamed}
-        yield Record({**others, **renamed}, place, columns.keys())
+        yield Record(rename(row, columns, place), place, columns.keys())
     if empty:
         raise ValueError(f"{source} has no record")
 
 
-def read_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    suffix = path.suffix.lower()
-    if suffix == ".csv":
-        yield from read_csv(path)
-    elif suffix == ".json" and path.read_bytes().lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"[":
-        yield from read_json_array(path)
-    elif suffix in (".json", ".jsonl"):
-        yield from read_json_lines(path)
-    else:
-        raise ValueError(f"{path}: expected a file that ends in .jsonl, .json or .csv")
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) for each line that is not empty."""
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not UTF-8 text ({error})") from None
-        if text.strip():
-            yield number, text
-
-
-def read_csv(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    for _ in numbered_lines(path):  # names a line that is not UTF-8
-        pass
-    found = []
-    limit_before = csv.field_size_limit(
-        LARGEST_FIELD
-    )  # a global setting: hence a list, read at once
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(
-                file, strict=True
-            )  # otherwise an unclosed quote takes the rest of the file
-            names = list(rows.fieldnames or [])
-            if twice := [name for name in names if name.strip() and names.count(name) > 1]:
-                raise ValueError(f"{path}: two columns are called {twice[0]!r}")
-            for row in rows:
-                place = f"{path}, line {rows.line_num}"
-                if None in row or None in row.values():
-                    raise ValueError(f"{place}: expected the {len(names)} of {', '.join(names)}")
-                found.append((place, row))
-    except csv.Error as error:
-        line = rows.reader.line_num
-        raise ValueError(f"{path}, line {line}: not valid CSV ({error})") from None
-    finally:
-        csv.field_size_limit(limit_before)
-    return found
-
-
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in numbered_lines(path):
-        place = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # RecursionError: nesting too deep
-            raise ValueError(f"{place}: not valid JSON ({error})") from None
-        yield place, as_object(row, place)
-
-
-def read_json_array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    for number, row in enumerate(rows, start=1):
-        place = f"{path}, record {number}"
-        yield place, as_object(row, place)
-
-
-def as_object(row: Any, place: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise ValueError(f"{place}: expected an object with named fields, found {shorten(row)}")
-    return row
+def rename(row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> dict[str, Any]:
+    """The fields of a row, those of `columns` by our names for them."""
+    for theirs in columns.values():
+        if theirs not in row:
+            raise ValueError(f"{place}: there is no column {theirs!r}, only {', '.join(row)}")
+    renamed = {ours: row[theirs] for ours, theirs in columns.items()}
+    others = {name: x for name, x in row.items() if name not in columns.values()}
+    return {**{name: x for name, x in others.items() if name not in renamed}, **renamed}
 
 
 def read_hub(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -174,6 +133,33 @@ def read_hub(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{source}, record {number}", dict(row)
 
 
-def shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."
+class Omissions:
+    """What a reader leaves out of a source, to be named once with a count."""
+
+    def __init__(self, source: str | Path) -> None:
+        self.source = source
+        self.records = 0
+        self.reasons: Counter[str] = Counter()
+        self.first: dict[str, str] = {}  # reason -> the first place
+        self.columns: Counter[str] = Counter()  # how many records have a value in each unused one
+
+    def see(self, record: Record) -> None:
+        """A record that has been read: its other fields are not used."""
+        self.records += 1
+        for name, value in record.fields.items():
+            if name not in record.used and as_text(value) not in (None, ""):
+                self.columns[name] += 1
+
+    def drop(self, reason: str, place: str) -> None:
+        self.reasons[reason] += 1
+        self.first.setdefault(reason, place)
+
+    def log(self) -> None:
+        """One warning for each reason, and one for all columns that are not used."""
+        for reason, count in self.reasons.items():
+            message = "%s: %d of %d records left out: %s (first: %s)"
+            logger.warning(message, self.source, count, self.records, reason, self.first[reason])
+        if self.columns:
+            shown = ", ".join(f"{name} ({count})" for name, count in self.columns.items())
+            message = "%s: columns that are not used, with the number of records: %s"
+            logger.warning(message, self.source, shown)

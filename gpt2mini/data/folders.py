@@ -1,0 +1,46 @@
+"""Folders of data: which files are read, and what each is for."""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+PURPOSES = {  # words in the name of a file, or of its folder
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """All files in and below a folder, in the order of their names, without hidden ones (.git,
+    and the ._* that macOS writes beside each file)."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(f for f in files if not any(p[0] == "." for p in f.relative_to(folder).parts))
+
+
+def form_of(path: Path) -> str:
+    """The ending of a file's name in lower case, without .gz: ".csv" of "Data.CSV.gz"."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def by_purpose(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
+    """{"train": [...], "validation": [...], "test": [...]}, by a word in the name of each file or
+    its folder in `folder`: train.json, val.json, dev-0.csv, test/0.parquet. Files without such a
+    word are for training."""
+    found: dict[str, list[Path]] = {name: [] for name in PURPOSES}
+    for file in files:
+        words = set(re.split(r"[^a-z]+", file.relative_to(folder).as_posix().lower()))
+        named = [name for name, usual in PURPOSES.items() if words & set(usual)]
+        found[named[-1] if named else "train"].append(file)
+    return found
+
+
+def log_left_out(folder: Path, files: Sequence[Path], why: str) -> None:
+    """Name once the files of a folder that are not read."""
+    if files:
+        names = [file.relative_to(folder).as_posix() for file in files]
+        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        logger.warning("%s: %d files left out, %s: %s", folder, len(files), why, shown)
