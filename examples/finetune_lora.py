@@ -63,7 +63,7 @@ def answer_loss(batch: Batch) -> Tensor:
 
 # ---- the loop
 optimizer = torch.optim.AdamW(trainable, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)
-for step, batch in enumerate(islice(batches, args.steps)):
+for step, batch in enumerate(islice(batches.part(), args.steps)):  # epoch after epoch
     optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / args.steps)
     optimizer.zero_grad()
     loss = answer_loss(batch.to(device))

@@ -15,9 +15,9 @@ from torch.optim import SGD, Optimizer
 from gpt2mini import GPT2, GPT2Config
 from gpt2mini.classification.frozen import (
     FrozenStream,
+    LabeledBatches,
     evaluate_classes,
     last_token_step,
-    shuffled_batches,
     texts_to_train_on,
 )
 from gpt2mini.data.instructions import EncodedExchange
@@ -131,7 +131,7 @@ def classify(folder: Path, spread: bool = False) -> None:
     data = texts_to_train_on(model, rows, [i % 2 for i in range(16)], "fp32")
     assert isinstance(data, FrozenStream) != spread
     file = folder / f"classifier-{get_world_size()}{'-spread' * spread}.pt"
-    teach(model, shuffled_batches(data, 4, seed=0), last_token_step, file)
+    teach(model, LabeledBatches(data, 4, seed=0), last_token_step, file)
     write_figures(file, evaluate_classes(model, data, "fp32"))
 
 

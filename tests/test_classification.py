@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +22,10 @@ from gpt2mini import GPT2, Tokenizer
 from gpt2mini.classification import class_logits, frozen, last_token_logits, predict
 from gpt2mini.classification.frozen import (
     FrozenStream,
+    LabeledBatches,
     PlainTexts,
     evaluate_classes,
     last_token_step,
-    shuffled_batches,
 )
 from gpt2mini.classification.labeled import (
     LabeledTexts,
@@ -484,7 +483,7 @@ def test_the_loop_trains_by_every_method(classifier: GPT2, tmp_path: Path, metho
     settings = Settings(steps=60, schedule=lambda step: 1.0, progress=False, log_every=20)
     logs = train(
         classifier,
-        shuffled_batches(data, 12, seed=0),
+        LabeledBatches(data, 12, seed=0),
         [adamw(classifier, lr=5e-3)],
         settings,
         loss_function=last_token_step,
@@ -492,15 +491,16 @@ def test_the_loop_trains_by_every_method(classifier: GPT2, tmp_path: Path, metho
     assert logs[-1]["loss"] < 0.5 * logs[0]["loss"]
 
 
-def test_shuffled_batches_are_a_function_of_the_seed() -> None:
+def test_batches_are_a_function_of_the_seed() -> None:
     data = PlainTexts(ragged(30), [0] * 30)
 
-    def first(seed: int) -> list[list[int]]:
-        supply: Callable = shuffled_batches(data, 4, seed).__next__
-        return [supply().token_ids.tolist() for _ in range(20)]
+    def epochs(seed: int) -> list[list[list[int]]]:
+        batches = LabeledBatches(data, 4, seed)
+        return [[batch.token_ids.tolist() for batch in batches] for _ in range(3)]
 
-    assert first(0) == first(0)
-    assert first(0) != first(1)
+    assert epochs(0) == epochs(0)
+    assert epochs(0) != epochs(1)
+    assert [len(epoch) for epoch in epochs(0)] == [8, 8, 8]
 
 
 # ---- predictions and the report
@@ -606,7 +606,7 @@ def test_no_texts_are_refused(classifier: GPT2) -> None:
     with pytest.raises(ValueError, match="there are no texts to classify"):
         class_logits(classifier, [])
     with pytest.raises(ValueError, match="there is nothing to learn from"):
-        next(shuffled_batches(PlainTexts([], []), 2, seed=0))
+        LabeledBatches(PlainTexts([], []), 2, seed=0)
 
 
 def test_evaluating_a_copy_while_the_last_block_learns(classifier: GPT2) -> None:
@@ -616,7 +616,7 @@ def test_evaluating_a_copy_while_the_last_block_learns(classifier: GPT2) -> None
     optimizer = torch.optim.SGD(classifier.parameters(), 0.01)
     rows = train(
         classifier,
-        shuffled_batches(data, 3, seed=0),
+        LabeledBatches(data, 3, seed=0),
         [optimizer],
         settings,
         last_token_step,

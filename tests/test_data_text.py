@@ -89,7 +89,9 @@ def read_documents(path: Path, piece_characters: int, read_characters: int) -> l
 
 
 def take(batches: Any, count: int) -> list[Tensor]:
-    return [batch.token_ids for batch in itertools.islice(batches, count)]
+    """Of `TokenBatches` through as many epochs as it takes."""
+    endless = batches.part() if hasattr(batches, "part") else batches
+    return [batch.token_ids for batch in itertools.islice(endless, count)]
 
 
 # From files to pieces
@@ -467,14 +469,14 @@ def test_an_epoch_shows_no_token_twice(corpus: dict[str, Any]) -> None:
     batches = TokenBatches(**corpus)
     if batches.n_windows < batches.batch_size:
         return  # one batch is more than the text; rows are then repeated
-    ids = torch.cat(take(batches, batches.batches_per_epoch)).flatten()
+    ids = torch.cat(take(batches, len(batches))).flatten()
     assert len(ids.unique()) == len(ids)
 
 
 @given(corpus=corpora())
 def test_an_epoch_leaves_out_less_than_a_batch_and_a_window(corpus: dict[str, Any]) -> None:
     batches = TokenBatches(**corpus)
-    ids = torch.cat(take(batches, batches.batches_per_epoch)).flatten()
+    ids = torch.cat(take(batches, len(batches))).flatten()
     left_out = sum(map(len, corpus["documents"])) - len(ids.unique())
     assert left_out < (batches.batch_size + 1) * batches.context_length
 
@@ -482,7 +484,7 @@ def test_an_epoch_leaves_out_less_than_a_batch_and_a_window(corpus: dict[str, An
 def test_no_token_is_left_out_for_ever() -> None:
     documents = laid_out([40, 30, 31], gap=3)
     batches = TokenBatches(np.arange(120), documents, batch_size=3, context_length=7, seed=0)
-    ids = torch.cat(take(batches, 30 * batches.batches_per_epoch))  # 30 epochs
+    ids = torch.cat(take(batches, 30 * len(batches)))  # 30 epochs
     assert sorted(ids.unique().tolist()) == tokens_of(documents)
 
 
@@ -492,7 +494,7 @@ def test_rows_hold_the_documents_tokens_in_their_order_and_no_others(
 ) -> None:
     documents, batches = corpus["documents"], TokenBatches(**corpus)
     firsts, lasts = {d[0] for d in documents}, {d[-1] for d in documents}
-    for row in torch.cat(take(batches, 2 * batches.batches_per_epoch)).tolist():
+    for row in torch.cat(take(batches, 2 * len(batches))).tolist():
         assert set(row) <= set(tokens_of(documents))
         for token, following in itertools.pairwise(row):
             assert following == token + 1 or (token in lasts and following in firsts)
@@ -507,15 +509,37 @@ def test_starting_at_a_batch_is_skipping_those_before_it(
     assert torch.equal(torch.stack(started), torch.stack(skipped))
 
 
-def test_iterating_again_gives_the_same_batches() -> None:
-    batches = TokenBatches(np.arange(99), [range(99)], batch_size=2, context_length=8, seed=0)
-    assert torch.equal(torch.stack(take(batches, 9)), torch.stack(take(batches, 9)))
+def test_iterating_is_one_epoch_and_the_next_is_in_another_order() -> None:
+    def made() -> TokenBatches:
+        return TokenBatches(np.arange(99), [range(99)], batch_size=2, context_length=8, seed=0)
+
+    batches = made()
+    epochs = [[batch.token_ids for batch in batches] for _ in range(3)]
+    assert [len(epoch) for epoch in epochs] == 3 * [len(batches)] == [6, 6, 6]
+    assert torch.equal(
+        torch.stack([ids for epoch in epochs for ids in epoch]), torch.stack(take(made(), 18))
+    )
+    assert not torch.equal(torch.stack(epochs[0]), torch.stack(epochs[1]))
+
+
+def test_an_epoch_that_is_not_read_to_its_end_is_over_too() -> None:
+    first, second = (TokenBatches(np.arange(99), [range(99)], 2, 8, seed=0) for _ in range(2))
+    next(iter(first))
+    list(second)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.token_ids, other.token_ids)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_without_rows_is_refused(batch_size: int) -> None:
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, not {batch_size}"):
+        TokenBatches(np.arange(10), [range(10)], batch_size, 4, seed=0)
 
 
 @pytest.mark.parametrize("documents", [[range(200)], laid_out([10] * 20)], ids=["one", "many"])
 def test_seeds_and_epochs_differ_in_their_order(documents: list[range]) -> None:
     first, other = (TokenBatches(np.arange(200), documents, 2, 8, seed=seed) for seed in (0, 1))
-    epoch = first.batches_per_epoch
+    epoch = len(first)
     ids = torch.stack(take(first, 2 * epoch))
     assert not torch.equal(ids[:epoch], torch.stack(take(other, epoch)))
     assert not torch.equal(ids[:epoch], ids[epoch:])
@@ -525,7 +549,7 @@ def test_seeds_and_epochs_differ_in_their_order(documents: list[range]) -> None:
 def test_held_out_tokens_never_appear_in_training_batches(lengths: list[int], seed: int) -> None:
     training, validation = held_out(lengths, share=0.3, seed=seed)
     batches = TokenBatches(np.arange(sum(lengths)), training, 2, 5, seed)
-    seen = torch.cat(take(batches, 3 * batches.batches_per_epoch))
+    seen = torch.cat(take(batches, 3 * len(batches)))
     assert not set(seen.flatten().tolist()) & set(tokens_of(validation))
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -280,7 +279,7 @@ def test_reference_log_probabilities_travel_with_their_pairs() -> None:
 def test_batches_hold_every_pair_once_an_epoch_and_follow_the_seed() -> None:
     def epochs(seed: int, n: int) -> list[list[int]]:
         batches = PreferenceBatches(random_pairs(10), 4, seed)
-        return [b.token_ids.tolist() for b in islice(batches, n * batches.batches_per_epoch)]
+        return [b.token_ids.tolist() for _ in range(n) for b in batches]
 
     assert sum(len(batch) for batch in epochs(0, 2)) == 2 * 2 * 10
     assert epochs(0, 2) == epochs(0, 2) != epochs(1, 2)
@@ -816,6 +815,19 @@ def test_dropout_is_refused(text_model: GPT2, tokenizer: Tokenizer) -> None:
     add_lora(text_model, dropout=0.1)
     with pytest.raises(ValueError, match=r"with dropout \(0.1\)"):
         small_batches(ActorCritic(text_model), tokenizer, None, Figures())
+
+
+def test_iterating_is_one_rollout_and_goes_on_after_an_interruption(
+    text_model: GPT2, tokenizer: Tokenizer
+) -> None:
+    first, other = (
+        small_batches(ActorCritic(text_model), tokenizer, deepcopy(text_model), Figures())
+        for _ in range(2)
+    )
+    expected = [batch.token_ids for _ in range(2) for batch in first]
+    assert len(expected) == 2 * len(first) == 2 * SMALL.updates
+    found = [next(iter(other)).token_ids for _ in expected]  # each time one that was left
+    assert all(map(torch.equal, found, expected))
 
 
 def test_no_prompts_are_refused(text_model: GPT2, tokenizer: Tokenizer) -> None:

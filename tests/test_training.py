@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
 from gpt2mini import GPT2, generate
 from gpt2mini.data.text import Batch, TokenBatches, pad_batch, sequential_batches
@@ -700,11 +701,33 @@ def test_a_step_that_overflows_for_one_optimizer_is_left_out_for_all(
         assert math.isfinite(rows[i]["grad_norm"])
 
 
-@pytest.mark.parametrize("batches", [0, 3])
-def test_batches_that_end_are_an_error_in_words(batches: int, own_model: GPT2) -> None:
-    few = list(itertools.islice(ragged_batches(), batches))
-    with pytest.raises(ValueError, match=r"the batches have come to an end.*itertools.cycle"):
-        train(own_model, few, [SGD(own_model.parameters(), LR)], settings(4))
+def test_batches_that_cannot_be_read_again_are_an_error_in_words(own_model: GPT2) -> None:
+    optimizers = [SGD(own_model.parameters(), LR)]
+    with pytest.raises(ValueError, match=r"have come to an end after 3.*not a generator"):
+        train(own_model, itertools.islice(ragged_batches(), 3), optimizers, settings(4))
+    with pytest.raises(ValueError, match="there are no batches to train on"):
+        train(own_model, [], optimizers, settings(4))
+
+
+def test_a_list_and_a_data_loader_are_read_again_after_each_epoch(own_model: GPT2) -> None:
+    """Epochs of three batches, in the order that the loader's own generator shuffles."""
+    rows = random_ids(6, 16)
+
+    def loss(model: GPT2, batch: dict[str, list[Tensor]]) -> tuple[Tensor, Tensor]:
+        seen.append(batch["rows"][0].tolist())
+        return next_token_step(model, Batch(batch["rows"][0], batch["rows"][0]))
+
+    def loader() -> DataLoader:
+        generator = torch.Generator().manual_seed(0)
+        data = [{"rows": (row, 0)} for row in rows]
+        return DataLoader(data, batch_size=2, shuffle=True, generator=generator)
+
+    for batches in (loader(), list(loader())):
+        seen: list[list[list[int]]] = []
+        train(own_model, batches, [SGD(own_model.parameters(), LR)], settings(7), loss)
+        for epoch in (seen[:3], seen[3:6]):
+            assert sorted(row for batch in epoch for row in batch) == sorted(rows.tolist())
+        assert len(seen) == 7 and (seen[:3] == seen[3:6]) == isinstance(batches, list)
 
 
 def test_weights_in_float16_are_not_trained_in_fp16(own_model: GPT2) -> None:

@@ -6,7 +6,7 @@ text, in batches of similar length, and makes training batches of it.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt2mini.classification.labeled import LabeledBatch, pad_texts
-from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length, length_buckets
+from gpt2mini.data.batching import BATCH_TOKENS, LengthBatches, batches_by_length
 from gpt2mini.device import autocast
 from gpt2mini.generation import last_token_logits
 from gpt2mini.losses.last_token import last_token_loss
@@ -110,16 +110,6 @@ def allocate(tokens: int, model: GPT2) -> Tensor:
     return values.view(shape)
 
 
-def shuffled_batches(
-    data: "FrozenStream | PlainTexts", batch_size: int, seed: int
-) -> "Iterator[StreamBatch | LabeledBatch]":
-    """Batches of similar length without end, epoch after epoch in a new seeded order."""
-    generator = np.random.default_rng(seed)
-    while True:
-        for indices in length_buckets(data.lengths, batch_size, generator):
-            yield data.batch(indices)
-
-
 class PlainTexts:
     """The same face for texts whose stream cannot be kept: with dropout, or if all layers learn."""
 
@@ -129,6 +119,18 @@ class PlainTexts:
 
     def batch(self, indices: Sequence[int]) -> LabeledBatch:
         return pad_texts([self.rows[i] for i in indices], [self.labels[i] for i in indices])
+
+
+class LabeledBatches(LengthBatches):
+    """Shuffled batches of texts of similar length, determined by the seed; iterating over them is
+    one epoch."""
+
+    def __init__(self, data: FrozenStream | PlainTexts, batch_size: int, seed: int) -> None:
+        self.data = data
+        super().__init__(data.lengths, batch_size, seed)
+
+    def batch(self, indices: Sequence[int]) -> StreamBatch | LabeledBatch:
+        return self.data.batch(indices)
 
 
 def last_token_step(model: GPT2, batch: StreamBatch | LabeledBatch) -> tuple[Tensor, Tensor]:

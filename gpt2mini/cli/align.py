@@ -328,8 +328,7 @@ def train_on_pairs(
     """The training loop, for the reward model and for DPO; the best model lands in best/."""
     flags, model = job.flags, job.model
     batches = PreferenceBatches(pairs, flags.batch_size or 8, job.seed)
-    epochs, per_epoch = flags.pairs.epochs, batches.batches_per_epoch
-    steps = flags.steps or math.ceil(epochs * per_epoch / get_world_size())
+    steps = flags.steps or math.ceil(flags.pairs.epochs * len(batches) / get_world_size())
 
     def validate() -> dict[str, float]:
         report = evaluate()

@@ -24,9 +24,9 @@ from gpt2mini import GPT2
 from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.classification import predict
 from gpt2mini.classification.frozen import (
+    LabeledBatches,
     evaluate_classes,
     last_token_step,
-    shuffled_batches,
     texts_to_train_on,
 )
 from gpt2mini.classification.labeled import LabeledTexts, balanced, read_labeled, stratified_split
@@ -113,7 +113,7 @@ def run(flags: Flags) -> None:
     steps = flags.steps or math.ceil(flags.epochs * per_epoch / get_world_size())
     rows = job.train(
         model,
-        shuffled_batches(to_train, flags.batch_size, job.seed),
+        LabeledBatches(to_train, flags.batch_size, job.seed),
         [adamw(model, rate)],
         steps,
         last_token_step,

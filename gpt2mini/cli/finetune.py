@@ -94,7 +94,7 @@ def run(flags: Flags) -> None:
     common.choose_what_learns(model, flags.method, flags.blocks, flags.lora)
     learning, total = common.how_many_learn(model)
     per_step = flags.accumulate * get_world_size()
-    steps = flags.steps or math.ceil(flags.epochs * data.batches.batches_per_epoch / per_step)
+    steps = flags.steps or math.ceil(flags.epochs * len(data.batches) / per_step)
     print(f"{data.description}\n{steps} steps of {per_step} batches on {job.device}")
     print(f"{learning:,} of {total:,} parameters learn: {learning / total:.2%} ({flags.method})")
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gpt2mini.data.batching import length_buckets
+from gpt2mini.data.batching import LengthBatches, length_buckets
 from gpt2mini.data.records import Record, read_records
 from gpt2mini.data.text import Batch
 from gpt2mini.masking import IGNORED, pad_right
@@ -181,8 +181,8 @@ def encode_prompt_with(
 # ---- token ids -> batches
 
 
-class ExchangeBatches:
-    """Endless shuffled batches, determined by the seed.
+class ExchangeBatches(LengthBatches):
+    """Shuffled batches, determined by the seed; iterating over them is one epoch.
 
     packed: several exchanges share a row of at most `longest` tokens, with segment ids as attention
     mask, so that none attends to another. Otherwise each has its own row, in batches of similar
@@ -201,30 +201,19 @@ class ExchangeBatches:
         if train_on not in ("completion", "all"):
             raise ValueError(f"train_on must be 'completion' or 'all', not {train_on!r}")
         self.encoded, self.train_on = list(encoded), train_on
-        self.batch_size, self.seed = batch_size, seed
         lengths = [len(one.token_ids) for one in self.encoded]
         singles = [[i] for i in range(len(lengths))]
         self.rows = pack(lengths, max([longest, *lengths])) if packed else singles
-        self.row_lengths = [sum(lengths[i] for i in row) for row in self.rows]
-        self.batches_per_epoch = -(-len(self.rows) // batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        generator = np.random.default_rng(self.seed)
-        while True:
-            yield from self.epoch(generator)
-
-    def epoch(self, generator: np.random.Generator) -> Iterator[Batch]:
-        for rows in length_buckets(self.row_lengths, self.batch_size, generator):
-            yield self.batch(rows)
+        super().__init__([sum(lengths[i] for i in row) for row in self.rows], batch_size, seed)
 
     def in_order(self) -> Iterator[Batch]:
         """Every exchange once, longest rows first, for validation."""
-        order = sorted(range(len(self.rows)), key=lambda row: -self.row_lengths[row])
+        order = sorted(range(len(self.rows)), key=lambda row: -self.lengths[row])
         for start in range(0, len(order), self.batch_size):
             yield self.batch(order[start : start + self.batch_size])
 
-    def batch(self, rows: Sequence[int]) -> Batch:
-        members = [[self.encoded[i] for i in self.rows[row]] for row in rows]
+    def batch(self, indices: Sequence[int]) -> Batch:
+        members = [[self.encoded[i] for i in self.rows[row]] for row in indices]
         token_ids = [torch.cat([one.token_ids for one in row]) for row in members]
         labels = [torch.cat([one.labels(self.train_on) for one in row]) for row in members]
         segments = [segment_ids_of([len(one.token_ids) for one in row]) for row in members]
@@ -236,12 +225,12 @@ class ExchangeBatches:
     @property
     def padding_share(self) -> float:
         """The share of padding among all positions of an epoch's batches."""
-        generator = np.random.default_rng(self.seed)
+        generator = np.random.default_rng((self.seed, 0))
         positions = sum(
-            len(rows) * max(self.row_lengths[row] for row in rows)
-            for rows in length_buckets(self.row_lengths, self.batch_size, generator)
+            len(rows) * max(self.lengths[row] for row in rows)
+            for rows in length_buckets(self.lengths, self.batch_size, generator)
         )
-        return 1 - sum(self.row_lengths) / positions
+        return 1 - sum(self.lengths) / positions
 
 
 def segment_ids_of(lengths: Sequence[int]) -> Int[Tensor, " tokens"]:

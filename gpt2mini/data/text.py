@@ -6,7 +6,6 @@ is the token id itself: the loss shifts labels by one.
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
+from gpt2mini.data.batching import ShuffledBatches
 from gpt2mini.masking import IGNORED, pad_right
 
 logger = logging.getLogger(__name__)
@@ -32,13 +32,12 @@ class Batch:
         return Batch(self.token_ids.to(device), self.labels.to(device), mask)
 
 
-class TokenBatches:
-    """Endless shuffled batches of consecutive tokens, a function of (seed, batch number) alone.
+class TokenBatches(ShuffledBatches):
+    """Shuffled batches of consecutive tokens; iterating over them is one epoch.
 
     Each epoch concatenates the documents in a new order, cuts the result into windows of
     `context_length` tokens, and draws the windows in a random order: no two batches of an epoch
-    share a token, and the rows of a batch come from different places. `part` starts at a later
-    batch, to resume a run, or takes every n-th batch, one share for each rank.
+    share a token, and the rows of a batch come from different places.
     """
 
     def __init__(
@@ -49,51 +48,36 @@ class TokenBatches:
         context_length: int,
         seed: int,
     ) -> None:
+        super().__init__(batch_size, seed)
         self.tokens = tokens
         kept = [document for document in documents if len(document)]
         self.stops = np.array([document.stop for document in kept], np.int64)  # (documents)
         self.lengths = np.array([len(document) for document in kept], np.int64)  # (documents)
-        self.batch_size, self.context_length = batch_size, context_length
-        self.seed, self.start, self.every = seed, 0, 1
         self.total = int(self.lengths.sum())
         if self.total < 2:
             raise ValueError("the text is too short to train on: it has fewer than two tokens")
         check_context_length(context_length)
         self.context_length = min(context_length, self.total)
         self.n_windows = self.total // self.context_length
-        self.batches_per_epoch = max(1, self.n_windows // batch_size)
         if batch_size > self.n_windows:
             logger.warning(
                 "a batch of %d x %d tokens repeats some of the %d training tokens",
                 *(batch_size, self.context_length, self.total),
             )
 
-    def part(self, start: int, every: int = 1) -> "TokenBatches":
-        """Every `every`-th batch from number `start` on; the others are not read."""
-        found = copy(self)
-        found.start, found.every = start, every
-        return found
+    def __len__(self) -> int:
+        return max(1, self.n_windows // self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
-        number = self.start
-        while True:
-            epoch, first = divmod(number, self.batches_per_epoch)
-            generator = np.random.default_rng((self.seed, epoch))
-            order = generator.permutation(len(self.lengths))
-            ends = np.cumsum(self.lengths[order])  # (documents), in the concatenation
-            length = self.context_length
-            offset = int(generator.integers(self.total - self.n_windows * length + 1))
-            windows = np.resize(
-                generator.permutation(self.n_windows), self.batches_per_epoch * self.batch_size
-            )
-            for batch in windows.reshape(-1, self.batch_size)[first :: self.every].tolist():
-                rows = [
-                    self.read(order, ends, offset + window * self.context_length)
-                    for window in batch
-                ]
-                token_ids = torch.from_numpy(np.stack(rows).astype(np.int64))  # (batch, tokens)
-                yield Batch(token_ids, token_ids)
-                number += self.every
+    def epoch(self, generator: np.random.Generator, first: int, every: int) -> Iterator[Batch]:
+        order = generator.permutation(len(self.lengths))
+        ends = np.cumsum(self.lengths[order])  # (documents), in the concatenation
+        length = self.context_length
+        offset = int(generator.integers(self.total - self.n_windows * length + 1))
+        windows = np.resize(generator.permutation(self.n_windows), len(self) * self.batch_size)
+        for batch in windows.reshape(-1, self.batch_size)[first::every].tolist():
+            rows = [self.read(order, ends, offset + window * length) for window in batch]
+            token_ids = torch.from_numpy(np.stack(rows).astype(np.int64))  # (batch, tokens)
+            yield Batch(token_ids, token_ids)
 
     def read(self, order: np.ndarray, ends: np.ndarray, start: int) -> np.ndarray:
         """`context_length` tokens from `start` of the concatenation of the shuffled documents."""

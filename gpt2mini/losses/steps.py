@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gpt2mini.checks import check_labels_not_shifted
@@ -13,7 +14,7 @@ from gpt2mini.losses.next_token import chunked_next_token_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 
-# A batch is anything with `.to(device)` that the loss function takes.
+# A batch is anything that `to_device` and the loss function take.
 LossFunction = Callable[[Any, Any], tuple[Tensor, Tensor | int]]
 
 
@@ -22,6 +23,15 @@ def next_token_step(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
     check_labels_not_shifted(batch.token_ids, batch.labels)
     hidden, head = hidden_states_and_head(model, batch.token_ids, batch.attention_mask)
     return chunked_next_token_loss(hidden, head, batch.labels)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch with `.to(device)`, or a tuple, list or dict of such, as a DataLoader gives them."""
+    if isinstance(batch, dict):
+        return {name: to_device(member, device) for name, member in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [to_device(member, device) for member in batch]
+    return batch.to(device) if hasattr(batch, "to") else batch
 
 
 def evaluate_loss(
@@ -35,7 +45,7 @@ def evaluate_loss(
     loss_sum, count = 0.0, 0
     with evaluating(model), autocast(device, precision):
         for batch in batches:
-            batch_sum, batch_count = loss_function(model, batch.to(device))
+            batch_sum, batch_count = loss_function(model, to_device(batch, device))
             loss_sum, count = loss_sum + float(batch_sum), count + int(batch_count)
     if count == 0:
         raise ValueError("there is nothing to evaluate on: the batches contain no target")

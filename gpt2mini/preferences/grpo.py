@@ -87,7 +87,7 @@ def grpo_batches(
     reference: GPT2 | None = None,
     figures: Figures | None = None,
 ) -> OnPolicyBatches:
-    """Endless minibatches for `training.train(policy, batches, ..., partial(grpo_step, ...))`."""
+    """Minibatches for `training.train(policy, batches, ..., partial(grpo_step, ...))`."""
     check_num_samples(rollouts.num_samples)
     experience = partial(grpo_experience, num_samples=rollouts.num_samples)
     return OnPolicyBatches(

@@ -1,16 +1,15 @@
 """Preferences: a prompt with a chosen and a rejected response; records -> batches of pairs."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gpt2mini.data.batching import length_buckets
+from gpt2mini.data.batching import LengthBatches
 from gpt2mini.data.instructions import (
     COMPLETION_NAMES,
     LAST_SPEAKER,
@@ -173,16 +172,13 @@ def pad_pairs(pairs: Sequence[EncodedPreference]) -> PreferenceBatch:
     return PreferenceBatch(token_ids, is_response, None if is_real.all() else is_real, reference)
 
 
-class PreferenceBatches:
-    """Endless shuffled batches of pairs of similar length, determined by the seed."""
+class PreferenceBatches(LengthBatches):
+    """Shuffled batches of pairs of similar length, determined by the seed; iterating over them is
+    one epoch."""
 
     def __init__(self, pairs: Sequence[EncodedPreference], batch_size: int, seed: int) -> None:
-        self.pairs, self.batch_size, self.seed = list(pairs), batch_size, seed
-        self.lengths = [pair.length for pair in self.pairs]
-        self.batches_per_epoch = -(-len(self.pairs) // batch_size)
+        self.pairs = list(pairs)
+        super().__init__([pair.length for pair in self.pairs], batch_size, seed)
 
-    def __iter__(self) -> Iterator[PreferenceBatch]:
-        generator = np.random.default_rng(self.seed)
-        while True:
-            for indices in length_buckets(self.lengths, self.batch_size, generator):
-                yield pad_pairs([self.pairs[i] for i in indices])
+    def batch(self, indices: Sequence[int]) -> PreferenceBatch:
+        return pad_pairs([self.pairs[i] for i in indices])

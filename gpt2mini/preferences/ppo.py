@@ -261,7 +261,7 @@ def ppo_batches(
     reference: GPT2 | None = None,
     figures: Figures | None = None,
 ) -> OnPolicyBatches:
-    """Endless minibatches for `training.train(model, batches, ..., partial(ppo_step, ...))`."""
+    """Minibatches for `training.train(model, batches, ..., partial(ppo_step, ...))`."""
     experience = partial(
         ppo_experience,
         model=model,

@@ -11,7 +11,7 @@ probability is exactly 1, and the first KL exactly 0.
     experience = ...                              rewards -> advantages: PPO, GRPO, or your own
     loss_sum, count = step(policy, minibatch)     a few epochs over the minibatches
 
-`OnPolicyBatches` is this loop as an endless iterable of minibatches, for `training.train`.
+`OnPolicyBatches` is this loop as an iterable of minibatches, for `training.train`.
 """
 
 import hashlib
@@ -193,8 +193,8 @@ def clip_fraction(
 
 
 class OnPolicyBatches:
-    """Endless minibatches for `training.train`: roll out, compute rewards, make an `Experience`,
-    give its minibatches for a few epochs, and again.
+    """Minibatches for `training.train`. Iterating over them once is one rollout: sample, compute
+    rewards, make an `Experience`, give its minibatches for a few epochs; `len` counts these.
 
     prompts: texts in the model's template; of those too long for the context, the tail is kept.
     make_experience: (rollout, rewards) -> Experience, which is what sets one method apart from
@@ -228,13 +228,17 @@ class OnPolicyBatches:
         self.experience: Experience | None = None
         self.minibatches_left: list[int] = []  # of the experience
 
+    def __len__(self) -> int:
+        return self.settings.updates
+
     def __iter__(self) -> Iterator[Experience]:
+        """The minibatches left of a rollout that was interrupted; otherwise those of a new one."""
         size, settings = self.settings.minibatch_rows, self.settings
-        while True:
-            if self.experience is None or not self.minibatches_left:
-                self.experience = self.next_experience()
-                for _ in range(settings.epochs):
-                    self.minibatches_left += self.shuffled(settings.rows // size)
+        if self.experience is None or not self.minibatches_left:
+            self.experience = self.next_experience()
+            for _ in range(settings.epochs):
+                self.minibatches_left += self.shuffled(settings.rows // size)
+        while self.minibatches_left:
             i = self.minibatches_left.pop(0)
             yield self.experience.rows(i * size, (i + 1) * size)
 

@@ -15,7 +15,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from gpt2mini.device import autocast, gains_from_bfloat16, gradient_scaler
-from gpt2mini.losses.steps import LossFunction, next_token_step
+from gpt2mini.losses.steps import LossFunction, next_token_step, to_device
 from gpt2mini.model import GPT2
 from gpt2mini.modes import mode
 from gpt2mini.training.attention import Bfloat16CPUAttention
@@ -51,8 +51,12 @@ def train(
     """Train the model in place; return the logged rows, which are also in `out`/metrics.jsonl.
 
     model: a GPT2, or a module that contains one (then give `save` too).
-    batches: an endless iterable that starts with the same batch each time it is iterated over. The
-        ranks of a distributed run take its batches in turns.
+    batches: a list, a DataLoader, `TokenBatches` or any other iterable of batches. It is iterated
+        over again and again until the last step. The ranks of a distributed run take its batches in
+        turns, and a resumed run goes on after those it has read: for this, batches that shuffle
+        need a seed of their own (a DataLoader: `generator=torch.Generator().manual_seed(0)`).
+        A batch is what the loss function takes: an object with `.to(device)`, a tensor, or a
+        tuple, list or dict of tensors.
     evaluate: returns the validation loss, or a dict with a `validation_loss` and other figures to
         log. Whenever the loss is the lowest so far, `save` writes the model to `out`/best.
     resume: continue from the newest checkpoint in `out`, or start if there is none. The result is
@@ -107,7 +111,7 @@ def accumulate_gradients(
     for number, batch in enumerate(micro_batches, start=1):
         with gradient_sync(loss_of, now=number == settings.accumulate):
             with autocast(device, settings.precision):
-                batch_sum, batch_count = loss_of(batch.to(device))
+                batch_sum, batch_count = loss_of(to_device(batch, device))
             scaler.scale(batch_sum).backward()
         loss_sum, count = loss_sum + batch_sum.detach(), count + batch_count
     total, targets = sum_over_ranks([float(loss_sum), float(count)], device)

@@ -1,18 +1,16 @@
 """A training run: its settings, where it stands, what it logs and saves, and what can go wrong."""
 
-import hashlib
 import logging
 import math
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
@@ -20,11 +18,10 @@ from tqdm import tqdm
 from gpt2mini.device import best_precision
 from gpt2mini.files import alone_in
 from gpt2mini.model import GPT2, TiedHead
+from gpt2mini.training.batches import digest_of_first, next_batch, remaining_batches
 from gpt2mini.training.checkpoints import (
     Progress,
     RunCheckpoints,
-    generator_states,
-    restore_generators,
     states_of,
 )
 from gpt2mini.training.distributed import (
@@ -366,49 +363,6 @@ def only_run_in(folder: Path) -> Iterator[None]:
         if broadcast_from_rank_zero(float(problem is not None), torch.device("cpu")):
             raise problem or BlockingIOError(f"another run is at work in {folder}")
         yield
-
-
-# ---- batches
-
-
-def next_batch(batches: Iterator[Any]) -> Any:
-    for batch in batches:
-        return batch
-    raise ValueError(
-        "the batches have come to an end before the last step: pass an endless iterable "
-        "(itertools.cycle), which begins again after each epoch"
-    )
-
-
-def remaining_batches(batches: Iterable[Any], first: int) -> Iterator[Any]:
-    """This rank's batches from number `first` on; the ranks take turns.
-
-    Batches with a state are already in place. Those with a method `part(first, every)` can start
-    anywhere. Of all others, the batches before the first are read and dropped.
-    """
-    first, every = first + get_rank(), get_world_size()
-    if hasattr(batches, "load_state_dict"):
-        return iter(batches)
-    if hasattr(batches, "part"):
-        return iter(batches.part(first, every))
-    return islice(batches, first, None, every)
-
-
-def digest_of_first(batches: Iterable[Any]) -> str:
-    """A hash of the integers in the first batch: token ids, labels. (What a model has computed may
-    differ in its last bit the next time.) Batches with a `fingerprint` give their own; batches that
-    have a state, or can be read only once, have none ("")."""
-    if hasattr(batches, "fingerprint"):
-        return batches.fingerprint()
-    if hasattr(batches, "load_state_dict") or iter(batches) is batches:
-        return ""
-    states, digest = generator_states(), hashlib.sha256()
-    first = next_batch(iter(batches))
-    restore_generators(states)  # shuffled batches may have drawn from them
-    for tensor in (first, *getattr(first, "__dict__", {}).values()):
-        if isinstance(tensor, Tensor) and not tensor.is_floating_point():
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 # ---- checks

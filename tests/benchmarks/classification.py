@@ -42,10 +42,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer
 from gpt2mini.classification.frozen import (
+    LabeledBatches,
     PlainTexts,
     evaluate_classes,
     last_token_step,
-    shuffled_batches,
     texts_to_train_on,
 )
 from gpt2mini.classification.labeled import LabeledTexts, balanced, read_labeled, stratified_split
@@ -306,7 +306,7 @@ def run_gpt2mini(
 
     logs = train(
         model,
-        shuffled_batches(training, BATCH_SIZE, args.seed),
+        LabeledBatches(training, BATCH_SIZE, args.seed),
         [adamw(model, lr=rate)],
         settings,
         loss_function=last_token_step,
