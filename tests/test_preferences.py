@@ -121,13 +121,13 @@ DIALOGUE = f"{HUMAN}Hello{ASSISTANT}Hi!{HUMAN}How are you?{ASSISTANT}"
 def test_every_form_of_record_is_a_preference(tmp_path: Path) -> None:
     path = write_lines(
         tmp_path / "a.jsonl",
-        {"prompt": "Why?", "chosen": "Because.", "rejected": " No. "},
+        {"prompt": "Why?", "chosen": "Because.", "rejected": " No. \n"},
         {"instruction": "Add", "input": "1 2", "output": "3", "rejected": "4"},
         {"chosen": f"{DIALOGUE}Well.", "rejected": f"{DIALOGUE}Bad."},
     )
     before = f"{DIALOGUE.strip()}"
     assert read_preferences(path) == [
-        Preference("Question: Why?\nAnswer:", " Because.", " No."),
+        Preference("Question: Why?\nAnswer:", " Because.", " No. \n"),
         Preference("Question: Add\n1 2\nAnswer:", " 3", " 4"),
         Preference(before, " Well.", " Bad."),
     ]
@@ -138,7 +138,7 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("q,good,bad\nWhy?,Because.,No.\n", encoding="utf-8")
     columns = {"prompt": "q", "chosen": "good", "rejected": "bad"}
-    assert read_preferences(path, "{prompt}", columns) == [Preference("Why?", " Because.", " No.")]
+    assert read_preferences(path, "{prompt}", columns) == [Preference("Why?", "Because.", "No.")]
 
 
 def test_dialogues_are_split_where_they_part(tmp_path: Path) -> None:
@@ -161,8 +161,8 @@ def test_equal_and_broken_pairs_are_dropped_and_counted(
         {"chosen": f"{DIALOGUE}Well.", "rejected": DIALOGUE.rstrip()},
     )
     assert len(read_preferences(path)) == 1
-    assert "2 of 4 pairs dropped: both responses are the same" in caplog.text
-    assert "1 of 4 pairs dropped: a response is empty" in caplog.text
+    assert "2 of 4 records left out: both responses are the same" in caplog.text
+    assert "1 of 4 records left out: a response is empty" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -171,10 +171,10 @@ def test_equal_and_broken_pairs_are_dropped_and_counted(
         ({"prompt": "a", "chosen": "b"}, "line 2: expected 'rejected'"),
         ({"prompt": "a", "rejected": "b"}, "line 2: expected 'chosen'"),
         ({"output": "a", "rejected": "b"}, "line 2: expected 'prompt'"),
-        ({"prompt": "a", "chosen": " ", "rejected": "b"}, "line 2: 'chosen' is empty"),
-        ({"prompt": "a", "chosen": "b", "rejected": ""}, "line 2: 'rejected' is empty"),
-        ({"prompt": "", "chosen": "b", "rejected": "c"}, "line 2: 'prompt' is empty"),
-        ({"chosen": "b", "rejected": "c"}, "line 2: expected a prompt, or two dialogues"),
+        (
+            {"chosen": "b", "rejected": "c"},
+            "line 2: expected a prompt, or two dialogues or texts that",
+        ),
     ],
 )
 def test_a_bad_record_is_refused_with_the_line(tmp_path: Path, row: dict, message: str) -> None:
@@ -198,7 +198,7 @@ def test_real_dialogues(
 ) -> None:
     pairs = read_preferences(shared_data(f"hh-rlhf/{name}.test.jsonl"))
     assert len(pairs) == left
-    assert f"{equal} of {equal + empty + left} pairs dropped: both" in caplog.text
+    assert f"{equal} of {equal + empty + left} records left out: both" in caplog.text
     assert (f"{empty} of" in caplog.text) == bool(empty)
     assert all(pair.prompt.endswith("\n\nAssistant:") for pair in pairs)
 
@@ -544,7 +544,7 @@ def test_dpo_learns_and_logs_its_figures(own_model: GPT2, tmp_path: Path) -> Non
 def test_the_reward_is_read_at_the_end_of_text(text_model: GPT2, tokenizer: Tokenizer) -> None:
     give_reward_head(text_model, torch.Generator().manual_seed(0))
     prompts = ["Question: Why?\nAnswer:", "Hm."]
-    found = score_with_reward(text_model, tokenizer, prompts, ["Because it is so.", " No."])
+    found = score_with_reward(text_model, tokenizer, prompts, [" Because it is so.", " No."])
     ids = tokenizer.encode(prompts[0]) + tokenizer.encode(" Because it is so.")
     expected = text_model(torch.tensor([[*ids, tokenizer.eos_id]]))[0, -1, 0]
     assert_close(found[0], expected, atol=1e-5, rtol=0)

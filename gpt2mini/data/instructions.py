@@ -1,16 +1,14 @@
-"""Prompts and completions for supervised fine-tuning: records -> token ids and labels, padded or
-packed.
+"""Prompts and completions for supervised fine-tuning: exchanges -> token ids and labels, padded or
+packed. (`data.exchanges` reads them from records, `data.templates` says how prompts are written.)
 
 The model reads prompt and completion as one text. The loss counts only the tokens of the
 completion and the <|endoftext|> after it, so that a tuned model learns to stop.
 """
 
 import logging
-import re
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,100 +16,29 @@ from jaxtyping import Int
 from torch import Tensor
 
 from gpt2mini.data.batching import LengthBatches, length_buckets
-from gpt2mini.data.records import Record, read_records
+from gpt2mini.data.exchanges import Exchange, read_exchanges
+from gpt2mini.data.templates import ALPACA, PLAIN, TEMPLATES, check_template, fill
 from gpt2mini.data.text import Batch
 from gpt2mini.masking import IGNORED, pad_right
 from gpt2mini.tokenizer import Tokenizer
 
+__all__ = [
+    "ALPACA",
+    "PLAIN",
+    "TEMPLATES",
+    "EncodedExchange",
+    "Exchange",
+    "ExchangeBatches",
+    "check_template",
+    "encode_exchanges",
+    "encode_prompt_with",
+    "fill",
+    "pack",
+    "read_exchanges",
+    "segment_ids_of",
+]
+
 logger = logging.getLogger(__name__)
-
-PROMPT_NAMES = ("prompt", "instruction", "question")  # of a column or a JSON key
-COMPLETION_NAMES = ("completion", "output", "answer", "response")
-KNOWN = (*PROMPT_NAMES, "input", *COMPLETION_NAMES, "chosen")
-LAST_SPEAKER = (
-    "\n\nAssistant:"  # precedes the response in dialogues in the format of Anthropic's HH
-)
-
-PLAIN = "Question: {prompt}\nAnswer:"
-ALPACA = (  # Taori et al. 2023; the part in brackets is left out where a record has no input
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n[### Input:\n{input}\n\n]### Response:\n"
-)
-TEMPLATES = {"plain": PLAIN, "alpaca": ALPACA}
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A prompt in the model's template, and its completion."""
-
-    prompt: str
-    completion: str
-
-
-# ---- records -> exchanges
-
-
-def read_exchanges(
-    source: str | Path, template: str = PLAIN, columns: Mapping[str, str] | None = None
-) -> list[Exchange]:
-    """Read prompt and completion, instruction (with or without input) and output, or dialogues.
-
-    source: .jsonl, .json, .csv or hf:owner/name:split. template: with {prompt}, or {instruction}
-    and {input}. A record with `chosen` and no prompt is a dialogue, split at its last
-    "\\n\\nAssistant:", which needs no template.
-    Raises ValueError, with the line, for a field that is missing or empty.
-    """
-    check_template(template)
-    return [exchange(record, template) for record in read_records(source, columns, KNOWN)]
-
-
-def exchange(record: Record, template: str) -> Exchange:
-    if record.find(PROMPT_NAMES) is None and record.find(["chosen"]):
-        return Exchange(*split_dialogue(record.required_text("chosen"), record.place))
-    prompt = fill(template, record.required_text(*PROMPT_NAMES), record.text("input") or "")
-    chosen = ("chosen",) if record.find(COMPLETION_NAMES) is None else ()
-    completion = record.required_text(*COMPLETION_NAMES, *chosen)
-    return Exchange(prompt, join(prompt, completion))
-
-
-def check_template(template: str) -> None:
-    """Raise ValueError for a template without the prompt or its input, or with an unknown field."""
-    fields = set(re.findall(r"\{(\w*)\}", template))
-    holds_all = "prompt" in fields or fields >= {"instruction", "input"}
-    if not holds_all or not fields <= {"prompt", "instruction", "input"}:
-        raise ValueError(
-            f"the template {template!r} must hold {{prompt}}, or {{instruction}} and {{input}}, "
-            "and no other field"
-        )
-
-
-def fill(template: str, prompt: str, context: str = "") -> str:
-    """Fill in the template. {prompt} is the instruction and, on the next line, the input. A part in
-    square brackets around {input} is left out where there is no input."""
-    template = re.sub(r"\[([^\[\]]*\{input\}[^\[\]]*)\]", r"\1" if context else "", template)
-    fields = {
-        "instruction": prompt,
-        "input": context,
-        "prompt": f"{prompt}\n{context}" if context and "{input}" not in template else prompt,
-    }
-    return re.sub(r"\{(prompt|instruction|input)\}", lambda found: fields[found[1]], template)
-
-
-def join(prompt: str, completion: str) -> str:
-    """The completion as it follows a prompt: after a space, unless the prompt ends in one."""
-    return completion.strip() if prompt[-1:].isspace() else " " + completion.strip()
-
-
-def split_dialogue(dialogue: str, place: str) -> tuple[str, str]:
-    """(the text up to the last "Assistant:", the response after it)."""
-    before, mark, response = dialogue.rpartition(LAST_SPEAKER)
-    if not mark:
-        raise ValueError(f"{place}: the dialogue has no {LAST_SPEAKER!r} before a response")
-    if not response.strip():
-        raise ValueError(f"{place}: the response after the last {LAST_SPEAKER!r} is empty")
-    prompt = before.lstrip() + mark
-    return prompt, join(prompt, response)
 
 
 # ---- exchanges -> token ids

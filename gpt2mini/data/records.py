@@ -21,7 +21,11 @@ HUB = "hf:"  # hf:owner/name or hf:owner/name:split
 
 
 class EmptyField(ValueError):
-    """A field that is there and empty: its record has nothing to learn."""
+    """A field is there and empty: the record has nothing to learn, for this reason."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.place, self.reason = place, reason
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Record:
         if value is None and self.find(names) is None:
             raise self.lacks(names)
         if value is None or not value.strip():
-            raise EmptyField(f"{self.place}: {self.find(names)!r} is empty")
+            raise EmptyField(self.place, f"{self.find(names)!r} is empty")
         return value
 
     def find(self, names: Sequence[str]) -> str | None:
@@ -151,6 +155,7 @@ class Omissions:
                 self.columns[name] += 1
 
     def drop(self, reason: str, place: str) -> None:
+        self.records += 1
         self.reasons[reason] += 1
         self.first.setdefault(reason, place)
 

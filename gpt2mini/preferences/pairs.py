@@ -1,100 +1,30 @@
-"""Preferences: a prompt with a chosen and a rejected response; records -> batches of pairs."""
+"""Preferences -> batches of pairs, chosen and rejected responses side by side."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gpt2mini.data.batching import LengthBatches
-from gpt2mini.data.instructions import (
-    COMPLETION_NAMES,
-    LAST_SPEAKER,
-    PLAIN,
-    PROMPT_NAMES,
-    EncodedExchange,
-    check_template,
-    encode_prompt_with,
-    fill,
-    join,
-)
-from gpt2mini.data.records import Record, read_records
+from gpt2mini.data.instructions import EncodedExchange, encode_prompt_with
 from gpt2mini.masking import pad_right
+from gpt2mini.preferences.reading import Preference, read_preferences
 from gpt2mini.tokenizer import Tokenizer
 
+__all__ = [
+    "EncodedPreference",
+    "Preference",
+    "PreferenceBatch",
+    "PreferenceBatches",
+    "encode_preferences",
+    "pad_pairs",
+    "read_preferences",
+]
+
 logger = logging.getLogger(__name__)
-
-CHOSEN_NAMES = ("chosen", *COMPLETION_NAMES)  # of a column or a JSON key
-KNOWN = (*PROMPT_NAMES, "input", *CHOSEN_NAMES, "rejected")
-
-
-@dataclass(frozen=True)
-class Preference:
-    """A prompt in the model's template, and the responses chosen and rejected by a labeler."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-
-
-# ---- records -> preferences
-
-
-def read_preferences(
-    source: str | Path, template: str = PLAIN, columns: Mapping[str, str] | None = None
-) -> list[Preference]:
-    """Read prompt, chosen and rejected, instruction (with or without input), output and rejected,
-    or pairs of dialogues.
-
-    source: .jsonl, .json, .csv or hf:owner/name:split. template: with {prompt}, or {instruction}
-    and {input}; dialogues need none. Pairs of equal or empty responses are dropped, and a warning
-    gives their number. Raises ValueError, with the line, for a field that is missing or empty.
-    """
-    check_template(template)
-    pairs = [preference(record, template) for record in read_records(source, columns, KNOWN)]
-    different = [one for one in pairs if one.chosen != one.rejected]
-    found = [one for one in different if one.chosen.strip() and one.rejected.strip()]
-    for dropped, what in (
-        (len(pairs) - len(different), "both responses are the same"),
-        (len(different) - len(found), "a response is empty"),
-    ):
-        if dropped:
-            logger.warning("%s: %d of %d pairs dropped: %s", source, dropped, len(pairs), what)
-    if not found:
-        raise ValueError(f"{source} has no pair of two different responses")
-    return found
-
-
-def preference(record: Record, template: str) -> Preference:
-    chosen = record.required_text(*CHOSEN_NAMES)
-    rejected = record.required_text("rejected")
-    if record.find(PROMPT_NAMES) is None and record.find(["chosen"]):
-        return split_dialogues(chosen, rejected, record.place)
-    prompt = fill(template, record.required_text(*PROMPT_NAMES), record.text("input") or "")
-    return Preference(prompt, join(prompt, chosen), join(prompt, rejected))
-
-
-def split_dialogues(chosen: str, rejected: str, place: str) -> Preference:
-    """Two dialogues in the format of Anthropic's HH, split at the last "Assistant:" they share.
-
-    That is the last turn of each, except in 12 of the 5103 pairs of HH's helpful test sets: there a
-    response continues with turns of its own, which are not part of the prompt.
-    """
-    both = enumerate(zip(chosen, rejected, strict=False))
-    shared = next((i for i, (one, other) in both if one != other), min(len(chosen), len(rejected)))
-    before, mark, _ = chosen[:shared].rpartition(LAST_SPEAKER)
-    if not mark:
-        raise ValueError(
-            f"{place}: expected a prompt, or two dialogues that begin with the same text up to "
-            f"{LAST_SPEAKER!r}"
-        )
-    prompt = before.lstrip() + mark
-    responses = [dialogue[len(before + mark) :] for dialogue in (chosen, rejected)]
-    return Preference(prompt, *(join(prompt, response) for response in responses))
-
 
 # ---- preferences -> token ids
 
@@ -117,7 +47,8 @@ def encode_preferences(
 ) -> list[EncodedPreference]:
     """Responses end in <|endoftext|>. Of a pair longer than `longest` tokens the prompt keeps its
     tail, the same for both responses; a response that is too long by itself keeps its head. A
-    warning gives the number of such pairs."""
+    warning gives the number of such pairs. Pairs that are equal after the cut teach nothing and are
+    left out, with a warning. Raises ValueError if no pair is left."""
     found, cut_prompts, cut_responses = [], 0, 0
     for one in preferences:
         (chosen, rejected), cut_prompt, cut_response = encode_prompt_with(
@@ -133,7 +64,19 @@ def encode_preferences(
         if count:
             message = "%d of %d pairs did not fit %d tokens: %s was kept"
             logger.warning(message, count, len(found), longest, kept)
-    return found
+    return without_equal_pairs(found, longest)
+
+
+def without_equal_pairs(
+    pairs: Sequence[EncodedPreference], longest: int
+) -> list[EncodedPreference]:
+    different = [x for x in pairs if not torch.equal(x.chosen.token_ids, x.rejected.token_ids)]
+    if pairs and not different:
+        raise ValueError(f"no pair differs within {longest} tokens: allow more of them")
+    if len(different) < len(pairs):
+        message = "%d of %d pairs are the same within %d tokens and were left out"
+        logger.warning(message, len(pairs) - len(different), len(pairs), longest)
+    return different
 
 
 # ---- token ids -> batches

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from gpt2mini.checks import check_reward_head
 from gpt2mini.classification.last_token import class_logits
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length
-from gpt2mini.data.instructions import Exchange, encode_exchanges, join
+from gpt2mini.data.instructions import Exchange, encode_exchanges
 from gpt2mini.device import autocast
 from gpt2mini.evaluation.intervals import wilson_interval
 from gpt2mini.generation import last_token_logits
@@ -173,11 +173,13 @@ def score_with_reward(
 ) -> Float[Tensor, " responses"]:
     """The reward of each response to its prompt, read at <|endoftext|> as in training.
 
-    Prompts must be in the template that the reward model was trained with.
+    Both are taken as they are, white space included: prompts in the template that the reward model
+    was trained with, responses as they were sampled (" Yes.", after a prompt that ends in
+    "Answer:").
     """
     check_reward_head(model)
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses")
-    exchanges = [Exchange(p, join(p, r)) for p, r in zip(prompts, responses, strict=True)]
+    exchanges = [Exchange(p, r) for p, r in zip(prompts, responses, strict=True)]
     encoded = encode_exchanges(exchanges, tokenizer, model.config.context_length)
     return class_logits(model, [one.token_ids for one in encoded])[:, 0]
