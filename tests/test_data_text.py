@@ -1,6 +1,8 @@
 """Text into batches: no token lost, moved, or seen twice, however the text is cut on the way."""
 
+import gzip
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,16 @@ from torch import Tensor
 
 from gpt2mini import Tokenizer
 from gpt2mini.data import corpus as corpus_module
+from gpt2mini.data import documents as documents_module
 from gpt2mini.data.corpus import (
     TokenFile,
-    cut,
     hold_out,
     read_pieces,
     text_files,
     tokenize_files,
     tokenize_group,
 )
+from gpt2mini.data.documents import cut, holds_text
 from gpt2mini.data.text import TokenBatches, pad_batch, sequential_batches, sliding_windows
 from gpt2mini.losses import IGNORED
 from gpt2mini.tokenizer import END_OF_TEXT, train_tokenizer
@@ -71,14 +74,15 @@ def written(folder: Path, text: str, name: str = "text.txt") -> Path:
 
 
 def documents_of(text: str) -> list[str]:
+    text = text.replace("\r\n", "\n")
     return [document for document in text.split(END_OF_TEXT) if document]
 
 
 def read_documents(path: Path, piece_characters: int, read_characters: int) -> list[list[str]]:
     """The pieces of each document, with the library's sizes replaced by small ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus_module, "PIECE_CHARACTERS", piece_characters)
-        patch.setattr(corpus_module, "READ_CHARACTERS", read_characters)
+        patch.setattr(documents_module, "PIECE_CHARACTERS", piece_characters)
+        patch.setattr(documents_module, "READ_CHARACTERS", read_characters)
         documents: list[list[str]] = [[]]
         for piece, ends_document in read_pieces(path):
             documents[-1].append(piece)
@@ -136,28 +140,33 @@ def test_a_control_character_that_python_takes_for_white_space_does_not_change_t
 
 @pytest.mark.parametrize("run", [" ", "\n", "\t", "\u3000", "x"])
 def test_a_long_run_is_cut_into_few_pieces(monkeypatch: pytest.MonkeyPatch, run: str) -> None:
-    monkeypatch.setattr(corpus_module, "PIECE_CHARACTERS", 20)
+    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 20)
     pieces = cut(run * 1000)
     assert len(pieces) <= 4 * 1000 / 20  # on average, a piece has a quarter of what it may have
     assert "".join(pieces) == run * 1000
 
 
 def test_a_text_of_ordinary_size_is_one_piece(text_file: Path) -> None:
-    assert list(read_pieces(text_file)) == [("one two\r\nthree", True), ("four five\n", True)]
+    assert list(read_pieces(text_file)) == [("one two\nthree", True), ("four five\n", True)]
 
 
 def test_text_that_is_not_utf8_is_refused_by_name(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "latin1.txt").write_bytes("naïve".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin1\.txt is not UTF-8"):
+    with pytest.raises(ValueError, match=r"latin1\.txt, line 1: not UTF-8 text .*iconv"):
         tokenize_files([tmp_path / "latin1.txt"], tokenizer, tmp_path, progress=False)
     assert not list(tmp_path.glob("*/tokens*"))
 
 
-def test_a_folder_gives_its_text_files_in_order(tmp_path: Path) -> None:
+def test_a_folder_gives_its_text_files_in_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "below").mkdir()
-    names = ["b.txt", "a.txt", "below/c.txt", "notes.md"]
-    paths = {name: written(tmp_path, "x", name) for name in names}
-    assert text_files(tmp_path) == [paths["a.txt"], paths["b.txt"], paths["below/c.txt"]]
+    names = ["b.txt", "a.TXT", "below/c.txt", "notes.md", "old.txt.gz", "a.pdf", "b.jsonl"]
+    paths = {name: written(tmp_path, "x", name) for name in [*names, "._a.txt", ".git"]}
+    assert text_files(tmp_path) == [
+        paths[name] for name in ("a.TXT", "b.txt", "below/c.txt", "notes.md", "old.txt.gz")
+    ]
+    assert "2 files left out, by their names: a.pdf, b.jsonl" in caplog.text
 
 
 def test_a_file_is_taken_whatever_its_name(tmp_path: Path) -> None:
@@ -170,8 +179,64 @@ def test_a_missing_path_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_text_files_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no \.txt file"):
+    with pytest.raises(ValueError, match=r"holds no file that ends in \.txt, "):
         text_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        ("a.txt", "\ufeffIt was dark.\r\nHe went on.\r\n".encode()),
+        ("a.txt", "It was dark.\rHe went on.\r".encode("utf-16")),
+        ("a.md", "It was dark.\nHe went on.\n".encode("utf-16-le")),
+        ("a.txt.gz", gzip.compress(b"It was dark.\r\nHe went on.\r\n")),
+        ("a.jsonl", b'{"text": "It was dark.\\nHe went on.\\n", "id": 3}\n{"text": ""}'),
+        ("a.json", b'[{"Content": "It was dark.\\nHe went on.\\n"}]'),
+        ("a.csv", b'title;text\r\nX;"It was dark.\nHe went on.\n"\r\n'),
+    ],
+)
+def test_a_document_is_the_same_in_every_file(tmp_path: Path, name: str, contents: bytes) -> None:
+    (tmp_path / name).write_bytes(contents)
+    assert list(read_pieces(tmp_path / name)) == [("It was dark.\nHe went on.\n", True)]
+    assert text_files(tmp_path) == [tmp_path / name]
+    assert holds_text(tmp_path / name) and holds_text(tmp_path)
+
+
+def test_a_record_is_a_document_and_marks_divide_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"text": "one<|endoftext|>two", "n": 1}, {"text": None, "n": 2}, {"text": "x" * 9000}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    pieces = list(read_pieces(tmp_path / "a.jsonl"))
+    assert pieces[:2] == [("one", True), ("two", True)]
+    assert [ends for _, ends in pieces[2:]] == [False, True]
+    assert "".join(piece for piece, _ in pieces[2:]) == "x" * 9000
+    assert "1 of 3 records left out: 'text' is empty" in caplog.text
+    assert "not used, with the number of records: n (1)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"text": "a", "meta": {"id": 1}}, True),
+        ({"text": "a", "instruction": "b", "output": "c"}, False),
+        ({"messages": [], "text": "a"}, False),
+        ({"prompt": "a", "completion": "b"}, False),
+    ],
+)
+def test_records_of_texts_are_told_from_others(tmp_path: Path, row: dict, expected: bool) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    (tmp_path / "val.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    assert holds_text(tmp_path / "train.jsonl") == holds_text(tmp_path) == expected
+    assert text_files(tmp_path) == [tmp_path / "train.jsonl"]
+
+
+def test_records_without_a_text_are_no_text(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"prompt": "a", "completion": "b"}', "a.jsonl")
+    with pytest.raises(ValueError, match="line 1: expected 'text' or 'content'; found prompt, co"):
+        list(read_pieces(path))
+    with pytest.raises(ValueError, match=r"book\.pdf is not text but a PDF: extract its text"):
+        list(read_pieces(written(tmp_path, "%PDF-1.7", "book.pdf")))
 
 
 # From pieces to a file of token ids
@@ -211,7 +276,7 @@ def test_how_many_pieces_a_thread_takes_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     thread_characters: int,
 ) -> None:
-    monkeypatch.setattr(corpus_module, "PIECE_CHARACTERS", 24)
+    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 24)
     monkeypatch.setattr(corpus_module, "THREAD_CHARACTERS", thread_characters)
     found = tokenize_files([scratch / "pieces.txt"], tokenizer, tmp_path, progress=False)
     assert len(found.bounds) > 100
@@ -414,7 +479,7 @@ def many_pieces(scratch: Path, tokenizer: Tokenizer) -> TokenFile:
     """A file of two documents and some hundred pieces."""
     text = "the sea's the 42 the " * 90
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus_module, "PIECE_CHARACTERS", 24)
+        patch.setattr(documents_module, "PIECE_CHARACTERS", 24)
         path = written(scratch, text + END_OF_TEXT + text, "pieces.txt")
         return tokenize_files([path], tokenizer, scratch, progress=False)
 

@@ -1,4 +1,4 @@
-"""Text files -> a memory-mapped file of token ids, and the documents in it.
+"""Text files, or records of texts -> a memory-mapped file of token ids, and the documents in it.
 
 A corpus may be larger than memory. It is read in pieces, tokenized by all cores at once, and
 written to disk piece by piece; training then maps that file, so that the operating system keeps
@@ -18,76 +18,17 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from gpt2mini.data import documents
+from gpt2mini.data.documents import read_pieces, text_files
 from gpt2mini.files import write_together
 from gpt2mini.tokenizer import END_OF_TEXT, Tokenizer
 
+__all__ = ["TokenFile", "hold_out", "read_pieces", "text_files", "tokenize_files"]
+
 logger = logging.getLogger(__name__)
 
-PIECE_CHARACTERS = 8192  # a few pages: the unit of `fraction`
 THREAD_CHARACTERS = 2**18  # in one task of a thread: much more work than starting the task
-READ_CHARACTERS = 2**16  # fits the processor's cache
 PIECE = np.dtype([("end", np.int64), ("ends_document", np.bool_)])  # a row of pieces.npy
-# What \s means in GPT-2's word pattern (Unicode's White_Space; Python's isspace has four more).
-WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
-    map(chr, range(0x2000, 0x200B))
-)
-
-
-def text_files(path: str | Path) -> list[Path]:
-    """The file itself, or all .txt files in and below a folder, in order of their names."""
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} is neither a text file nor a folder of text files")
-    files = sorted(path.rglob("*.txt"))
-    if not files:
-        raise ValueError(f"{path} holds no .txt file")
-    return files
-
-
-def read_pieces(path: Path) -> Iterator[tuple[str, bool]]:
-    """Yield (text, whether a document ends here): a file in pieces of about PIECE_CHARACTERS.
-
-    A document is a file, or the text between <|endoftext|> marks in it. Pieces are cut before white
-    space, where GPT-2's word pattern always starts a new word, so that the ids are those of the
-    whole text.
-    """
-    with path.open(encoding="utf-8", newline="") as file:
-        rest = ""
-        try:
-            while block := file.read(READ_CHARACTERS):
-                *documents, rest = (rest + block).split(END_OF_TEXT)
-                for document in documents:
-                    pieces = list(cut(document))
-                    yield from ((piece, False) for piece in pieces[:-1])
-                    yield from ((piece, True) for piece in pieces[-1:])
-                *pieces, rest = cut(rest) or [""]
-                while pieces and len(rest) < len(END_OF_TEXT):  # it may be the start of a mark
-                    rest = pieces.pop() + rest
-                yield from ((piece, False) for piece in pieces)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error}") from None
-        if rest:
-            yield rest, True
-
-
-def cut(text: str) -> list[str]:
-    """Pieces of at most PIECE_CHARACTERS, split before white space if their second half has any."""
-    pieces, start = [], 0
-    while len(text) - start > PIECE_CHARACTERS:
-        end = start + PIECE_CHARACTERS
-        middle = start + PIECE_CHARACTERS // 2
-        best = text.rfind("\n", middle, end)
-        if best < 0:
-            best = text.rfind(" ", middle, end)
-        while best > start and text[best - 1] in WHITE_SPACE:
-            best -= 1  # to the start of a run of white space
-        if best > start:
-            end = best
-        pieces.append(text[start:end])
-        start = end
-    return [*pieces, text[start:]] if text[start:] else pieces
 
 
 class TokenFile:
@@ -123,7 +64,7 @@ def tokenize_files(
     opens what the first one wrote.
 
     Every document ends in <|endoftext|>. All cores work at once (tiktoken releases Python's lock).
-    Raises ValueError for files without text, or that are not UTF-8.
+    Raises ValueError for files without text, or in another encoding than `decoding` reads.
     """
     folder = Path(folder) / corpus_key(files, tokenizer)
     if not (folder / "pieces.npy").is_file():  # the last to be renamed into place
@@ -240,7 +181,9 @@ def write_header(output: BinaryIO, dtype: np.dtype, n: int) -> None:
 def corpus_key(files: list[Path], tokenizer: Tokenizer) -> str:
     """A hash of the vocabulary and of every file's path, size and modification time."""
     facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    described = json.dumps([facts, tokenizer.merges, tokenizer.vocab, PIECE_CHARACTERS])
+    described = json.dumps(
+        [facts, tokenizer.merges, tokenizer.vocab, documents.PIECE_CHARACTERS, documents.READING]
+    )
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
