@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2mini import Tokenizer
+from gpt2mini.data.documents import TEXT_ENDINGS
+from gpt2mini.data.exchanges import (
+    COMPLETION_NAMES,
+    INPUT_NAMES,
+    MESSAGES_NAMES,
+    PROMPT_NAMES,
+    SYSTEM_NAMES,
+)
 from gpt2mini.data.instructions import ALPACA, PLAIN, Exchange, encode_exchanges, read_exchanges
+from gpt2mini.data.rows import FORMS
 from gpt2mini.losses import IGNORED
 from gpt2mini.preferences.pairs import Preference, encode_preferences, read_preferences
 
@@ -380,3 +390,26 @@ def test_pairs_that_are_equal_after_the_cut_are_left_out(
     assert "1 of 3 pairs are the same within 32 tokens and were left out" in caplog.text
     with pytest.raises(ValueError, match="no pair differs within 32 tokens"):
         encode_preferences(pairs[:1], tokenizer, 32)
+
+
+# ---- the tables of the README
+
+TABLES = (Path(__file__).parents[1] / "gpt2mini" / "data" / "README.md").read_text(encoding="utf-8")
+EXAMPLES = [re.findall(r"`([^`]+)`", line) for line in TABLES.splitlines() if line[:3] == "| `"]
+
+
+@pytest.mark.parametrize("cells", [row for row in EXAMPLES if row[0][0] == "{"], ids=lambda x: x[0])
+def test_the_readme_says_what_is_learned(tmp_path: Path, cells: list[str]) -> None:
+    (tmp_path / "a.jsonl").write_text(cells[0], encoding="utf-8")
+    expected = [json.loads(cell) for cell in cells[1:]]
+    if len(expected) == 2:
+        assert read_exchanges(tmp_path / "a.jsonl") == [Exchange(*expected)]
+    else:
+        assert read_preferences(tmp_path / "a.jsonl") == [Preference(*expected)]
+
+
+def test_the_readme_names_every_ending_and_every_field() -> None:
+    endings = {cell for row in EXAMPLES if row[0][0] == "." for cell in row if cell[0] == "."}
+    assert endings == {*FORMS, *TEXT_ENDINGS}
+    for name in (*PROMPT_NAMES, *INPUT_NAMES, *SYSTEM_NAMES, *COMPLETION_NAMES, *MESSAGES_NAMES):
+        assert f"`{name}`" in TABLES
