@@ -231,6 +231,12 @@ def test_records_of_texts_are_told_from_others(tmp_path: Path, row: dict, expect
     assert text_files(tmp_path) == [tmp_path / "train.jsonl"]
 
 
+def test_white_space_alone_is_no_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = written(tmp_path, "\n \n\t\n" * 10)
+    with pytest.raises(ValueError, match=r"there is no text in .*text\.txt"):
+        tokenize_files([path], tokenizer, tmp_path, progress=False)
+
+
 def test_records_without_a_text_are_no_text(tmp_path: Path) -> None:
     path = written(tmp_path, '{"prompt": "a", "completion": "b"}', "a.jsonl")
     with pytest.raises(ValueError, match="line 1: expected 'text' or 'content'; found prompt, co"):

@@ -268,6 +268,14 @@ def test_columns_that_are_not_used_are_named_once(
     assert not caplog.messages
 
 
+def test_carriage_returns_are_learned_as_they_stand_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"prompt": "a", "completion": x, "note": "\r"} for x in ("b\r\nc", "b\nc")]
+    assert exchanges(tmp_path, *rows)[0] == Exchange("a", "b\r\nc")
+    assert r"1 of 2 records hold carriage returns (\r), learned as they stand" in caplog.text
+
+
 def test_completions_that_are_labeled_bad_are_not_learned(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -304,6 +312,17 @@ PREFERENCES: dict[str, tuple[list[Row], list[Preference]]] = {
     "all as messages": ([{"prompt": [QUESTION], "chosen": [GOOD], "rejected": [BAD]}], [ASKED]),
     "all as messages, and the prompt again": (
         [{"prompt": [QUESTION], "chosen": [QUESTION, GOOD], "rejected": [QUESTION, BAD]}],
+        [ASKED],
+    ),
+    "a prompt as messages": ([{"prompt": [QUESTION], "chosen": "So.", "rejected": "No."}], [ASKED]),
+    "OpenAI": (
+        [
+            {
+                "input": {"messages": [QUESTION], "tools": []},
+                "preferred_output": [GOOD],
+                "non_preferred_output": [BAD],
+            }
+        ],
         [ASKED],
     ),
     "messages with a system prompt": (

@@ -75,6 +75,10 @@ ARRANGED: dict[str, tuple[str, str | bytes]] = {
     "semicolon": ("a.csv", table(ROWS, ";")),
     "semicolon, with a mark": ("a.csv", "\ufeff" + table(ROWS, ";")),
     "sep=; as Excel says it": ("a.csv", "sep=;\r\n" + table(ROWS, ";")),
+    "spaces after the commas": (
+        "a.csv",
+        'prompt, completion\n"Why — 遠い?", "So,\n""then""."\nWho;, I',
+    ),
     "tab in .csv": ("a.CSV", table(ROWS, "\t")),
     "bar": ("a.csv", table(ROWS, "|")),
     "tsv": ("a.tsv", table(ROWS, "\t")),

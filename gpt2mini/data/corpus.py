@@ -100,8 +100,6 @@ def write_tokens(
         bar.update(size - bar.n)  # <|endoftext|> marks in the files are not counted as text
         output.seek(0)
         write_header(output, dtype, total)
-    if not total:
-        raise ValueError(f"there is no text in {', '.join(map(str, files[:3]))}")
     logger.info("%d tokens of %d files written to %s", total, len(files), path.parent)
     return groups
 
@@ -123,15 +121,19 @@ def tokenize_pieces(
 
 
 def read_groups(files: list[Path]) -> Iterator[list[tuple[str, bool]]]:
-    """The pieces of all files, in groups of at least THREAD_CHARACTERS."""
-    group, size = [], 0
+    """The pieces of all files, in groups of at least THREAD_CHARACTERS. Raises ValueError if they
+    are nothing but white space."""
+    group, size, blank = [], 0, True
     for file in files:
         for piece in read_pieces(file):
+            blank = blank and piece[0].isspace()
             group.append(piece)
             size += len(piece[0])
             if size >= THREAD_CHARACTERS:
                 yield group
                 group, size = [], 0
+    if blank:
+        raise ValueError(f"there is no text in {', '.join(map(str, files[:3]))}")
     if group:
         yield group
 

@@ -125,6 +125,6 @@ def describe_encoding_error(path: Path, encoding: str) -> str:
                 return (
                     f"{path}, line {number}: not UTF-8 text (byte {line[error.start]:#04x} after "
                     f"{line[max(0, error.start - 20) : error.start].decode(errors='replace')!r}): "
-                    "convert it first, as with iconv -f latin1 -t utf-8, or whatever it is in"
+                    "convert it first, with iconv -f latin1 -t utf-8, or from the encoding it has"
                 )
     return f"{path} is not UTF-8 text"

@@ -128,6 +128,8 @@ def messages_of(record: Record, names: Sequence[str], role: str) -> list[Message
     value = record.value(*names)
     if value is None and record.find(names) is None:
         raise record.lacks(names)
+    if isinstance(value, dict) and "messages" in value:  # as in OpenAI's preferences
+        value = value["messages"]
     if value is None or value == []:
         raise EmptyField(record.place, f"{record.find(names)!r} is empty")
     if isinstance(value, str):

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,23 @@ class Record:
 
         Raises ValueError if two fields differ in case or white space alone.
         """
-        names = [name for name in names if name in self.chosen] or names
-        for name in names:
-            same = [one for one in self.fields if one.strip().lower() == name]
-            if len(same) > 1 and name not in self.chosen:
-                raise ValueError(f"{self.place}: which of {same} is the {name}? Rename one of them")
-            if same:
-                return name if name in self.chosen else same[0]
-        return None
+        assigned = next((name for name in names if name in self.chosen), None)
+        if assigned is not None:
+            return assigned
+        name = next((name for name in names if name in self.spellings), None)
+        if name is None:
+            return None
+        if len(same := self.spellings[name]) > 1:
+            raise ValueError(f"{self.place}: which of {same} is the {name}? Rename one of them")
+        return same[0]
+
+    @cached_property
+    def spellings(self) -> dict[str, list[str]]:
+        """Names in lower case -> as the fields are spelled."""
+        found: dict[str, list[str]] = {}
+        for name in self.fields:
+            found.setdefault(name.strip().lower(), []).append(name)
+        return found
 
     def lacks(self, names: Sequence[str]) -> ValueError:
         wanted = " or ".join(map(repr, names))
@@ -146,13 +156,15 @@ class Omissions:
         self.reasons: Counter[str] = Counter()
         self.first: dict[str, str] = {}  # reason -> the first place
         self.columns: Counter[str] = Counter()  # how many records have a value in each unused one
+        self.with_returns = 0  # records in which \r is learned
 
     def see(self, record: Record) -> None:
         """A record that has been read: its other fields are not used."""
         self.records += 1
         for name, value in record.fields.items():
-            if name not in record.used and as_text(value) not in (None, ""):
+            if name not in record.used and value is not None and value != "":
                 self.columns[name] += 1
+        self.with_returns += any("\r" in str(record.fields[name]) for name in record.used)
 
     def drop(self, reason: str, place: str) -> None:
         self.records += 1
@@ -168,3 +180,6 @@ class Omissions:
             shown = ", ".join(f"{name} ({count})" for name, count in self.columns.items())
             message = "%s: columns that are not used, with the number of records: %s"
             logger.warning(message, self.source, shown)
+        if self.with_returns:
+            message = r"%s: %d of %d records hold carriage returns (\r), learned as they stand"
+            logger.warning(message, self.source, self.with_returns, self.records)

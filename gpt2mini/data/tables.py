@@ -17,8 +17,13 @@ EXCEL_SEPARATOR = re.compile(r"sep=(.)", re.IGNORECASE)
 
 def read_csv(path: Path) -> Rows:
     """Rows under a header. The delimiter is the one that the header holds, or the first line names
-    as Excel does: sep=;"""
-    yield from read_table(path, delimiter_of(path))
+    as Excel does: sep=; Spaces after all delimiters of the header are part of the delimiter."""
+    with open_text(path, newline="") as file:
+        first = next((line for line in file if line.strip()), "")
+    delimiter = delimiter_of(first)
+    others = first.split(delimiter)[1:]
+    spaced = bool(others) and all(name.startswith(" ") for name in others)
+    yield from read_table(path, delimiter, spaced=spaced)
 
 
 def read_tsv(path: Path) -> Rows:
@@ -38,16 +43,14 @@ def read_tsv(path: Path) -> Rows:
     yield from literal if quoted is None or joined else quoted  # type: ignore[misc]
 
 
-def delimiter_of(path: Path) -> str:
-    with open_text(path, newline="") as file:
-        first = next((line for line in file if line.strip()), "")
-    if named := EXCEL_SEPARATOR.fullmatch(first.strip("\r\n").strip('"')):
+def delimiter_of(first_line: str) -> str:
+    if named := EXCEL_SEPARATOR.fullmatch(first_line.strip("\r\n").strip('"')):
         return named[1]
-    outside_quotes = re.sub(r'"[^"]*"', "", first)
+    outside_quotes = re.sub(r'"[^"]*"', "", first_line)
     return next((one for one in DELIMITERS if one in outside_quotes), ",")
 
 
-def read_table(path: Path, delimiter: str, quotes: bool = True) -> Rows:
+def read_table(path: Path, delimiter: str, quotes: bool = True, spaced: bool = False) -> Rows:
     """A list, read at once: the csv module's limit on the length of a field is a global setting."""
     limit_before = csv.field_size_limit(LARGEST_FIELD)
     try:
@@ -57,6 +60,7 @@ def read_table(path: Path, delimiter: str, quotes: bool = True) -> Rows:
                 file,
                 delimiter=delimiter,
                 quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+                skipinitialspace=spaced,
                 strict=True,
             )
             try:

@@ -35,8 +35,10 @@ from gpt2mini.data.templates import PLAIN, check_template, divide
 
 logger = logging.getLogger(__name__)
 
-CHOSEN_NAMES = ("chosen", *COMPLETION_NAMES)  # of a column or a JSON key
-KNOWN = (*PROMPT_NAMES, *INPUT_NAMES, *SYSTEM_NAMES, *CHOSEN_NAMES, "rejected", "label")
+ASKED_NAMES = (*PROMPT_NAMES, "input")  # of a column or a JSON key
+CHOSEN_NAMES = ("chosen", "preferred_output", *COMPLETION_NAMES)
+REJECTED_NAMES = ("rejected", "non_preferred_output")
+KNOWN = (*ASKED_NAMES, *INPUT_NAMES, *SYSTEM_NAMES, *CHOSEN_NAMES, *REJECTED_NAMES, "label")
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,12 @@ def read_preferences(
 
 def preference(record: Record, template: str, repeats: bool = False) -> Preference:
     """repeats: whether the responses begin with the prompt."""
-    both = (record.value(*CHOSEN_NAMES), record.value("rejected"))
-    if any(map(holds_messages, both)):
+    if any(holds_messages(record.value(*names)) for names in (PROMPT_NAMES, CHOSEN_NAMES)):
         return from_messages(record)
-    prompted = record.find((*PROMPT_NAMES, "input"))
+    prompted = record.find(ASKED_NAMES)
     if prompted is None and record.find(["chosen"]) is None:
         raise record.lacks(PROMPT_NAMES)
-    chosen, rejected = record.required_text(*CHOSEN_NAMES), record.required_text("rejected")
+    chosen, rejected = record.required_text(*CHOSEN_NAMES), record.required_text(*REJECTED_NAMES)
     if prompted is None:
         return split_at_difference(chosen, rejected, record.place)
     prompt, template = written_prompt(record, template)
@@ -111,7 +112,7 @@ def preference_of(chosen: tuple[str, str], rejected: tuple[str, str]) -> Prefere
 def repeats_prompt(record: Record) -> bool:
     """Do both responses, as texts, begin with the prompt?"""
     responses = [
-        record.fields.get(record.find(names) or "") for names in (CHOSEN_NAMES, ["rejected"])
+        record.fields.get(record.find(names) or "") for names in (CHOSEN_NAMES, REJECTED_NAMES)
     ]
     return all(isinstance(one, str) and after_prompt(record, one) is not None for one in responses)
 
@@ -152,9 +153,9 @@ def split_at_difference(chosen: str, rejected: str, place: str) -> Preference:
 
 def from_messages(record: Record) -> Preference:
     """Lists of messages: the turns that both begin with are part of the prompt."""
-    before = messages_of(record, PROMPT_NAMES, "user") if record.find(PROMPT_NAMES) else []
+    before = messages_of(record, ASKED_NAMES, "user") if record.find(ASKED_NAMES) else []
     chosen = messages_of(record, CHOSEN_NAMES, "assistant")
-    rejected = messages_of(record, ["rejected"], "assistant")
+    rejected = messages_of(record, REJECTED_NAMES, "assistant")
     if before and chosen[0].role != "assistant":  # the lists are whole dialogues
         if before[-1].content not in [one.content for one in chosen]:
             raise ValueError(f"{record.place}: the prompt is not part of the messages in 'chosen'")
@@ -188,7 +189,7 @@ def roles(*dialogues: Sequence[Message]) -> set[str]:
 def paired(records: list[Record], left_out: Omissions) -> list[Record]:
     """The same records; those with a label (KTO's form) as pairs of the same prompt, the first good
     completion with the first bad one, and so on. Completions without a partner are left out."""
-    if not records or records[0].find(["rejected"]) or not records[0].find(["label"]):
+    if not records or records[0].find(REJECTED_NAMES) or not records[0].find(["label"]):
         return records
     by_prompt: dict[str, tuple[list[Record], list[Record]]] = {}
     for record in records:
