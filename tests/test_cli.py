@@ -379,7 +379,7 @@ def test_pretrain_learns_its_vocabulary_from_text_alone(tmp_path: Path) -> None:
 def test_pretrain_names_the_file_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
     done = run("pretrain", "--data", tmp_path, "--out", tmp_path / "out")
-    assert "latin.txt is not UTF-8 text" in done.stderr and "Traceback" not in done.stderr
+    assert "latin.txt, line 1: not UTF-8 text" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("method", ["last-blocks", "full", "lora"])
