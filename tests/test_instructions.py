@@ -114,7 +114,7 @@ def test_without_the_package_the_user_is_told_what_to_install(
         ("a.jsonl", "", "has no record"),
         ("a.jsonl", '{"prompt": "x", "completion": "y"}\n{"prompt": "x"}', "line 2: expected 'com"),
         ("a.jsonl", '{"completion": "y"}', "line 1: expected 'prompt'.*found completion"),
-        ("a.jsonl", '{"prompt": "x", "completion": " "}', "all its records are empty"),
+        ("a.jsonl", '{"prompt": "x", "completion": " "}', "all records are left out"),
         ("a.jsonl", '{"prompt": ', "line 1: not valid JSON"),
         ("a.jsonl", "[1]", "record 1: expected an object with named fields"),
         ("a.jsonl", b'{"prompt": "x", "completion": "y"}\n\xff', "line 2: not UTF-8"),

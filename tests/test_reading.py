@@ -243,7 +243,7 @@ def test_empty_records_are_left_out_and_counted(
     assert "a.jsonl, line 2)" in caplog.text
     assert "1 of 7 records left out: 'prompt' is empty" in caplog.text
     assert "1 of 7 records left out: 'messages' is empty" in caplog.text
-    with pytest.raises(ValueError, match="nothing to learn: all its records are empty"):
+    with pytest.raises(ValueError, match="nothing to learn: all records are left out"):
         exchanges(tmp_path, *empty)
 
 
@@ -279,9 +279,10 @@ def test_carriage_returns_are_learned_as_they_stand_and_counted(
 def test_completions_that_are_labeled_bad_are_not_learned(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = [{"prompt": "a", "completion": x, "label": x == "good"} for x in ("good", "bad")]
-    assert exchanges(tmp_path, *rows) == [Exchange("a", "good")]
-    assert "1 of 2 records left out: its label is false" in caplog.text
+    for good, bad in ((True, False), ("True", "False")):  # of JSON, and of CSV
+        rows = [{"prompt": "a", "completion": str(x), "label": x} for x in (good, bad)]
+        assert exchanges(tmp_path, *rows) == [Exchange("a", "True")]
+        assert caplog.messages[-1].count("1 of 2 records left out: its label is false") == 1
 
 
 # ---- forms of preferences

@@ -44,9 +44,8 @@ class Exchange:
 
     prompt: str
     completion: str
-    place: str = field(
-        default="", compare=False, repr=False
-    )  # of the record: turns of a dialogue share it
+    # of the record; the turns of a dialogue share it
+    place: str = field(default="", compare=False, repr=False)
 
 
 def read_exchanges(
@@ -70,7 +69,8 @@ def read_exchanges(
         left_out.see(record)
     left_out.log()
     if not found:
-        raise ValueError(f"{source} has nothing to learn: all its records are empty")
+        why = next(iter(left_out.reasons))
+        raise ValueError(f"{source} has nothing to learn: all records are left out ({why})")
     return found
 
 
@@ -79,7 +79,7 @@ def exchanges_of(record: Record, template: str) -> list[tuple[str, str]]:
 
     Raises EmptyField if there is none, ValueError for a missing field.
     """
-    if record.fields.get("label") in (True, False) and record.value("label") is False:
+    if is_labeled_bad(record):
         raise EmptyField(record.place, "its label is false, as of bad completions")
     if record.find(MESSAGES_NAMES):
         return from_messages(record, messages_of(record, MESSAGES_NAMES, "assistant"))
@@ -97,6 +97,14 @@ def exchanges_of(record: Record, template: str) -> list[tuple[str, str]]:
         return from_messages(record, before + after, len(before))
     prompt, template = written_prompt(record, template)
     return [divide(template, prompt, completion_of(record, answers))]
+
+
+def is_labeled_bad(record: Record) -> bool:
+    """KTO's form: a completion with a label of true or false."""
+    label = str(record.fields.get("label")).lower()
+    if label in ("true", "false"):
+        record.used.add("label")
+    return label == "false"
 
 
 def written_prompt(record: Record, template: str) -> tuple[str, str]:
