@@ -224,11 +224,15 @@ def test_a_record_is_a_document_and_marks_divide_it(
         ({"prompt": "a", "completion": "b"}, False),
     ],
 )
-def test_records_of_texts_are_told_from_others(tmp_path: Path, row: dict, expected: bool) -> None:
+def test_records_of_texts_are_told_from_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, row: dict, expected: bool
+) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps(row), encoding="utf-8")
     (tmp_path / "val.jsonl").write_text(json.dumps(row), encoding="utf-8")
     assert holds_text(tmp_path / "train.jsonl") == holds_text(tmp_path) == expected
+    assert not caplog.messages
     assert text_files(tmp_path) == [tmp_path / "train.jsonl"]
+    assert len(caplog.messages) == 1
 
 
 def test_white_space_alone_is_no_text(tmp_path: Path, tokenizer: Tokenizer) -> None:

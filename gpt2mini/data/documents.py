@@ -34,20 +34,26 @@ def text_files(path: str | Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is neither a text file nor a folder of text files")
-    everything = visible_files(path)
-    files = [file for file in everything if form_of(file) in TEXT_ENDINGS]
-    records = [file for file in everything if is_file_of_records(file)]
-    files = files or by_purpose(records, path)["train"] or records
+    files = files_of(path)
     if not files:
         raise ValueError(f"{path} holds no file that ends in {', '.join(TEXT_ENDINGS)}")
-    log_left_out(path, [file for file in everything if file not in files], "by their names")
+    left_out = [file for file in visible_files(path) if file not in files]
+    log_left_out(path, left_out, "by their names")
     return files
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of text in a folder, or else those of records to learn from."""
+    everything = visible_files(folder)
+    texts = [file for file in everything if form_of(file) in TEXT_ENDINGS]
+    records = [file for file in everything if is_file_of_records(file)]
+    return texts or by_purpose(records, folder)["train"] or records
 
 
 def holds_text(path: Path) -> bool:
     """Is this a text or a folder of texts, or are its records texts alone, `{"text": ...}`?"""
     if path.is_dir():
-        path = text_files(path)[0]
+        path = next(iter(files_of(path)), path)
     if not is_file_of_records(path) or not path.is_file():
         return not is_file_of_records(path)
     first = next(read_records(path))
