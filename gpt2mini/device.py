@@ -1,26 +1,59 @@
-"""Which device to use, and which precision is fastest on it."""
+"""Which device to use, which dtype weights may have, and which precision is fastest."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 
+# The dtypes that weights may have, and the names by which they are asked for.
+WEIGHT_DTYPES = {
+    torch.float32: ("float32", "fp32", "float"),
+    torch.float16: ("float16", "fp16", "half"),
+    torch.bfloat16: ("bfloat16", "bf16"),
+    torch.float64: ("float64", "fp64", "double"),
+}
 
-def pick_device(name: str = "auto") -> torch.device:
-    """The named device, or with "auto" the best available: CUDA, then Apple's MPS, then the CPU.
-    Raises ValueError for a device that is not available."""
-    here = []  # best first
+
+def weight_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """The dtype that a name stands for. Raises ValueError for one that weights cannot have, such
+    as an integer or a complex one."""
+    name = str(dtype).removeprefix("torch.")
+    for found, names in WEIGHT_DTYPES.items():
+        if name in names:
+            return found
+    expected = ", ".join(names[0] for names in WEIGHT_DTYPES.values())
+    raise ValueError(
+        f"weights cannot be of dtype {dtype!r}: expected one of {expected}, as a name or a "
+        "torch.dtype (for int8: model.quantize('int8'), after loading)"
+    )
+
+
+def pick_device(device: torch.device | str | int = "auto") -> torch.device:
+    """The device of that name or number, or with "auto" the best available: CUDA, then Apple's
+    MPS, then the CPU. A number is that of an accelerator, as in torch; a torch.device is taken as
+    it is. Raises ValueError for a device that is not available."""
+    if isinstance(device, torch.device):
+        return device
+    here = available_devices()
+    if device == "auto":
+        return torch.device(here[0])
+    with suppress(RuntimeError, TypeError):  # torch's, for names and numbers that it does not know
+        found = torch.device(device)
+        name = str(found).removesuffix(":0")  # cuda:0 is cuda
+        if name in here and not isinstance(device, bool):
+            return found
+    raise ValueError(
+        f"there is no device {device!r} to compute on: take {' or '.join(['auto', *here])}"
+    )
+
+
+def available_devices() -> list[str]:
+    """Names of the devices here, the best first."""
+    here = []
     if torch.cuda.is_available():
         here += ["cuda", *(f"cuda:{number}" for number in range(1, torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         here += ["mps"]
-    here += ["cpu"]
-    if name == "auto":
-        return torch.device(here[0])
-    if name.removesuffix(":0") not in here:  # cuda:0 is cuda
-        raise ValueError(
-            f"there is no device {name!r} to compute on: take {' or '.join(['auto', *here])}"
-        )
-    return torch.device(name)
+    return [*here, "cpu"]
 
 
 def emulates_bfloat16(device: torch.device) -> bool:

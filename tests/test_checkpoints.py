@@ -1,5 +1,6 @@
 """Files <-> model: bit for bit, with `transformers` and without; and what damaged files get."""
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from torch.testing import assert_close
 from transformers import GPT2LMHeadModel
 
 from gpt2mini import GPT2
-from gpt2mini.checkpoints import CheckpointError, huggingface, model_from_tensors
+from gpt2mini.checkpoints import CheckpointError, find_model, huggingface, model_from_tensors
 
 WEIGHTS = "model.safetensors"
 PRECISION = 1e-4  # float32, logits of the size of 1, two implementations
@@ -156,6 +157,92 @@ def test_dropout_in_the_file_is_not_taken_over(folder: Path) -> None:
     assert GPT2.from_pretrained(folder).config.drop_rate == 0.0
 
 
+# ---- dtypes, devices and modes
+
+
+NAMES = {
+    torch.float32: ("float32", "fp32", "float", "torch.float32"),
+    torch.float16: ("float16", "fp16", "half", "torch.float16"),
+    torch.bfloat16: ("bfloat16", "bf16", "torch.bfloat16"),
+    torch.float64: ("float64", "fp64", "double", "torch.float64"),
+}
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+def test_a_dtype_may_be_given_by_its_name(folder: Path, dtype: torch.dtype) -> None:
+    for name in NAMES[dtype]:
+        model = GPT2.from_pretrained(folder, dtype=name)
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+        model.save_pretrained(folder.parent / name, dtype=name)
+        assert {t.dtype for t in load_file(folder.parent / name / WEIGHTS).values()} == {dtype}
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, "int8", ""]
+)
+def test_a_dtype_that_weights_cannot_have_is_refused(
+    folder: Path, tiny_model: GPT2, dtype: Any
+) -> None:
+    """On saving, before the good file is touched."""
+    for call in (tiny_model.save_pretrained, GPT2.from_pretrained):
+        with pytest.raises(ValueError, match=r"weights cannot be of dtype .*float32, float16"):
+            call(folder, dtype=dtype)
+    assert_same_weights(GPT2.from_pretrained(folder), tiny_model)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn])
+def test_a_file_of_a_dtype_that_weights_cannot_have_is_refused(
+    folder: Path, dtype: torch.dtype
+) -> None:
+    rewrite_weights(folder, lambda tensors: {n: t.to(dtype) for n, t in tensors.items()})
+    with pytest.raises(CheckpointError, match=rf"{WEIGHTS}.*holds {dtype}; expected weights"):
+        GPT2.from_pretrained(folder)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.usefixtures("no_shape_checks")
+def test_a_model_in_a_dtype_that_no_file_may_have_is_not_saved(
+    own_model: GPT2, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"weights cannot be of dtype torch.complex64"):
+        own_model.to(torch.complex64).save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), None])
+def test_a_device_is_taken_in_any_of_torch_s_forms(folder: Path, device: Any) -> None:
+    assert GPT2.from_pretrained(folder, device=device).tok_emb.weight.device.type == "cpu"
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+@pytest.mark.parametrize("device", [0, 1, "cuda", "gpu", "gpu:0", "", True])
+@pytest.mark.usefixtures("no_shape_checks")
+def test_a_device_that_is_not_here_is_not_the_cpu(folder: Path, device: Any) -> None:
+    with pytest.raises(ValueError, match=rf"there is no device {device!r}.*take auto or cpu"):
+        GPT2.from_pretrained(folder, device=device)
+
+
+def test_a_model_is_loaded_in_inference_mode_and_can_be_trained_afterwards(
+    folder: Path, tiny_model: GPT2
+) -> None:
+    with torch.inference_mode():
+        model = GPT2.from_pretrained(folder)
+    assert_same_weights(model, tiny_model)
+    model(random_ids(1, 4)).sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_torch_s_default_dtype_changes_nothing(
+    folder: Path, tiny_model: GPT2, dtype: torch.dtype
+) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        model = GPT2.from_pretrained(folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same_weights(model, tiny_model)
+
+
 # ---- what loading leaves alone
 
 
@@ -277,6 +364,31 @@ def test_a_folder_without_weights_says_what_it_has_instead(folder: Path) -> None
         GPT2.from_pretrained(folder)
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 548105171\n"
+WEB_PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
+
+
+@pytest.mark.parametrize("name", ["config.json", WEIGHTS, "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    ("contents", "words"), [(LFS_POINTER, "a Git LFS pointer.*git lfs pull"), (WEB_PAGE, "HTML")]
+)
+def test_what_lies_in_a_file_s_place_is_called_by_its_name(
+    folder: Path, name: str, contents: bytes, words: str
+) -> None:
+    if name == "pytorch_model.bin":
+        (folder / WEIGHTS).unlink()
+    (folder / name).write_bytes(contents)
+    with pytest.raises(CheckpointError, match=rf"{name} is .*{words}"):
+        GPT2.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_config_as_windows_editors_save_it_is_read(folder: Path, encoding: str) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    assert GPT2.from_pretrained(folder).config == TINY
+
+
 # ---- damaged and foreign configs
 
 
@@ -325,6 +437,65 @@ def test_an_impossible_number_is_refused_by_the_name_of_the_file(
     rewrite_config(folder, **changes)
     with pytest.raises(ValueError, match=r"config.json cannot be read: (emb_dim|n_layers)"):
         GPT2.from_pretrained(folder)
+
+
+# ---- paths as people type them
+
+
+def test_the_home_folder_is_written_with_a_tilde(
+    tiny_model: GPT2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    tiny_model.save_pretrained("~/models/mine")
+    assert (tmp_path / "home/models/mine" / WEIGHTS).is_file()
+    assert not (tmp_path / "~").exists()
+    for path in ("~/models/mine", Path("~/models/mine")):
+        assert_same_weights(GPT2.from_pretrained(path), tiny_model)
+    with pytest.raises(ValueError, match="~nobody-of-that-name"):
+        GPT2.from_pretrained("~nobody-of-that-name/models")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+def test_the_file_that_is_read_stands_for_its_folder(
+    folder: Path, tiny_model: GPT2, name: str
+) -> None:
+    assert_same_weights(GPT2.from_pretrained(folder / name), tiny_model)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "README.md"])
+def test_another_file_does_not(folder: Path, name: str) -> None:
+    """pytorch_model.bin would not be read beside model.safetensors."""
+    (folder / name).write_bytes(b"")
+    message = rf"{name} is a file: give the folder .*{folder}, of which {WEIGHTS} is read"
+    with pytest.raises(CheckpointError, match=message):
+        GPT2.from_pretrained(folder / name)
+
+
+def test_the_folder_around_a_model_names_it(folder: Path, tmp_path: Path) -> None:
+    """As a run's folder, with its best model inside."""
+    with pytest.raises(CheckpointError, match=rf"no config.json.*give the folder .*{folder}$"):
+        GPT2.from_pretrained(tmp_path)
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+def test_what_is_no_path_is_refused() -> None:
+    with pytest.raises(TypeError, match="name or the folder of a model, not a dict"):
+        find_model({"model": 1})  # type: ignore[arg-type]
+
+
+def test_a_file_that_cannot_be_written_is_named_and_not_the_temporary_one(
+    tiny_model: GPT2, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str, **_: Any) -> None:
+        if text:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        tiny_model.save_pretrained(folder)
+    assert ".partial" not in str(caught.value)
+    assert f"cannot write {folder / 'config.json'}" in str(caught.value)
 
 
 # ---- crashes while saving

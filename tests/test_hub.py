@@ -194,6 +194,61 @@ def test_without_a_network_the_error_says_how_to_place_the_files(
         assert named in err
 
 
+@pytest.mark.parametrize("weights", [True, False])
+def test_the_error_without_a_network_lists_all_files_and_comes_at_once(
+    web: Loopback, tmp_path: Path, weights: bool
+) -> None:
+    """Also where the tokenizer is asked for first. The Hub is asked once, and not again."""
+    web.shutdown()  # connections are refused
+    kind = "GPT2" if weights else "Tokenizer"
+    code = f'from gpt2mini import {kind}; {kind}.from_pretrained("models/none")'
+    settings = environment(web, tmp_path / "cache", HF_ENDPOINT="http://127.0.0.1:9")
+    _, err = start(code, settings).communicate()
+    assert "config.json, model.safetensors, vocab.json, merges.txt" in err
+    assert "and is no folder here" in err
+    assert "Retrying" not in err
+
+
+def test_shards_of_any_name_are_downloaded(web: Loopback, tmp_path: Path, tiny_model: GPT2) -> None:
+    """Their names are those of the index."""
+    folder = web.root / "someone" / "large"
+    tiny_model.save_pretrained(tmp_path / "model")
+    theirs = GPT2LMHeadModel.from_pretrained(tmp_path / "model")
+    theirs.save_pretrained(folder, max_shard_size="60KB")
+    index = folder / "model.safetensors.index.json"
+    text = index.read_text(encoding="utf-8").replace("model-", "gpt2_part-")
+    index.write_text(text, encoding="utf-8")
+    for shard in folder.glob("model-*"):
+        shard.rename(folder / shard.name.replace("model-", "gpt2_part-"))
+    (folder / "gpt2_part-of-another.safetensors").write_bytes(bytes(10))
+    code = SUM.format(name="someone/large")
+    assert float(finish(start(code, environment(web, tmp_path / "cache")))) == checksum(tiny_model)
+    assert not web.downloads_of("of-another")
+
+
+def test_all_that_the_tokenizer_reads_is_downloaded(
+    on_the_hub: Path, web: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it looks for in a folder is on the list of the Hub's downloader."""
+    asked: set[str] = set()
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: asked.add(path.name) or is_file(path))
+    Tokenizer.from_pretrained(on_the_hub)
+    with pytest.raises(FileNotFoundError):
+        (tmp_path / "empty").mkdir()
+        Tokenizer.from_pretrained(tmp_path / "empty")
+    read = {name for name in asked if name.endswith((".json", ".txt", ".jinja"))}
+    openai_s = set(hub.OPENAI_TOKENIZER_FILES)
+    assert read - openai_s <= {*hub.TOKENIZER_FILES}
+
+
+def test_added_tokens_are_downloaded(on_the_hub: Path, web: Loopback, tmp_path: Path) -> None:
+    added = {"<|user|>": 8192, "[PAD]": 8193}
+    (on_the_hub / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
+    code = 'from gpt2mini import Tokenizer; print(Tokenizer.from_pretrained("someone/tiny").vocab)'
+    assert "<|user|>" in finish(start(code, environment(web, tmp_path / "cache")))
+
+
 # ---- the Hub: two at once, and killed
 
 
@@ -415,6 +470,29 @@ def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert cache_folder() == tmp_path / "gpt2mini"
     monkeypatch.setenv("GPT2MINI_CACHE", str(tmp_path / "mine"))
     assert cache_folder() == tmp_path / "mine"
+
+
+def test_without_a_home_the_error_says_how_to_choose_a_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "GPT2MINI_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_such_user(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_such_user)
+    with pytest.raises(FileNotFoundError, match=r"has no home: .*GPT2MINI_CACHE"):
+        cache_folder()
+
+
+def test_an_unwritable_cache_is_named(
+    storage: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GPT2MINI_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConnectionError, match=r"into .*file.*GPT2MINI_CACHE"):
+        GPT2.from_pretrained("124M")
 
 
 def test_files_that_are_there_are_not_asked_for(tmp_path: Path, socket_attempts: list[str]) -> None:

@@ -4,6 +4,7 @@ Read in this order: names, stored, build, huggingface, tensorflow, openai, hub.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from gpt2mini.checkpoints.build import build_model
 from gpt2mini.checkpoints.config_json import read_class_names
-from gpt2mini.checkpoints.hub import find_model
+from gpt2mini.checkpoints.hub import base_name, find_model
 from gpt2mini.checkpoints.huggingface import read_folder, write_folder
 from gpt2mini.checkpoints.stored import (
     Checkpoint,
@@ -21,7 +22,10 @@ from gpt2mini.checkpoints.stored import (
     holds_adapter,
     without_wrappers,
 )
+from gpt2mini.checkpoints.tokenizer_config import complete_tokenizer_config
 from gpt2mini.config import GPT2Config
+from gpt2mini.device import pick_device, weight_dtype
+from gpt2mini.files import local_path
 from gpt2mini.model import GPT2
 
 __all__ = [
@@ -37,16 +41,19 @@ __all__ = [
 
 def load_model(
     name_or_folder: str | Path,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | int | None = None,
 ) -> GPT2:
     """A model in eval mode, from a folder (Hugging Face's or OpenAI's) or by its name.
 
-    dtype: of the weights; the default is float32, whatever the files hold. device: the default is
-    the CPU.
+    dtype: of the weights, a torch.dtype or its name; the default is float32, whatever the files
+    hold. device: a torch.device, its name, or the number of an accelerator; the default is the CPU.
     Raises FileNotFoundError if there is no such model, ConnectionError if it cannot be downloaded,
-    CheckpointError (a ValueError) if its files are damaged or hold something else.
+    CheckpointError (a ValueError) if its files are damaged or hold something else, ValueError for a
+    dtype that weights cannot have, or a device that is not there.
     """
+    dtype = weight_dtype(torch.float32 if dtype is None else dtype)
+    device = pick_device("cpu" if device is None else device)
     folder = find_model(name_or_folder)
     if (folder / "hparams.json").is_file() and not (folder / "config.json").is_file():
         # Imported here: only these files need what it needs.
@@ -55,14 +62,15 @@ def load_model(
         checkpoint = read_openai_folder(folder)
     else:
         checkpoint = read_folder(folder)
-    return build_model(checkpoint, dtype or torch.float32, torch.device(device or "cpu"))
+    origin = replace(checkpoint.origin, base=base_name(name_or_folder, folder))
+    return build_model(replace(checkpoint, origin=origin), dtype, device)
 
 
 def model_from_tensors(
     config: GPT2Config,
     tensors: Mapping[str, Tensor],
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str | int = "cpu",
     source: str | Path = "tensors",
 ) -> GPT2:
     """A model in eval mode from tensors under the published names (`wte.weight`,
@@ -75,13 +83,13 @@ def model_from_tensors(
         for name, tensor in tensors.items()
     }
     checkpoint = Checkpoint(Path(source), config, without_wrappers(stored))
-    return build_model(checkpoint, dtype, torch.device(device))
+    return build_model(checkpoint, weight_dtype(dtype), pick_device(device))
 
 
 def save_model(
     model: GPT2,
     folder: str | Path,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     class_names: Sequence[str] | None = None,
 ) -> None:
     """Write a Hugging Face GPT-2 folder, which `transformers` and `load_model` open.
@@ -90,4 +98,6 @@ def save_model(
     the order of its logits. An interrupted save leaves the old files, whole; a finished one removes
     an adapter from the folder.
     """
-    write_folder(model, Path(folder), dtype, class_names)
+    folder = local_path(folder)
+    write_folder(model, folder, dtype, class_names)
+    complete_tokenizer_config(folder)

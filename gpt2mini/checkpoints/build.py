@@ -1,6 +1,7 @@
 """Stored tensors -> model: checked before anything is allocated, copied once."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -16,10 +17,13 @@ from gpt2mini.checkpoints.names import (
     published_shape,
     rules,
 )
+from gpt2mini.checkpoints.origin import Samples, first_middle_last, remember_origin
 from gpt2mini.checkpoints.stored import Checkpoint, CheckpointError, StoredTensor, reading
+from gpt2mini.device import WEIGHT_DTYPES
 from gpt2mini.model import GPT2
 
 
+@torch.inference_mode(False)  # which threads do not inherit, and whose tensors cannot be trained
 def build_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> GPT2:
     """The model of a checkpoint, in eval mode. Uses the checkpoint up: what has been copied is let
     go."""
@@ -39,8 +43,10 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
         stored = tensors.pop(rule.published)
         with reading(stored.file):
             tensor = stored.read()
-            if not tensor.is_floating_point():
-                raise ValueError(f"{rule.published} holds {tensor.dtype}, not weights")
+            if tensor.dtype not in WEIGHT_DTYPES:
+                raise ValueError(
+                    f"{rule.published} holds {tensor.dtype}; expected weights of 16, 32 or 64 bits"
+                )
             for name, part in zip(rule.ours, from_published(rule, tensor), strict=True):
                 parameters[name].copy_(part)
 
@@ -52,7 +58,15 @@ def build_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
     # so for several threads at once.
     with ThreadPoolExecutor(max_workers=4) as threads:
         list(threads.map(fill, [rule for rule in table if "vocab" not in rule.shape]))
+    remember_origin(model, replace(checkpoint.origin, samples=weight_samples(model)))
     return model.eval()
+
+
+def weight_samples(model: GPT2) -> Samples:
+    """Three values of every parameter; nothing where there are no values."""
+    if model.tok_emb.weight.is_meta:
+        return {}
+    return {name: first_middle_last(parameter) for name, parameter in model.named_parameters()}
 
 
 def choose_head(checkpoint: Checkpoint, tensors: dict[str, StoredTensor]) -> list[Rule]:

@@ -14,6 +14,8 @@ from urllib.request import Request, urlopen
 from filelock import FileLock
 from tqdm import tqdm
 
+from gpt2mini.files import local_path
+
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
@@ -24,8 +26,14 @@ PIECE = 2**20  # bytes read at a time, at the most
 def cache_folder() -> Path:
     """Where downloads are kept: $GPT2MINI_CACHE, or gpt2mini in the user's cache folder."""
     if chosen := os.environ.get("GPT2MINI_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2mini"
+        return local_path(chosen)
+    try:
+        return local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gpt2mini"
+    except ValueError as error:  # there is no home
+        raise FileNotFoundError(
+            "there is no folder for downloads, for this user has no home: choose one with the "
+            "variable GPT2MINI_CACHE"
+        ) from error
 
 
 def download_files(address: str, files: dict[str, int | None], folder: Path) -> None:

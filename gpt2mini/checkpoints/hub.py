@@ -4,15 +4,23 @@ A path or a bundled name touches no network. Anything else is downloaded once, a
 found in the cache without asking anybody.
 """
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from gpt2mini.checkpoints.config_json import read_config
+from gpt2mini.checkpoints.config_json import CONFIG, CONFIG_FILES, read_config
 from gpt2mini.checkpoints.download import cache_folder, download_files
 from gpt2mini.checkpoints.names import published_shape, rules
-from gpt2mini.checkpoints.stored import WEIGHT_FILES, CheckpointError, reading
+from gpt2mini.checkpoints.stored import (
+    WEIGHT_FILES,
+    CheckpointError,
+    shards,
+    weight_file,
+)
 from gpt2mini.config import GPT2Config
-from gpt2mini.files import read_json
+from gpt2mini.files import local_path
 
 BUNDLED = ("gpt2-nano",)
 PUBLISHED = {  # names of the sizes on the Hub -> repositories
@@ -21,42 +29,86 @@ PUBLISHED = {  # names of the sizes on the Hub -> repositories
     "gpt2-large": "openai-community/gpt2-large",
     "gpt2-xl": "openai-community/gpt2-xl",
 }
+# All that `gpt2mini.tokenizer` reads of a folder, and the least of it.
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+BY_HAND = ("model.safetensors", "vocab.json", "merges.txt")
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
-TOKENIZER_FILES = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"]
+SECONDS_TO_ANSWER = 10  # for the Hub's first answer; without one there is no network
 
 OPENAI_STORAGE = "https://openaipublic.blob.core.windows.net/gpt-2/models"
-OPENAI_SIZES = ("124M", "355M", "774M", "1558M")
+OPENAI_SIZES = {  # OpenAI's names -> the same weights on the Hub
+    "124M": PUBLISHED["gpt2"],
+    "355M": PUBLISHED["gpt2-medium"],
+    "774M": PUBLISHED["gpt2-large"],
+    "1558M": PUBLISHED["gpt2-xl"],
+}
 OPENAI_TOKENIZER_FILES: dict[str, int | None] = {"encoder.json": 1_042_301, "vocab.bpe": 456_318}
 
 
 def find_model(name_or_folder: str | Path, weights: bool = True) -> Path:
     """The folder of a model, downloaded if need be; without its weights if only the tokenizer is
-    asked for.
+    asked for. The path of the file that holds a folder's weights stands for the folder.
 
     Raises FileNotFoundError if there is no such model, ConnectionError if it cannot be had,
     CheckpointError if it is no GPT-2.
     """
-    folder = Path(name_or_folder)
+    if not isinstance(name_or_folder, str | os.PathLike):
+        raise TypeError(
+            f"expected the name or the folder of a model, not a {type(name_or_folder).__name__}"
+        )
+    folder, name = local_path(name_or_folder), str(name_or_folder)
     if folder.is_dir():
         return folder
-    name = str(name_or_folder)
+    if folder.is_file():
+        return folder_of_file(folder)
     if name in BUNDLED:
         return bundled_folder(name)
     if name in OPENAI_SIZES:
         return from_openai(name, weights)
     if name in PUBLISHED:
         return from_hub(PUBLISHED[name], weights)
-    # What begins with a folder of ours is a mistyped path, and not asked for on the network.
-    if (
-        REPOSITORY.fullmatch(name)
-        and isinstance(name_or_folder, str)
-        and not folder.parent.exists()
-    ):
+    if isinstance(name_or_folder, str) and is_repository(name):
         return from_hub(name, weights)
     raise FileNotFoundError(
         f"there is no model {name!r}: expected a folder, a bundled model ({', '.join(BUNDLED)}), "
         f"a published one ({', '.join([*PUBLISHED, *OPENAI_SIZES])}) or owner/name on the Hub"
     )
+
+
+def is_repository(name: str) -> bool:
+    """Whether a name that is no folder here may be one of the Hub. What begins with a folder of
+    ours is a mistyped path, and not asked for on the network."""
+    return REPOSITORY.fullmatch(name) is not None and not Path(name).parent.exists()
+
+
+def folder_of_file(file: Path) -> Path:
+    """The folder of a model whose config or weights were given. Raises CheckpointError for another
+    file than the one that is read."""
+    names = {entry.name for entry in file.parent.iterdir()}
+    read = {CONFIG, "hparams.json", weight_file(names)}
+    if file.name not in read:
+        held = f", of which {weight_file(names)} is read" if weight_file(names) else ""
+        raise CheckpointError(
+            f"{file} is a file: give the folder of a model, with its {CONFIG} and its weights "
+            f"({' or '.join(WEIGHT_FILES)}), such as {file.parent}{held}"
+        )
+    return file.parent
+
+
+def base_name(name_or_folder: str | Path, folder: Path) -> str:
+    """By what others find the model: a repository on the Hub, or the folder's full path."""
+    name = str(name_or_folder)
+    if local_path(name_or_folder).exists() or name in BUNDLED:
+        return str(folder.resolve())
+    return PUBLISHED.get(name) or OPENAI_SIZES.get(name) or name
 
 
 def bundled_folder(name: str) -> Path:
@@ -77,55 +129,73 @@ def from_hub(repository: str, weights: bool) -> Path:
     """The cached folder of a repository. `huggingface_hub` resumes, verifies, and keeps two
     processes apart."""
     import huggingface_hub
-    from huggingface_hub.errors import RepositoryNotFoundError
 
-    cached = huggingface_hub.try_to_load_from_cache(repository, "config.json")
+    cached = huggingface_hub.try_to_load_from_cache(repository, CONFIG)
     if isinstance(cached, str):
         folder = Path(cached).parent
         if has_weights(folder) if weights else has_tokenizer(folder):
             return folder
+    with explaining(repository):
+        # This first question is asked once: where there is no network, the downloads themselves
+        # would ask for half a minute.
+        api = huggingface_hub.HfApi()
+        info = api.model_info(repository, timeout=SECONDS_TO_ANSWER)
+        available = [file.rfilename for file in info.siblings or []]
+        return download(repository, available, weights)
+
+
+def download(repository: str, available: list[str], weights: bool) -> Path:
+    """Fetch what is read of a repository's files: what is small, then one form of its weights."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    # The config first: whoever names some other model should not wait for gigabytes of it.
+    read_config(Path(hf_hub_download(repository, CONFIG)).parent)
+    files = [name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if name in available]
+    if weights:
+        form = weight_file(available)
+        if form is None:
+            raise CheckpointError(
+                f"{repository} has no weights: expected one of {', '.join(WEIGHT_FILES)}; found "
+                f"{sorted(available)}"
+            )
+        files.append(form)
+        if form.endswith(".index.json"):
+            files += shards(Path(hf_hub_download(repository, form)))
+    return Path(snapshot_download(repository, allow_patterns=files))
+
+
+@contextmanager
+def explaining(repository: str) -> Iterator[None]:
+    """Whatever stands between here and the Hub is a ConnectionError that says how to do without."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
     try:
-        # The config first: whoever names some other model should not wait for gigabytes of it.
-        read_config(Path(huggingface_hub.hf_hub_download(repository, "config.json")).parent)
-        files = wanted_files(huggingface_hub.list_repo_files(repository), weights)
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=files))
+        yield
     except CheckpointError:
         raise
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f"{repository} is neither a folder here nor a model on the Hub that you may read"
         ) from error
-    except Exception as error:  # whatever stands between here and there
-        files = ["config.json", *(["model.safetensors"] if weights else []), *TOKENIZER_FILES[:2]]
+    except Exception as error:
+        files = " ".join([CONFIG, *BY_HAND])
         raise ConnectionError(
-            f"{repository} could not be downloaded ({type(error).__name__}: {error}). To place it "
-            f"by hand, get {', '.join(files)} from https://huggingface.co/{repository} where there "
-            f"is a network (hf download {repository} {' '.join(files)} --local-dir FOLDER), and "
-            "give the path of that FOLDER instead of the name."
+            f"{repository} could not be downloaded from the Hub ({type(error).__name__}: {error}), "
+            "and is no folder here. To place it by hand, get "
+            f"{files.replace(' ', ', ')} from https://huggingface.co/{repository} where there is a "
+            f"network (hf download {repository} {files} --local-dir FOLDER), and give the path of "
+            "that FOLDER instead of the name."
         ) from error
-
-
-def wanted_files(available: list[str], weights: bool) -> list[str]:
-    """Of the files of a repository, those that make the model: one form of its weights."""
-    wanted = [name for name in ["config.json", "generation_config.json", *TOKENIZER_FILES]]
-    if weights:
-        form = next((name for name in WEIGHT_FILES if name in available), None)
-        if form is None:
-            raise CheckpointError(f"no weights there: expected one of {', '.join(WEIGHT_FILES)}")
-        stem, _, suffix = form.removesuffix(".index.json").rpartition(".")
-        wanted += [form, f"{stem}-*.{suffix}"] if form.endswith(".json") else [form]
-    return wanted
 
 
 def has_weights(folder: Path) -> bool:
     """Whether a cached folder is whole; a download that was broken off leaves a part."""
-    form = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    form = weight_file(file.name for file in folder.iterdir())
     if form is None:
         return False
-    if form.suffix != ".json":
+    if not form.endswith(".index.json"):
         return True
-    with reading(form):
-        return all((folder / name).is_file() for name in read_json(form)["weight_map"].values())
+    return all((folder / name).is_file() for name in shards(folder / form))
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -146,10 +216,10 @@ def from_openai(size: str, weights: bool) -> Path:
         download_files(f"{OPENAI_STORAGE}/{size}", files, folder)
     except OSError as error:
         raise ConnectionError(
-            f"{size} could not be downloaded ({error}). To place it by hand, where there is a "
+            f"{size} could not be downloaded into {folder} ({error}). The variable GPT2MINI_CACHE "
+            "chooses another folder for downloads. To place the files by hand, where there is a "
             f"network: for f in {' '.join(files)}; do curl -fLO {OPENAI_STORAGE}/{size}/$f; done; "
-            f"then move the files to {folder}, or give the path of their folder instead of the "
-            "name."
+            f"then move them to {folder}, or give the path of their folder instead of the name."
         ) from error
     return folder
 

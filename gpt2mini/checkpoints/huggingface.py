@@ -10,8 +10,21 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gpt2mini.checkpoints.config_json import FIXED, parse_config, read_config
+from gpt2mini.checkpoints.config_json import (
+    CONFIG,
+    DROPOUTS,
+    GENERATION_CONFIG,
+    count_classes,
+    describe_classes,
+    describe_generation,
+    describe_model,
+    effective_eos_id,
+    parse_config,
+    read_config,
+    read_generation_config,
+)
 from gpt2mini.checkpoints.names import CLASS_HEAD, CLASS_HEAD_BIAS, OWN_HEAD, Rule, to_published
+from gpt2mini.checkpoints.origin import Origin, origin_of
 from gpt2mini.checkpoints.stored import (
     ADAPTER_FILES,
     Checkpoint,
@@ -19,6 +32,7 @@ from gpt2mini.checkpoints.stored import (
     read_weights,
     reading,
 )
+from gpt2mini.device import weight_dtype
 from gpt2mini.files import (
     Write,
     as_json,
@@ -37,18 +51,19 @@ logger = logging.getLogger(__name__)
 def read_folder(folder: Path) -> Checkpoint:
     """The checkpoint of a Hugging Face folder, its weights in any of the forms there are."""
     contents = read_config(folder)
-    with reading(folder / "config.json"):
+    with reading(folder / CONFIG):
         config = parse_config(contents)
+        classes = count_classes(contents)
     tensors = read_weights(folder)
-    labels = contents.get("id2label")
     score = tensors.get("score.weight")
-    if score is not None and isinstance(labels, dict) and score.shape[:1] != (len(labels),):
+    if score is not None and classes is not None and score.shape[:1] != (classes,):
         raise CheckpointError(
             f"{score.file}: score.weight has the shape {score.shape}; "
-            f"config.json lists {len(labels)} classes"
+            f"config.json lists {classes} classes"
         )
     tied = contents.get("tie_word_embeddings") is not False
-    return Checkpoint(folder, config, tensors, tied)
+    origin = Origin(str(folder.resolve()), DROPOUTS | contents, read_generation_config(folder))
+    return Checkpoint(folder, config, tensors, tied, origin)
 
 
 # ---- out
@@ -57,7 +72,7 @@ def read_folder(folder: Path) -> Checkpoint:
 def write_folder(
     model: GPT2,
     folder: Path,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     class_names: Sequence[str] | None = None,
 ) -> None:
     """Write config.json, generation_config.json and model.safetensors: all of them or none.
@@ -76,21 +91,20 @@ def write_folder(
     state = model.state_dict()
     if is_tied(model):
         state.pop("out_head.weight", None)
+    dtype = None if dtype is None else weight_dtype(dtype)
     tensors = {
-        rename(name): tensor.detach().to("cpu", dtype or tensor.dtype)
+        rename(name): tensor.detach().to("cpu", dtype or weight_dtype(tensor.dtype))
         for name, tensor in to_published(state, model.config, head).items()
     }
     writable_folder(folder)
-    config = describe_model(model, head, dtype or model.tok_emb.weight.dtype, class_names)
+    config = describe_folder(model, head, dtype or model.tok_emb.weight.dtype, class_names)
     files: dict[Path, Write] = {
-        folder / "config.json": text_writer(as_json(config)),
+        folder / CONFIG: text_writer(as_json(config)),
         folder / "model.safetensors": partial(save_file, tensors, metadata={"format": "pt"}),
     }
     if not is_classifier(head):
-        eos_id = config["eos_token_id"]
-        files[folder / "generation_config.json"] = text_writer(
-            as_json({"bos_token_id": eos_id, "eos_token_id": eos_id})
-        )
+        generation = describe_generation(config, origin_of(model).generation)
+        files[folder / GENERATION_CONFIG] = text_writer(as_json(generation))
     write_together(files)
     for name in ADAPTER_FILES:
         (folder / name).unlink(missing_ok=True)
@@ -135,37 +149,21 @@ def check_class_names(model: GPT2, head: list[Rule], class_names: Sequence[str])
         raise ValueError(f"{len(class_names)} class names for a head of {classes} classes")
 
 
-def describe_model(
+def describe_folder(
     model: GPT2, head: list[Rule], dtype: torch.dtype, class_names: Sequence[str] | None
 ) -> dict[str, Any]:
     """The contents of config.json."""
-    config = model.config
-    eos_id = config.vocab_size - 1 if config.eos_id is None else config.eos_id
-    contents = {
-        "model_type": "gpt2",
+    settings = origin_of(model).settings
+    contents = describe_model(model.config, settings) | {
         "architectures": ["GPT2LMHeadModel"],
-        "vocab_size": config.vocab_size,
-        "n_positions": config.context_length,
-        "n_embd": config.emb_dim,
-        "n_head": config.n_heads,
-        "n_layer": config.n_layers,
-        **FIXED,
-        "embd_pdrop": config.drop_rate,
-        "attn_pdrop": config.drop_rate,
-        "resid_pdrop": config.drop_rate,
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
         "tie_word_embeddings": head != OWN_HEAD,
         "dtype": str(dtype).removeprefix("torch."),
     }
     if is_classifier(head):
-        names = class_names or [f"LABEL_{i}" for i in range(n_classes(model))]
-        contents |= {
-            "architectures": ["GPT2ForSequenceClassification"],
-            "id2label": {str(i): name for i, name in enumerate(names)},
-            "label2id": {name: i for i, name in enumerate(names)},
-            "pad_token_id": eos_id,  # transformers finds the last token by it
-        }
+        contents |= describe_classes(settings, n_classes(model), class_names)
+        contents["architectures"] = ["GPT2ForSequenceClassification"]
+        if contents.get("pad_token_id") is None:  # transformers finds the last token by it
+            contents["pad_token_id"] = effective_eos_id(model.config)
     return contents
 
 

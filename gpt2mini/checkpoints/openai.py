@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt2mini.checkpoints.names import openai_name, rules
+from gpt2mini.checkpoints.origin import Origin
 from gpt2mini.checkpoints.stored import (
     Checkpoint,
     CheckpointError,
@@ -35,6 +36,7 @@ def read_openai_folder(folder: Path) -> Checkpoint:
         if not isinstance(hparams, dict) or not hparams.keys() >= HPARAMS.keys():
             raise CheckpointError(f"{path}: expected an object with {', '.join(HPARAMS)}")
         config = GPT2Config(**{ours: hparams[theirs] for theirs, ours in HPARAMS.items()})
+        others = {name: value for name, value in hparams.items() if name not in HPARAMS}
     index = find_index(folder)
     bundle = read_bundle(index)
     if config.n_layers > len(bundle):
@@ -49,7 +51,7 @@ def read_openai_folder(folder: Path) -> Checkpoint:
         if len(tensor.shape) == 3 and tensor.shape[0] == 1:
             tensor = without_first_axis(tensor)
         tensors[published.get(name, name)] = tensor
-    return Checkpoint(folder, config, tensors)
+    return Checkpoint(folder, config, tensors, origin=Origin(settings=others))
 
 
 def without_first_axis(tensor: StoredTensor) -> StoredTensor:

@@ -6,9 +6,9 @@ be checked against its config before a byte is allocated for the model; the numb
 
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -18,15 +18,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from gpt2mini.checkpoints.names import WRAPPERS
+from gpt2mini.checkpoints.origin import Origin
 from gpt2mini.config import GPT2Config
-from gpt2mini.files import read_json
+from gpt2mini.files import read_json, refuse_placeholder
 
 REMAP_AFTER = 2**24  # bytes
 
 # What `write_folder` leaves in a folder, and what PEFT and `save_adapter` leave in another. Never
 # both in one: `transformers` would apply the adapter to the model beside it.
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 class CheckpointError(ValueError):
@@ -50,6 +51,7 @@ class Checkpoint:
     config: GPT2Config
     tensors: dict[str, StoredTensor]  # under the published names, without wrappers
     tied: bool = True  # whether an output head that equals the token embedding is the embedding
+    origin: Origin = field(default_factory=Origin)
 
 
 @contextmanager
@@ -98,6 +100,7 @@ class Remapped:
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file."""
     with reading(path):
+        refuse_placeholder(path)
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         mapped = Remapped(lambda: safe_open(path, framework="pt").get_tensor)
@@ -113,6 +116,7 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
     Files from before torch 1.6 (OpenAI's on the Hub are such) cannot be mapped, and are read whole.
     """
     with reading(path):
+        refuse_placeholder(path)
         if zipfile.is_zipfile(path):
             check_archive(path)
             shapes = {name: tuple(t.shape) for name, t in load_state_dict(path, mmap=True).items()}
@@ -162,16 +166,13 @@ def read_shards(
 ) -> dict[str, StoredTensor]:
     """The tensors of several files, which an index of names and file names lists."""
     with reading(index):
-        weight_map = read_json(index)["weight_map"]
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{index}: weight_map is not an object of tensor -> file name")
         tensors: dict[str, StoredTensor] = {}
-        for file_name in sorted(set(weight_map.values())):
+        for file_name in shards(index):
             shard = read_file(file_beside(index, file_name))
             if twice := sorted(tensors.keys() & shard.keys()):
                 raise CheckpointError(f"{index}: {twice[0]} is in two of the files")
             tensors |= shard
-    for name, file_name in weight_map.items():
+    for name, file_name in read_json(index)["weight_map"].items():
         if name not in tensors or tensors[name].file.name != file_name:
             raise CheckpointError(f"{index}: {name} is not in {file_name}, where it should be")
     return tensors
@@ -179,11 +180,17 @@ def read_shards(
 
 def file_beside(path: Path, name: object) -> Path:
     """A file that another one names, which has to lie in the same folder."""
-    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\:\0"):
-        raise CheckpointError(f"{path} refers to {name!r}: expected a file in the same folder")
+    name = check_name(path, name)
     if not (path.parent / name).is_file():
         raise CheckpointError(f"{path} refers to {name}, which is missing")
     return path.parent / name
+
+
+def check_name(path: Path, name: object) -> str:
+    """The name of a file in the folder of `path`, or CheckpointError."""
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\:\0"):
+        raise CheckpointError(f"{path} refers to {name!r}: expected a file in the same folder")
+    return name
 
 
 def without_wrappers(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -206,11 +213,26 @@ WEIGHT_FILES: dict[str, Callable[[Path], dict[str, StoredTensor]]] = {
 }
 
 
+def weight_file(available: Iterable[str]) -> str | None:
+    """Of the files of a folder, the one that is read for the weights; None: there is none."""
+    present = set(available)
+    return next((name for name in WEIGHT_FILES if name in present), None)
+
+
+def shards(index: Path) -> list[str]:
+    """The names of the files that an index lists."""
+    with reading(index):
+        weight_map = read_json(index)["weight_map"]
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{index}: weight_map is not an object of tensor -> file name")
+        return sorted({check_name(index, name) for name in weight_map.values()})
+
+
 def read_weights(folder: Path) -> dict[str, StoredTensor]:
     """The tensors of a Hugging Face folder, in whichever form it has them."""
-    for name, read in WEIGHT_FILES.items():
-        if (folder / name).is_file():
-            return without_wrappers(read(folder / name))
+    name = weight_file(file.name for file in folder.iterdir())
+    if name is not None:
+        return without_wrappers(WEIGHT_FILES[name](folder / name))
     found = sorted(file.name for file in folder.iterdir())
     raise CheckpointError(
         f"{folder} has no weights: expected one of {', '.join(WEIGHT_FILES)}; found {found}"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gpt2mini.checkpoints.stored import CheckpointError, StoredTensor, file_beside, reading
+from gpt2mini.files import refuse_placeholder
 
 FOOTER_SIZE = 48  # of a LevelDB table, which ends with
 MAGIC = 0xDB4775248B80FB57
@@ -35,6 +36,7 @@ def read_bundle(index: Path) -> dict[str, StoredTensor]:
     """The tensors of a bundle under their own names, in their own shapes."""
     tensors = {}
     with reading(index):
+        refuse_placeholder(index)
         if index.stat().st_size > LARGEST_INDEX:
             raise CheckpointError(f"{index} is too large to be the index of a checkpoint")
         entries = read_table(index.read_bytes())

@@ -10,7 +10,7 @@ import re
 from gpt2mini.checkpoints.names import BLOCK
 from gpt2mini.checkpoints.stored import ADAPTER_FILES
 
-CONFIG, WEIGHTS = ADAPTER_FILES
+CONFIG, WEIGHTS, WEIGHTS_BIN = ADAPTER_FILES
 PREFIX = "base_model.model."
 TENSOR_NAME = re.compile(r"(?:transformer\.)?h\.(\d+)\.(.+)\.lora_([AB])\.weight")
 

@@ -1,0 +1,27 @@
+"""What `transformers` looks up in tokenizer_config.json and only the model knows."""
+
+from pathlib import Path
+
+from gpt2mini.checkpoints.config_json import CONFIG
+from gpt2mini.files import read_json, write_json
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def complete_tokenizer_config(folder: Path) -> None:
+    """Give the tokenizer of a model's folder the context length, which their pipeline cuts to, and
+    for a classifier a padding token, without which it takes one text at a time. To be called when
+    either of the two has been saved; nothing is done before both are there."""
+    if not all((folder / name).is_file() for name in (CONFIG, TOKENIZER_CONFIG)):
+        return
+    model, tokenizer = read_json(folder / CONFIG), read_json(folder / TOKENIZER_CONFIG)
+    complete = dict(tokenizer)
+    longest = tokenizer.get("model_max_length")
+    if not isinstance(longest, int) or longest > model["n_positions"]:
+        complete["model_max_length"] = model["n_positions"]
+    is_classifier = model["architectures"] == ["GPT2ForSequenceClassification"]
+    pads_with_eos = model.get("pad_token_id") == model["eos_token_id"]
+    if is_classifier and pads_with_eos and tokenizer.get("eos_token"):
+        complete.setdefault("pad_token", tokenizer["eos_token"])
+    if complete != tokenizer:
+        write_json(folder / TOKENIZER_CONFIG, complete)
