@@ -331,8 +331,8 @@ class GPT2(nn.Module):
     def from_pretrained(
         cls,
         name_or_folder: str | Path,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | int | None = None,
     ) -> "GPT2":
         """Load a model; see `gpt2mini.checkpoints.load_model`."""
         # Imported here: the architecture itself does not depend on file formats.
@@ -343,7 +343,7 @@ class GPT2(nn.Module):
     def save_pretrained(
         self,
         folder: str | Path,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
         """Write a Hugging Face GPT-2 folder; see `gpt2mini.checkpoints.save_model`."""
