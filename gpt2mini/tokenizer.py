@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tiktoken
 
-from gpt2mini.files import as_json, read_json, text_writer, write_together
+from gpt2mini.files import as_json, local_path, read_json, text_writer, write_together
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -56,7 +56,9 @@ class Tokenizer:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write vocab.json, merges.txt and tokenizer_config.json, as `transformers` reads them: all
         of them or none. Other files of a tokenizer that lay in the folder are removed."""
-        folder = Path(folder)
+        from gpt2mini.checkpoints.tokenizer_config import complete_tokenizer_config
+
+        folder = local_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         merges = "".join(f"{left} {right}\n" for left, right in self.merges)
         names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
@@ -70,6 +72,7 @@ class Tokenizer:
         )
         for name in ("tokenizer.json", "added_tokens.json", "special_tokens_map.json"):
             (folder / name).unlink(missing_ok=True)  # transformers would prefer them
+        complete_tokenizer_config(folder)
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """The token ids of a text. `<|endoftext|>` in it is plain text unless `allow_special`.
