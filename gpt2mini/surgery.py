@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from gpt2mini.checkpoints.origin import Origin, origin_of, remember_origin
 from gpt2mini.model import GPT2, TiedHead
 from gpt2mini.quantized_layers import refuse_quantized
 
@@ -73,4 +74,5 @@ def grow_depth(model: GPT2, n_layers: int) -> GPT2:
             for name in ("attn.attn_out", "mlp.mlp_out"):
                 for parameter in block.get_submodule(name).parameters():
                     torch.nn.init.zeros_(parameter)
+    remember_origin(grown, Origin(settings=origin_of(model).settings))
     return grown

@@ -244,8 +244,7 @@ def describe_classes(
     many, or LABEL_0, LABEL_1, ..."""
     labels = settings.get("id2label")
     if class_names is None and isinstance(labels, dict) and len(labels) == classes:
-        kept = {name: settings[name] for name in ("id2label", "label2id") if name in settings}
-        return kept
+        return {n: v for n, v in settings.items() if n in ("id2label", "label2id")}
     names = class_names or [f"LABEL_{i}" for i in range(classes)]
     return {
         "id2label": {str(i): name for i, name in enumerate(names)},

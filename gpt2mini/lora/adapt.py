@@ -4,6 +4,7 @@ add_lora(model, rank=8)          # then train as usual; everything else is froze
 with lora_disabled(model): ...   # the base model, exactly
 merge_lora(model)                # W + (alpha / rank) B A, in a plain model: no cost any more
 unmerge_lora(model)              # and back, bit for bit
+add_lora(model)                  # after merge_lora: a new adapter, the merged weights are its base
 """
 
 import math
@@ -16,6 +17,16 @@ import torch
 from torch import nn
 
 from gpt2mini.lora.layers import LoRALinear, linear_layer
+from gpt2mini.lora.named import (
+    Layers,
+    adapters_of,
+    forget_adapters,
+    lora_layers,
+    merged_layers,
+    replace_layer,
+    set_adapter,
+    take_out,
+)
 from gpt2mini.model import GPT2
 from gpt2mini.quantized_layers import refuse_quantized
 
@@ -30,6 +41,7 @@ TARGETS = {
 }
 
 
+@torch.inference_mode(False)  # whose parameters could not be trained
 def add_lora(
     model: GPT2,
     rank: int = 8,
@@ -38,34 +50,46 @@ def add_lora(
     targets: Sequence[str] = ("query", "value"),
     rank_stabilized: bool = False,
     layer: type[LoRALinear] = LoRALinear,
+    name: str = "default",
 ) -> None:
     """Give every block adapters, in place, and freeze everything else.
 
     targets: among query, key, value, attn_out, mlp_in, mlp_out. A head of your own is frozen too:
     set its `requires_grad` afterwards if it is to be trained as well.
     layer: another kind of adapter; see `gpt2mini.lora.layers`.
+    name: to tell it from others on the same base; the new one is active (`set_adapter`). After
+    `merge_lora` the merged weights are the base, and earlier adapters are let go.
     Raises ValueError, and leaves the model as it was, for unknown targets, tied tensors, settings
-    out of range, a layer that is not a plain nn.Linear, or a model that has adapters already.
+    out of range, a layer that is not a plain nn.Linear, or a name that is taken.
     """
     check_targets(targets)
     check_adapter_settings(rank, alpha, dropout)
-    refuse_adapters(model)
+    check_name_is_free(model, name)
     adapted: dict[str, LoRALinear] = {}
     for i in range(model.config.n_layers):
         for target in targets:
-            name = f"trf_blocks.{i}.{TARGETS[target]}"
-            base: Any = model.get_submodule(name)
-            adapted[name] = layer(base, rank, alpha, dropout, rank_stabilized).train(base.training)
-            adapted[name].reset_parameters()
-    insert_adapters(model, adapted)
+            path = f"trf_blocks.{i}.{TARGETS[target]}"
+            base: Any = plain_layer(model, path)
+            adapted[path] = layer(base, rank, alpha, dropout, rank_stabilized)
+            adapted[path].reset_parameters()
+    insert_adapter(model, adapted, name)
 
 
-def insert_adapters(model: GPT2, layers: dict[str, LoRALinear]) -> None:
+def plain_layer(model: GPT2, path: str) -> nn.Module:
+    """A layer of the base: what lies under an adapter, if there is one."""
+    layer = model.get_submodule(path)
+    return linear_layer(layer.weight, layer.bias) if isinstance(layer, LoRALinear) else layer
+
+
+def insert_adapter(model: GPT2, layers: Layers, name: str) -> None:
     """Freeze the model, then put the adapted layers in the place of its own."""
+    if merged_layers(model):
+        forget_adapters(model)
+    take_out(model)
     for parameter in model.parameters():
         parameter.requires_grad = False
-    for name, layer in layers.items():
-        replace_layer(model, name, layer)
+    adapters_of(model)[name] = layers
+    set_adapter(model, name)
 
 
 def check_targets(targets: Sequence[str]) -> None:
@@ -92,18 +116,6 @@ def check_adapter_settings(rank: int, alpha: float, dropout: float) -> None:
         raise ValueError(f"dropout must be at least 0 and below 1, not {dropout!r}")
 
 
-def replace_layer(model: GPT2, path: str, layer: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, layer)
-
-
-def lora_layers(model: GPT2) -> dict[str, LoRALinear]:
-    """The layers with adapters by their names, `trf_blocks.0.attn.query` and so on."""
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)
-    }
-
-
 def adapter_parameters(model: GPT2) -> set[str]:
     """Names of the parameters that the adapters have beside the base model's."""
     return {
@@ -114,19 +126,14 @@ def adapter_parameters(model: GPT2) -> set[str]:
     }
 
 
-def merged_layers(model: GPT2) -> dict[str, nn.Linear]:
-    """The layers that `merge_lora` has put in the place of adapted ones."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and hasattr(module, "_unmerged")
-    }
-
-
-def refuse_adapters(model: GPT2) -> None:
+def check_name_is_free(model: GPT2, name: str) -> None:
     refuse_quantized(model, "an adapter")
-    if lora_layers(model) or merged_layers(model):
-        raise ValueError("the model has adapters already: one set at a time")
+    if name in adapters_of(model) and not merged_layers(model):
+        raise ValueError(
+            f"the model has adapters already, one of them called {name!r}: to build on it, "
+            "merge_lora(model) first; to keep both, give the new one a name (name=...); to replace "
+            "it, load the base again"
+        )
 
 
 @contextmanager
@@ -152,7 +159,12 @@ def lora_disabled(model: GPT2) -> Iterator[None]:
 @torch.no_grad()
 def merge_lora(model: GPT2) -> None:
     """Replace the adapted layers, in place, by linear layers with their `merged_weight`: a plain
-    GPT-2, as fast as one, which `save_pretrained` writes. `unmerge_lora` takes it back."""
+    GPT-2, as fast as one, which `save_pretrained` writes. `unmerge_lora` takes it back.
+
+    The sum is taken in float32 and rounded to the base's dtype: a base in half precision loses what
+    is smaller than half the spacing of its numbers. To keep it, load the base in float32, merge,
+    and save with `save_pretrained(folder, dtype="bfloat16")` if at all.
+    """
     layers = lora_layers(model)
     if not layers:
         merged = " (it is merged already)" if merged_layers(model) else ""
@@ -172,7 +184,8 @@ def unmerge_lora(model: GPT2) -> None:
         raise ValueError("the model has no merged adapter")
     for name, plain in layers.items():
         (layer,) = plain._unmerged  # type: ignore[misc]
-        layer.to(plain.weight.device, plain.weight.dtype)
+        layer.to(plain.weight.device)
+        layer.weight.data = layer.weight.data.to(plain.weight.dtype)
         replace_layer(model, name, layer.train(plain.training))
 
 
@@ -180,7 +193,9 @@ def with_shared_weights(model: GPT2) -> GPT2:
     """A second model on the same weights, to which adapters and a head of its own can be added, so
     that one base in memory serves as policy, reference and reward model. Adapters, heads and
     `requires_grad` of the one model do not change the other."""
-    refuse_adapters(model)
+    refuse_quantized(model, "sharing")
+    if lora_layers(model) or merged_layers(model):
+        raise ValueError("the model has adapters already: share its weights before they are added")
     shared = {
         id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad)
         for parameter in model.parameters()

@@ -10,10 +10,9 @@ import json
 import torch
 from torch import nn
 
+from gpt2mini.checkpoints.origin import Samples, first_middle_last, origin_of
 from gpt2mini.lora.adapt import adapter_parameters
 from gpt2mini.model import GPT2, TiedHead
-
-Values = dict[str, list[float]]  # name of a tensor -> three of its values
 
 
 def base_fingerprint(model: GPT2) -> str:
@@ -24,7 +23,7 @@ def base_fingerprint(model: GPT2) -> str:
     return json.dumps({"dtype": str(model.tok_emb.weight.dtype), **base_values(model), **head})
 
 
-def base_values(model: GPT2) -> Values:
+def base_values(model: GPT2) -> Samples:
     """The first, the middle and the last value of every tensor but the adapters' and the head's."""
     adapters = adapter_parameters(model)
     return {
@@ -34,15 +33,10 @@ def base_values(model: GPT2) -> Values:
     }
 
 
-def head_values(model: GPT2) -> Values:
+def head_values(model: GPT2) -> Samples:
     """The same of a head that is not tied."""
     parameters = model.out_head.named_parameters()
     return {f"out_head.{name}": first_middle_last(parameter) for name, parameter in parameters}
-
-
-def first_middle_last(parameter: nn.Parameter) -> list[float]:
-    flat = parameter.detach().flatten()
-    return flat[[0, len(flat) // 2, -1]].tolist()
 
 
 def check_base(model: GPT2, fingerprint: str | None) -> None:
@@ -59,6 +53,18 @@ def check_base(model: GPT2, fingerprint: str | None) -> None:
                 f"it was trained on another base model: {name} has {found.get(name)} here and "
                 f"{values} there"
             )
+
+
+def name_of_base(model: GPT2) -> str | None:
+    """The folder or the repository that the base was loaded from; None if there is none, or if its
+    weights are not those any more."""
+    origin = origin_of(model)
+    for name, values in base_values(model).items():
+        if name not in origin.samples:
+            return None
+        if not equal_up_to_rounding(values, origin.samples[name], same_dtype=True):
+            return None
+    return origin.base
 
 
 def equal_up_to_rounding(found: list[float], expected: list[float], same_dtype: bool) -> bool:

@@ -4,7 +4,9 @@ A trained linear layer W gets a second path of small rank beside it,
 
     h = W x + b + (alpha / rank) * B A dropout(x)        A: (rank, in), B: (out, rank)
 
-A starts random and B at zero, so at first nothing has changed. Only A and B learn.
+A starts random and B at zero, so at first nothing has changed. Only A and B learn. They are in
+float32 on a base of half precision, as PEFT's are: in bfloat16 a step of the optimizer is smaller
+than the spacing of most numbers, and they would stay what they are.
 
 Another kind of adapter is a subclass, for `add_lora(model, layer=...)`. It may add parameters in
 `__init__`, and overrides `adapted` (what the layer computes) and `merged_weight` (the weight of a
@@ -38,8 +40,9 @@ class LoRALinear(nn.Linear):
         self.weight, self.bias = base.weight, base.bias
         self.rank, self.alpha, self.rank_stabilized = rank, alpha, rank_stabilized
         self.lora_dropout = nn.Dropout(dropout)
-        self.lora_A = nn.Parameter(base.weight.new_empty(rank, base.in_features))
-        self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
+        wide = torch.promote_types(base.weight.dtype, torch.float32)
+        self.lora_A = nn.Parameter(base.weight.new_empty(rank, base.in_features, dtype=wide))
+        self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, rank, dtype=wide))
         self.enabled = True
 
     def reset_parameters(self) -> None:
@@ -57,8 +60,11 @@ class LoRALinear(nn.Linear):
         return self.adapted(input) if self.enabled else super().forward(input)
 
     def adapted(self, input: Float[Tensor, "*axes into"]) -> Float[Tensor, "*axes out"]:
-        low = F.linear(self.lora_dropout(input), self.lora_A) * self.scaling  # (*axes, rank)
-        return super().forward(input) + F.linear(low, self.lora_B)
+        """The sum is taken in the wider dtype of the adapter, and given in the base's."""
+        base = super().forward(input)  # (*axes, out)
+        wide = self.lora_dropout(input.to(self.lora_A.dtype))
+        low = F.linear(wide, self.lora_A) * self.scaling  # (*axes, rank)
+        return (base + F.linear(low, self.lora_B)).to(base.dtype)
 
     def merged_weight(self) -> Float[Tensor, "out into"]:
         """W + scaling * B A, added up in float32 or better."""
@@ -77,8 +83,8 @@ def check_plain_linear(layer: nn.Module) -> None:
         )
 
 
-def linear_layer(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
-    """A linear layer with given parameters, without the random initialization of nn.Linear."""
+def linear_layer(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer with the given parameters, without the random initialization of nn.Linear."""
     with Unfilled(weight.dtype):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     layer.weight = weight

@@ -10,20 +10,35 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from gpt2mini.checkpoints.stored import CheckpointError, read_safetensors, reading
-from gpt2mini.files import read_json
-from gpt2mini.lora.adapt import TARGETS, insert_adapters, refuse_adapters
+from gpt2mini.checkpoints.stored import (
+    CheckpointError,
+    read_safetensors,
+    read_torch_file,
+    reading,
+)
+from gpt2mini.device import WEIGHT_DTYPES
+from gpt2mini.files import local_path, read_json
+from gpt2mini.lora.adapt import (
+    TARGETS,
+    check_adapter_settings,
+    check_name_is_free,
+    insert_adapter,
+    plain_layer,
+)
 from gpt2mini.lora.base_model import check_base
 from gpt2mini.lora.layers import LoRALinear, linear_layer
+from gpt2mini.lora.named import adapter_names, merged_layers
 from gpt2mini.lora.peft_format import (
     CONFIG,
+    OBEYED,
     PLAIN,
     PLAIN_INITS,
     PREFIX,
     PUBLISHED_LAYERS,
     TENSOR_NAME,
-    UNSET,
     WEIGHTS,
+    WEIGHTS_BIN,
+    WITHOUT_EFFECT,
 )
 from gpt2mini.model import GPT2, TiedHead
 
@@ -39,33 +54,44 @@ class Adapter:
     alpha: float
 
 
-def load_adapter(model: GPT2, folder: str | Path) -> None:
+@torch.inference_mode(False)  # whose parameters could not be trained
+def load_adapter(
+    model: GPT2, folder: str | Path, name: str = "default", trainable: bool = True
+) -> None:
     """Add the adapters of a folder to a model, in place, to use them or to go on training.
 
     An adapter that PEFT made for `attn.c_attn` becomes one each for query, key and value. A head in
-    the folder becomes the model's. Everything but adapters and head is frozen.
+    the folder becomes the model's. Everything but adapters and head is frozen; they are too unless
+    `trainable`. name: to tell it from other adapters on the same base; this one is active
+    (`set_adapter`).
     Raises CheckpointError, and leaves the model as it was, if the folder is damaged or belongs to
-    another base model; ValueError if the model has adapters already.
+    another base model; ValueError if the model has an adapter of that name already.
     """
-    refuse_adapters(model)
-    folder = Path(folder)
+    check_name_is_free(model, name)
+    folder = local_path(folder)
     config = read_peft_config(folder)
-    tensors, metadata = read_adapter_file(folder / WEIGHTS)
+    path = adapter_file(folder)
+    tensors, metadata = read_adapter_file(path)
     head = {n.removeprefix("score."): tensors.pop(n) for n in [*tensors] if n.startswith("score.")}
-    with reading(folder / WEIGHTS):
+    with reading(path):
         adapters = pair_up(tensors, config)
         layers = make_layers(model, adapters, config, metadata.get("gpt2mini.targets"))
         check_base(model, metadata.get("gpt2mini.base"))
         out_head = make_head(model, head, config)
-    insert_adapters(model, layers)
+    insert_adapter(model, layers, name)
     if out_head is not None:
         model.out_head = out_head
+    if not trainable:
+        model.requires_grad_(False)
 
 
 def read_peft_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
-        raise CheckpointError(f"{folder} holds no adapter: it has no {CONFIG}")
+        inside = sorted(str(config.parent) for config in folder.glob(f"*/{CONFIG}"))
+        where = f"; there are adapters in {', '.join(inside)}: give one of them" if inside else ""
+        there = "" if folder.is_dir() else " (there is no such folder)"
+        raise CheckpointError(f"{folder} holds no adapter: it has no {CONFIG}{there}{where}")
     with reading(path):
         config = read_json(path)
         check_plain_lora(config)
@@ -78,8 +104,8 @@ def check_plain_lora(config: dict[str, Any]) -> None:
         found = config.get(name, expected)
         if found != expected:
             raise ValueError(f"{name} is {found!r}; only {expected!r} is supported")
-    for name in UNSET:
-        if config.get(name):
+    for name in config.keys() - PLAIN.keys() - OBEYED - WITHOUT_EFFECT:
+        if config[name]:
             raise ValueError(f"{name} is {config[name]!r}; only plain LoRA is supported")
     init = config.get("init_lora_weights")
     if str(init).lower() not in PLAIN_INITS:
@@ -93,15 +119,31 @@ def check_plain_lora(config: dict[str, Any]) -> None:
         raise ValueError(f"modules_to_save has {unknown}; only a head is supported")
 
 
+def adapter_file(folder: Path) -> Path:
+    """The file of an adapter's tensors, in the form that PEFT prefers."""
+    found = [folder / name for name in (WEIGHTS, WEIGHTS_BIN) if (folder / name).is_file()]
+    if not found:
+        raise CheckpointError(f"{folder} has no {WEIGHTS} (nor {WEIGHTS_BIN})")
+    return found[0]
+
+
 def read_adapter_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors by their names without PEFT's prefix, metadata of the header)."""
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} has no {path.name}")
+    """(tensors by their names without PEFT's prefix, metadata of the header, if it has one)."""
+    metadata: dict[str, str] = {}
     with reading(path):
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        stored = read_safetensors(path)
-        return {n.removeprefix(PREFIX): tensor.read() for n, tensor in stored.items()}, metadata
+        if path.name == WEIGHTS:
+            stored = read_safetensors(path)
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+        else:
+            stored = read_torch_file(path)
+        tensors = {n.removeprefix(PREFIX): tensor.read() for n, tensor in stored.items()}
+        for name, tensor in tensors.items():
+            if tensor.dtype not in WEIGHT_DTYPES:
+                raise ValueError(
+                    f"{name} holds {tensor.dtype}; expected weights of 16, 32 or 64 bits"
+                )
+    return tensors, metadata
 
 
 def pair_up(tensors: dict[str, Tensor], config: dict[str, Any]) -> list[Adapter]:
@@ -157,9 +199,10 @@ def make_layers(
         rank = len(adapter.a) if targets is None else len(adapter.a) // len(wanted)
         for number, name in enumerate(wanted):
             first = 0 if targets is None else number * rank
-            base = model.trf_blocks[adapter.block].get_submodule(name)
+            path = f"trf_blocks.{adapter.block}.{name}"
+            base = plain_layer(model, path)
             assert isinstance(base, nn.Linear)
-            layers[f"trf_blocks.{adapter.block}.{name}"] = make_layer(
+            layers[path] = make_layer(
                 base, adapter, slice(first, first + rank), ours.index(name), config
             )
     return layers
@@ -193,12 +236,14 @@ def make_layer(
     stabilized = bool(config.get("use_rslora"))
     share = rank / len(adapter.a)
     alpha = adapter.alpha * (math.sqrt(share) if stabilized else share)
-    layer = LoRALinear(base, rank, alpha, config.get("lora_dropout", 0.0), stabilized)
+    dropout = config.get("lora_dropout", 0.0)
+    check_adapter_settings(rank, alpha, dropout)
+    layer = LoRALinear(base, rank, alpha, dropout, stabilized)
     outputs = slice(number * base.out_features, (number + 1) * base.out_features)
     with torch.no_grad():
         layer.lora_A.copy_(adapter.a[ranks])
         layer.lora_B.copy_(adapter.b[outputs, ranks])
-    return layer.train(base.training)
+    return layer
 
 
 def make_head(model: GPT2, tensors: dict[str, Tensor], config: dict[str, Any]) -> nn.Linear | None:
@@ -207,6 +252,11 @@ def make_head(model: GPT2, tensors: dict[str, Tensor], config: dict[str, Any]) -
         if config.get("modules_to_save"):
             raise ValueError("the head that its config lists (modules_to_save) is missing")
         return None
+    if adapter_names(model) and not merged_layers(model):
+        raise ValueError(
+            "it has a head of its own, which it would not share with the model's other adapters: "
+            "load the base once for each"
+        )
     weight = tensors.get("weight")
     if weight is None or weight.ndim != 2 or weight.shape[1] != model.config.emb_dim:
         raise ValueError(f"its head does not fit a model of width {model.config.emb_dim}")

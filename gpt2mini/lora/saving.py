@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2mini.checkpoints.stored import MODEL_FILES
-from gpt2mini.files import as_json, text_writer, writable_folder, write_together
+from gpt2mini.files import as_json, local_path, text_writer, writable_folder, write_together
 from gpt2mini.lora.adapt import TARGETS, adapter_parameters, lora_layers
-from gpt2mini.lora.base_model import base_fingerprint, base_values, trained_head
+from gpt2mini.lora.base_model import base_fingerprint, base_values, name_of_base, trained_head
 from gpt2mini.lora.layers import LoRALinear
-from gpt2mini.lora.peft_format import CONFIG, PLAIN, PREFIX, PUBLISHED_LAYERS, WEIGHTS
+from gpt2mini.lora.peft_format import CONFIG, PLAIN, PREFIX, PUBLISHED_LAYERS, WEIGHTS, WEIGHTS_BIN
 from gpt2mini.model import GPT2
 
 logger = logging.getLogger(__name__)
@@ -23,15 +23,20 @@ logger = logging.getLogger(__name__)
 Size = tuple[int, float]  # rank and alpha
 
 
-def save_adapter(model: GPT2, folder: str | Path, replace: bool = False) -> None:
-    """Write the adapters of a model, and its head if that is not part of the base.
+def save_adapter(
+    model: GPT2, folder: str | Path, replace: bool = False, base_model: str | None = None
+) -> None:
+    """Write the active adapter of a model, and its head if that is not part of the base.
 
+    base_model: what the files name as the base, by which PEFT and transformers find it: a
+    repository on the Hub, or a folder. The default is what the model was loaded from, a local
+    folder with its full path on this machine; nothing if its weights have changed since then.
     replace: remove a whole model from the folder, such as an earlier run's best.
     Raises ValueError if there are no adapters, if they are merged or not plain LoRA, if other
     parameters are trainable, or if the folder holds a whole model and `replace` is False, or the
     adapters' own base.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     layers = lora_layers(model)
     check_saveable(model, layers)
     holds_model = check_folder(model, folder, replace)
@@ -48,14 +53,16 @@ def save_adapter(model: GPT2, folder: str | Path, replace: bool = False) -> None
         "gpt2mini.base": base_fingerprint(model),
     }
     first = next(iter(layers.values()))
-    config = as_json(peft_config(first, sizes, model.config.n_layers, bool(head)))
+    config = peft_config(first, sizes, model.config.n_layers, bool(head))
+    config["base_model_name_or_path"] = base_model or name_of_base(model)
     writable_folder(folder)
     write_together(
         {
-            folder / CONFIG: text_writer(config),
+            folder / CONFIG: text_writer(as_json(config)),
             folder / WEIGHTS: partial(save_file, tensors, metadata=metadata),
         }
     )
+    (folder / WEIGHTS_BIN).unlink(missing_ok=True)  # of another adapter
     if holds_model:
         for name in MODEL_FILES:
             (folder / name).unlink(missing_ok=True)
