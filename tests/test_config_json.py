@@ -44,7 +44,7 @@ def read(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
-def rewrite(folder: Path, remove: tuple[str, ...] = (), **changes: object) -> None:
+def rewrite(folder: Path, remove: Any = (), **changes: object) -> None:
     contents = {n: v for n, v in (read(folder) | changes).items() if n not in remove}
     (folder / "config.json").write_text(json.dumps(contents), encoding="utf-8")
 
@@ -277,7 +277,7 @@ def test_llama_cpp_s_converter_finds_the_context_length(folder: Path) -> None:
 def test_transformers_tokenizer_knows_the_context(
     word_model: GPT2, tokenizer: Tokenizer, tmp_path: Path, tokenizer_first: bool
 ) -> None:
-    parts = [word_model, tokenizer]
+    parts: list[Any] = [word_model, tokenizer]
     for part in reversed(parts) if tokenizer_first else parts:
         part.save_pretrained(tmp_path)
     theirs = GPT2Tokenizer.from_pretrained(tmp_path)

@@ -232,7 +232,12 @@ def test_all_that_the_tokenizer_reads_is_downloaded(
     """Whatever it looks for in a folder is on the list of the Hub's downloader."""
     asked: set[str] = set()
     is_file = Path.is_file
-    monkeypatch.setattr(Path, "is_file", lambda path: asked.add(path.name) or is_file(path))
+
+    def remember(path: Path) -> bool:
+        asked.add(path.name)
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", remember)
     Tokenizer.from_pretrained(on_the_hub)
     with pytest.raises(FileNotFoundError):
         (tmp_path / "empty").mkdir()

@@ -9,13 +9,14 @@ from typing import Any
 import peft
 import pytest
 import torch
+from command import run
 from conftest import TINY, enlarge, random_ids
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 from transformers import GPT2LMHeadModel
 
-from gpt2mini import GPT2, resize_vocab
+from gpt2mini import GPT2, Tokenizer, resize_vocab
 from gpt2mini.checkpoints import CheckpointError
 from gpt2mini.lora import (
     TARGETS,
@@ -460,3 +461,45 @@ def test_an_impossible_number_is_refused(model: GPT2, saved: Path, changes: dict
     with pytest.raises(CheckpointError):
         load_adapter(model, saved)
     assert not lora_layers(model)
+
+
+# ---- from the shell
+
+
+@pytest.fixture
+def word_adapter(word_folder: Path, tmp_path: Path) -> Path:
+    model = GPT2.from_pretrained(word_folder)
+    add_lora(model, rank=2, targets=EVERYTHING)
+    randomize(model)
+    save_adapter(model, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_convert_merges_an_adapter(
+    word_folder: Path, word_adapter: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Rounded once, after the sum."""
+    name = str(dtype).removeprefix("torch.")
+    where = ("convert", word_folder, tmp_path / "out", "--adapter", word_adapter)
+    done = run(*where, "--dtype", name)
+    assert done.returncode == 0, done.stderr
+    expected = GPT2.from_pretrained(word_folder)
+    load_adapter(expected, word_adapter)
+    merge_lora(expected)
+    found = GPT2.from_pretrained(tmp_path / "out", dtype=dtype)
+    assert_close(found.state_dict(), expected.to(dtype).state_dict(), rtol=0, atol=0)
+    text = "The old man"
+    ours, theirs = (Tokenizer.from_pretrained(f) for f in (tmp_path / "out", word_folder))
+    assert ours.encode(text) == theirs.encode(text)
+    done = run("convert", word_folder, word_folder, "--adapter", word_adapter)
+    assert "is the base of the adapter: choose another folder" in done.stderr
+
+
+def test_an_adapter_given_as_a_model_names_the_flag_and_the_base(
+    word_folder: Path, word_adapter: Path
+) -> None:
+    done = run("generate", "--model", word_adapter)
+    assert done.returncode == 1
+    for words in ("holds an adapter", str(word_folder), "--adapter"):
+        assert words in done.stderr

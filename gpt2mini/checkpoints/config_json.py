@@ -73,20 +73,28 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_holds_model(folder: Path) -> None:
-    """Raise CheckpointError for a folder without config.json that says where the model may be."""
-    if (folder / CONFIG).is_file():
-        return
-    if holds_adapter(folder):
+    """Raise CheckpointError for a folder without config.json; it says where the model may be."""
+    if not (folder / CONFIG).is_file():
         raise CheckpointError(
+            where_the_model_is(folder)
+            or f"{folder} is not a model folder: it has no {CONFIG} (nor OpenAI's hparams.json)"
+        )
+
+
+def where_the_model_is(folder: Path) -> str | None:
+    """What to give instead of the folder of an adapter, or of a run with its best model inside."""
+    if holds_adapter(folder):
+        return (
             f"{folder} holds an adapter ({ADAPTER_FILES[0]}), not a whole model: load the model "
             f"that it was trained on{name_of_base(folder)}, then add it with "
             "load_adapter(model, folder); in the command --model BASE --adapter FOLDER"
         )
-    inside = sorted(str(path.parent) for path in folder.glob(f"*/{CONFIG}"))
-    inside += sorted(str(path.parent) for path in folder.glob(f"*/{ADAPTER_FILES[0]}"))
-    raise CheckpointError(
-        f"{folder} is not a model folder: it has no {CONFIG} (nor OpenAI's hparams.json)"
-        + (f"; give the folder inside it, {' or '.join(inside)}" if inside else "")
+    inside = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/{ADAPTER_FILES[0]}")]
+    if (folder / CONFIG).is_file() or not inside:
+        return None
+    folders = " or ".join(sorted({str(path.parent) for path in inside}))
+    return (
+        f"{folder} is not a model folder: it has no {CONFIG}; give the folder inside it, {folders}"
     )
 
 

@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gpt2mini.checkpoints.config_json import CONFIG, CONFIG_FILES, read_config
+from gpt2mini.checkpoints.config_json import (
+    CONFIG,
+    CONFIG_FILES,
+    read_config,
+    where_the_model_is,
+)
 from gpt2mini.checkpoints.download import cache_folder, download_files
 from gpt2mini.checkpoints.names import published_shape, rules
 from gpt2mini.checkpoints.stored import (
@@ -66,6 +71,8 @@ def find_model(name_or_folder: str | Path, weights: bool = True) -> Path:
         )
     folder, name = local_path(name_or_folder), str(name_or_folder)
     if folder.is_dir():
+        if not weights and not has_tokenizer(folder) and (advice := where_the_model_is(folder)):
+            raise CheckpointError(advice)
         return folder
     if folder.is_file():
         return folder_of_file(folder)
@@ -200,7 +207,8 @@ def has_weights(folder: Path) -> bool:
 
 def has_tokenizer(folder: Path) -> bool:
     names = {file.name for file in folder.iterdir()}
-    return "tokenizer.json" in names or names >= {"vocab.json", "merges.txt"}
+    forms = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {*OPENAI_TOKENIZER_FILES})
+    return any(names >= form for form in forms)
 
 
 # ---- OpenAI's storage

@@ -1,16 +1,16 @@
-"""Read a model in any form, or a checkpoint of a run, and write a Hugging Face folder.
+"""Read a model in any form, or a checkpoint of a run, and write a Hugging Face folder. An adapter
+is merged into the model.
 
 Examples:
   gpt2mini convert models/124M models/gpt2 --dtype float16
   gpt2mini convert runs/novel/checkpoints/step-00000120 models/novel
+  gpt2mini convert gpt2 models/keeper --adapter runs/finetune/best
 """
 
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import torch
 from tyro.conf import Positional
 
 from gpt2mini import Tokenizer
@@ -22,6 +22,8 @@ from gpt2mini.checkpoints import (
     save_model,
 )
 from gpt2mini.checkpoints.huggingface import head_rules, is_classifier
+from gpt2mini.files import local_path
+from gpt2mini.lora import load_adapter, merge_lora
 from gpt2mini.training.checkpoints import is_checkpoint, model_of_checkpoint
 
 
@@ -29,21 +31,26 @@ from gpt2mini.training.checkpoints import is_checkpoint, model_of_checkpoint
 class Flags:
     source: Positional[str]  # a model's folder of any kind, a checkpoint, or a name
     target: Positional[str]  # the folder to write
+    adapter: str | None = None  # folder of an adapter that was trained on the model, to be merged
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the weights
 
 
 def run(flags: Flags) -> None:
-    source, target = find_model(flags.source), Path(flags.target)
-    dtype = getattr(torch, flags.dtype)
+    source, target = find_model(flags.source), local_path(flags.target)
     if is_checkpoint(source):
-        model = model_of_checkpoint(source).to(dtype)
-    else:
-        model = load_model(source, dtype)
+        model = model_of_checkpoint(source)
+    else:  # with an adapter in float32, to be rounded once, when it is saved
+        model = load_model(flags.source, None if flags.adapter else flags.dtype)
+    if flags.adapter:
+        if target.resolve() == source.resolve():
+            raise ValueError(f"{target} is the base of the adapter: choose another folder to write")
+        load_adapter(model, flags.adapter)
+        merge_lora(model)
     class_names = None
     if is_classifier(head_rules(model)):  # configs of language models may name classes too
         with suppress(CheckpointError):
             class_names = read_class_names(source)
-    save_model(model, target, class_names=class_names)
+    save_model(model, target, flags.dtype, class_names)
     try:
         Tokenizer.from_pretrained(source).save_pretrained(target)
     except FileNotFoundError:

@@ -7,11 +7,11 @@ Examples:
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from tyro.conf import Positional
 
 from gpt2mini.checkpoints import find_model
+from gpt2mini.files import writable_folder
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Flags:
 def run(flags: Flags) -> None:
     folder = find_model(flags.name)
     if flags.to:
-        Path(flags.to).mkdir(parents=True, exist_ok=True)
+        target = writable_folder(flags.to)
         for file in folder.iterdir():
             if file.is_file() and not file.name.startswith("."):
-                shutil.copyfile(file, Path(flags.to) / file.name)
+                shutil.copyfile(file, target / file.name)
     print(flags.to or folder)
