@@ -30,6 +30,8 @@ from gpt2mini.lora.layers import LoRALinear, linear_layer
 from gpt2mini.lora.named import adapter_names, merged_layers
 from gpt2mini.lora.peft_format import (
     CONFIG,
+    DEFAULT_ALPHA,
+    DEFAULT_RANK,
     OBEYED,
     PLAIN,
     PLAIN_INITS,
@@ -113,8 +115,9 @@ def check_plain_lora(config: dict[str, Any]) -> None:
             f"init_lora_weights is {init!r}, which may have changed the base's weights too; "
             f"supported are those that do not: {', '.join(PLAIN_INITS)}"
         )
-    if not isinstance(config.get("r"), int) or config["r"] < 1:
-        raise ValueError(f"r is {config.get('r')!r}; expected a rank, an integer of at least 1")
+    rank = config.get("r", DEFAULT_RANK)
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"r is {rank!r}; expected a rank, an integer of at least 1")
     if unknown := {*(config.get("modules_to_save") or [])} - {"score", "classifier"}:
         raise ValueError(f"modules_to_save has {unknown}; only a head is supported")
 
@@ -160,8 +163,12 @@ def pair_up(tensors: dict[str, Tensor], config: dict[str, Any]) -> list[Adapter]
     for (block, published), pair in pairs.items():
         if set(pair) != {"A", "B"}:
             raise ValueError(f"h.{block}.{published} has only its {next(iter(pair))}")
-        rank = pattern(config, "rank_pattern", block, published, config["r"])
-        alpha = pattern(config, "alpha_pattern", block, published, config.get("lora_alpha", 8))
+        usual_rank, usual_alpha = (
+            config.get("r", DEFAULT_RANK),
+            config.get("lora_alpha", DEFAULT_ALPHA),
+        )
+        rank = pattern(config, "rank_pattern", block, published, usual_rank)
+        alpha = pattern(config, "alpha_pattern", block, published, usual_alpha)
         if pair["A"].shape[:1] != (rank,) or pair["B"].shape[1:] != (rank,):
             raise ValueError(
                 f"h.{block}.{published} has an A of {tuple(pair['A'].shape)} and a B of "

@@ -24,6 +24,7 @@ PUBLISHED_LAYERS = {
 
 # Settings that PEFT's config may have, and their values for plain LoRA.
 PLAIN = {"peft_type": "LORA", "bias": "none", "use_dora": False, "lora_bias": False}
+DEFAULT_RANK, DEFAULT_ALPHA = 8, 8  # where its config does not say
 OBEYED = {
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
     *("modules_to_save", "init_lora_weights"),
