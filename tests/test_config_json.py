@@ -314,3 +314,15 @@ def test_transformers_pipeline_takes_a_batch_of_our_classifier(
         logits = model(torch.tensor([tokenizer.encode(text)]))[0, -1]
         assert answer["score"] == pytest.approx(logits.softmax(-1).max().item(), abs=1e-4)
         assert answer["label"] == "ab"[int(logits.argmax())]
+
+
+def test_a_padding_token_that_the_tokenizer_names_is_kept(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = GPT2(GPT2Config(tokenizer.vocab_size, 32, 16, 2, 2))
+    model.out_head = nn.Linear(16, 2, bias=False)
+    tokenizer.save_pretrained(tmp_path)
+    names = json.dumps({"pad_token": "!"})
+    (tmp_path / "special_tokens_map.json").write_text(names, encoding="utf-8")
+    model.save_pretrained(tmp_path)
+    assert "pad_token" not in read(tmp_path, "tokenizer_config.json")

@@ -5,7 +5,7 @@ from pathlib import Path
 from gpt2mini.checkpoints.config_json import CONFIG
 from gpt2mini.files import read_json, write_json
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json"
 
 
 def complete_tokenizer_config(folder: Path) -> None:
@@ -21,7 +21,13 @@ def complete_tokenizer_config(folder: Path) -> None:
         complete["model_max_length"] = model["n_positions"]
     is_classifier = model["architectures"] == ["GPT2ForSequenceClassification"]
     pads_with_eos = model.get("pad_token_id") == model["eos_token_id"]
-    if is_classifier and pads_with_eos and tokenizer.get("eos_token"):
-        complete.setdefault("pad_token", tokenizer["eos_token"])
+    names_padding = "pad_token" in tokenizer or has_padding_token(folder / SPECIAL_TOKENS_MAP)
+    if is_classifier and pads_with_eos and not names_padding and tokenizer.get("eos_token"):
+        complete["pad_token"] = tokenizer["eos_token"]
     if complete != tokenizer:
         write_json(folder / TOKENIZER_CONFIG, complete)
+
+
+def has_padding_token(special_tokens_map: Path) -> bool:
+    """Whether the file of earlier versions of `transformers` is there and names a padding token."""
+    return special_tokens_map.is_file() and "pad_token" in read_json(special_tokens_map)
