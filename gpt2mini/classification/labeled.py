@@ -1,7 +1,8 @@
 """Labeled texts: files -> balanced, split, padded batches for classification."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,18 +11,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gpt2mini.data.records import HUB, numbered_lines, read_records
+from gpt2mini.classification.class_names import as_seen, class_name, in_order, warn_if_alike
+from gpt2mini.classification.label_files import Labeled, read_pairs
+from gpt2mini.data.splitting import split_groups
 from gpt2mini.masking import pad_right
 
 logger = logging.getLogger(__name__)
 
-LABEL_NAMES = ("label", "class", "category", "sentiment", "target")  # of a column or a JSON key
-TEXT_NAMES = ("text", "sentence", "message", "review", "content")
-
 
 @dataclass(frozen=True)
 class LabeledTexts:
-    """Texts and the number of each one's class; the names of the classes in alphabetical order."""
+    """Texts and the number of each one's class; the names of the classes, in order."""
 
     texts: list[str]
     labels: list[int]
@@ -44,67 +44,91 @@ class LabeledTexts:
 # ---- files
 
 
-def read_labeled(source: str | Path, columns: Mapping[str, str] | None = None) -> LabeledTexts:
-    """Read records (.csv, .jsonl, .json, hf:owner/name:split) or else `label<TAB>text` lines.
+def read_labeled(
+    source: str | Path,
+    columns: Mapping[str, str] | None = None,
+    class_names: Sequence[str] | None = None,
+    purpose: str = "train",
+) -> LabeledTexts:
+    """Read labeled texts.
 
-    The label and the text are the fields called so, or by another usual name, or what `columns`
-    says: {"label": "stars"}. Empty texts are left out; how many, is said in a warning. Raises
-    ValueError, with the number of the line, for one that is none of these, for invalid UTF-8, and
-    for a file with fewer than two classes.
+    source: a table with a header (.csv, .tsv, .jsonl, .json, .parquet, also compressed, or
+    hf:owner/name:split), lines of label<TAB>text or of fastText, a folder of such tables, or a
+    folder with one folder of texts for each class. The label and the text are the fields called so,
+    or by another usual name, or what `columns` says: {"label": "stars"}.
+    class_names: those of the training data, for texts to test with; by default they are the labels
+    found, numbers in the order of their values. purpose: which part of a folder: "train",
+    "validation" or "test".
+
+    Texts that are empty, or without a label, are left out; warnings give their numbers, and name
+    classes that differ little and texts with more than one label. Raises ValueError, with the line,
+    for what cannot be read, for columns of which it is not certain which is which, for labels that
+    are not of `class_names`, and for a file with fewer than two classes.
     """
-    path = Path(source)
-    if str(source).startswith(HUB) or path.suffix.lower() in (".csv", ".jsonl", ".json"):
-        found = list(read_named(source, columns))
-    elif columns:
-        raise ValueError(f"{path} is read as label<TAB>text lines, which have no named columns")
-    elif path.is_file():
-        found = list(read_tsv(path))
-    else:
-        raise FileNotFoundError(f"{path} is no file of labeled texts")
-    pairs = [(label, text) for label, text in found if text.strip()]
-    if len(pairs) < len(found):
-        message = "%s: %d of %d texts are empty and were left out"
-        logger.warning(message, source, len(found) - len(pairs), len(found))
-    class_names = sorted({label for label, _ in pairs})
-    if len(class_names) < 2:
-        what = f"only the class {class_names[0]!r}" if pairs else "no labeled text"
-        raise ValueError(f"{source} has {what}: there is nothing to tell apart")
-    if len(class_names) > max(10, len(pairs) // 2):
+    pairs = with_both(list(read_pairs(source, columns, purpose)), source)
+    counts = Counter(name for name, _ in pairs)
+    names = in_order(list(counts)) if class_names is None else list(class_names)
+    if class_names is None:
+        check_classes(names, len(pairs), source)
+        warn_if_alike({name: counts[name] for name in names}, source)
+    elif unknown := [f"{name!r} ({counts[name]})" for name in counts if name not in names]:
         raise ValueError(
-            f"{source} has {len(class_names)} classes in {len(pairs)} texts, {class_names[0]!r} "
-            "first: is that the column of the labels?"
+            f"{source} has classes that the training data lack: {', '.join(unknown)}; they are "
+            f"{', '.join(map(repr, names))}"
         )
-    number = {name: i for i, name in enumerate(class_names)}
-    return LabeledTexts(
-        [text for _, text in pairs], [number[label] for label, _ in pairs], class_names
-    )
+    warn_if_contradictory(pairs, source)
+    number = {name: i for i, name in enumerate(names)}
+    return LabeledTexts([text for _, text in pairs], [number[name] for name, _ in pairs], names)
 
 
-def read_tsv(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in numbered_lines(path):
-        label, tab, text = line.partition("\t")
-        if not tab or not label.strip():
-            raise ValueError(f"{path}, line {number}: expected label<TAB>text, found {line[:60]!r}")
-        is_header = label.strip().lower() in LABEL_NAMES and text.strip().lower() in TEXT_NAMES
-        if number == 1 and is_header:
-            continue
-        yield label.strip(), text
+def with_both(found: Sequence[Labeled], source: str | Path) -> list[tuple[str, str]]:
+    """(class name, text) of all that have both; the others are counted in a warning."""
+    pairs, without_text, without_label = [], 0, Counter[str]()
+    for label, text, place in found:
+        try:
+            name = class_name(label)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        if not as_seen(text):
+            without_text += 1
+        elif name is None:
+            without_label[str(label)] += 1
+        else:
+            pairs.append((name, text))
+    if without_text:
+        message = "%s: %d of %d texts are empty and were left out"
+        logger.warning(message, source, without_text, len(found))
+    if without_label:
+        message = "%s: %d of %d texts have no label and were left out; theirs: %s"
+        shown = ", ".join(f"{label!r} ({count})" for label, count in without_label.items())
+        logger.warning(message, source, without_label.total(), len(found), shown)
+    return pairs
 
 
-def read_named(source: str | Path, columns: Mapping[str, str] | None) -> Iterator[tuple[str, str]]:
-    for record in read_records(source, columns, (*LABEL_NAMES, *TEXT_NAMES)):
-        name = record.find(LABEL_NAMES)
-        text = record.text(*TEXT_NAMES)
-        if name is None:
-            raise record.lacks(LABEL_NAMES)
-        if text is None:
-            raise record.lacks(TEXT_NAMES)
-        label = record.fields[name]
-        if isinstance(label, dict | list) or label is None or not str(label).strip():
-            raise ValueError(f"{record.place}: {name!r} must name a class, not {label!r}")
-        if isinstance(label, float) and label.is_integer():
-            label = int(label)  # 1.0 in JSON is the class 1
-        yield str(label).strip(), text
+def check_classes(names: Sequence[str], n_texts: int, source: str | Path) -> None:
+    """Raise ValueError for too few classes, or so many that they must be something else."""
+    if len(names) < 2:
+        what = f"only the class {names[0]!r}" if names else "no labeled text"
+        raise ValueError(f"{source} has {what}: there is nothing to tell apart")
+    if len(names) > max(10, n_texts // 2):
+        raise ValueError(
+            f"{source} has {len(names)} classes in {n_texts} texts, {names[0]!r} first: is that "
+            "the column of the labels?"
+        )
+
+
+def warn_if_contradictory(pairs: Sequence[tuple[str, str]], source: str | Path) -> None:
+    """Say how many different texts stand under more than one label."""
+    labels: dict[str, set[str]] = {}
+    for name, text in pairs:
+        labels.setdefault(same_text(text), set()).add(name)
+    several = [text for text, names in labels.items() if len(names) > 1]
+    if several:
+        names = " and ".join(map(repr, in_order(list(labels[several[0]]))))
+        message = (
+            "%s: %d texts have more than one label, of which at most one can be learned: %r %s"
+        )
+        logger.warning(message, source, len(several), several[0][:60], names)
 
 
 # ---- choosing
@@ -123,32 +147,50 @@ def balanced(data: LabeledTexts, seed: int) -> LabeledTexts:
 
 
 def stratified_split(
-    data: LabeledTexts, shares: tuple[float, float, float], seed: int
-) -> tuple[LabeledTexts, LabeledTexts, LabeledTexts]:
-    """(training, validation, test): every class in the same shares in each, up to rounding.
+    data: LabeledTexts, shares: Sequence[float], seed: int
+) -> tuple[LabeledTexts, ...]:
+    """Parts, the first of them for training: every class in the same shares in each, as nearly as
+    texts that stand more than once allow, for they stay together.
 
-    A class with one text keeps it for training; from three texts on, a class is in all three.
-    Raises ValueError if a part would be empty.
+    shares: (0.7, 0.1, 0.2) gives training, validation and test. A class is in all parts if it has
+    that many different texts, and else in training alone. Raises ValueError if a part would be
+    empty.
     """
     generator = np.random.default_rng(seed)
-    labels = np.array(data.labels)
-    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for label, name in enumerate(data.class_names):
-        members = generator.permutation(np.flatnonzero(labels == label)).tolist()
-        n = len(members)
-        least = 1 if n >= 3 else 0
-        n_validation = max(least, round(shares[1] * n))
-        n_test = min(max(least, round(shares[2] * n)), n - n_validation - 1)
-        if n < 3:
-            logger.warning("the class %r has only %d texts: it cannot be tested", name, n)
-            n_validation = n_test = 0
-        parts[0].extend(members[n_validation + n_test :])
-        parts[1].extend(members[:n_validation])
-        parts[2].extend(members[n_validation : n_validation + n_test])
+    parts: list[list[int]] = [[] for _ in shares]
+    for name, groups in same_texts_by_class(data).items():
+        if len(groups) < len(shares):
+            message = "the class %r has too few different texts (%d) to be held out from: all learn"
+            logger.warning(message, name, len(groups))
+            parts[0].extend(i for members in groups for i in members)
+            continue
+        for part, found in zip(parts, split_groups(groups, shares, generator), strict=True):
+            part.extend(found)
     if not all(parts):
-        raise ValueError(f"{len(data)} texts are too few to train, validate and test")
-    training, validation, test = (data.subset(sorted(part)) for part in parts)
-    return training, validation, test
+        raise ValueError(f"{len(data)} texts are too few for {len(shares)} parts")
+    return tuple(data.subset(sorted(part)) for part in parts)
+
+
+def same_texts_by_class(data: LabeledTexts) -> dict[str, list[list[int]]]:
+    """Indices of texts that are the same, by the class of the first of them."""
+    groups: dict[str, list[int]] = {}
+    for i, text in enumerate(data.texts):
+        groups.setdefault(same_text(text), []).append(i)
+    found: dict[str, list[list[int]]] = {name: [] for name in data.class_names}
+    for members in groups.values():
+        found[data.class_names[data.labels[members[0]]]].append(members)
+    return found
+
+
+def same_text(text: str) -> str:
+    """What is equal for texts that differ in case, white space or invisible characters alone."""
+    return as_seen(text).casefold()
+
+
+def count_overlap(training: LabeledTexts, held_out: LabeledTexts) -> int:
+    """How many of the texts held out stand in the training data too."""
+    seen = set(map(same_text, training.texts))
+    return sum(same_text(text) in seen for text in held_out.texts)
 
 
 # ---- batches
