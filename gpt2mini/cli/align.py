@@ -28,7 +28,7 @@ from tyro.conf import Suppress
 from gpt2mini import GPT2
 from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.cli import common, options
-from gpt2mini.cli.data import RecordFlags, split_seeded
+from gpt2mini.cli.data import RecordFlags, read_split
 from gpt2mini.data.samples import sample
 from gpt2mini.inspection import plot_calibration, plot_figures
 from gpt2mini.lora import lora_layers, merge_lora, save_adapter
@@ -140,7 +140,7 @@ class Flags:
     method: Literal["reward", "dpo", "ppo", "grpo"] = "ppo"
     fraction: float = 1.0  # seeded share of the data to use
     validation_share: float = 0.2  # share that is held out
-    held_out: str | None = None  # another file to hold out, instead of a share of the data
+    held_out: str | None = None  # a file to hold out, instead of a share of the prompts
     held_out_pairs: options.OptionalCount = None  # at most so many pairs held out
     steps: options.OptionalCount = None  # optimizer steps; overrides --epochs and --rollouts
     batch_size: options.OptionalCount = None  # pairs (None: 8) or responses (None: 16) per step
@@ -168,10 +168,15 @@ class Job(common.Job):
 
     def __init__(self, flags: Flags) -> None:
         super().__init__(flags, flags.model)
-        self.training, self.held_out = read_pairs(flags)
+        self.training, held_out, where = read_split(
+            partial(flags.records.read, read=read_preferences),
+            *(flags.data, flags.held_out, lambda pair: pair.prompt),
+            *(flags.fraction, flags.validation_share, self.seed),
+        )
+        self.held_out = held_out[: flags.held_out_pairs]
         print(
-            f"{len(self.training)} pairs to learn from, {len(self.held_out)} held out, on "
-            f"{self.device}"
+            f"{len(self.training)} pairs to learn from, {len(self.held_out)} held out ({where}), "
+            f"on {self.device}"
         )
         self.model, self.tokenizer = self.load()
         self.figures = Figures()
@@ -188,17 +193,6 @@ class Job(common.Job):
         self.tokenizer.save_pretrained(self.out / "best")
         what = "adapter" if holds_adapter(self.out / "best") else "model"
         print(f"tuned {what}: {self.out / 'best'}")
-
-
-def read_pairs(flags: Flags) -> tuple[list[Preference], list[Preference]]:
-    """(to learn from, held out)"""
-    pairs = flags.records.read(flags.data, read_preferences)
-    seed = flags.machine.seed
-    training, held_out = split_seeded(pairs, flags.fraction, flags.validation_share, seed)
-    if flags.held_out:
-        training = training + held_out
-        held_out = flags.records.read(flags.held_out, read_preferences)
-    return training, held_out[: flags.held_out_pairs]
 
 
 def run(flags: Flags) -> None:

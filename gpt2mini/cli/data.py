@@ -1,19 +1,30 @@
 """What jobs read: records, and their split into those to learn from and those held out."""
 
+import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2mini.data.instructions import TEMPLATES
 from gpt2mini.data.records import HUB
+from gpt2mini.data.rows import is_file_of_records, split_files
+from gpt2mini.data.splitting import hold_out_groups
 
-RECORDS = "records (.jsonl, .json, .csv, hf:owner/name)"
+logger = logging.getLogger(__name__)
+
+RECORDS = "records (.jsonl, .json, .csv, .tsv, .parquet, hf:owner/name)"
+Read = Callable[[str], list[Any]]
+KeyOf = Callable[[Any], Hashable]
 
 
 def holds_records(data: str) -> bool:
-    return data.startswith(HUB) or Path(data).suffix.lower() in (".jsonl", ".json", ".csv")
+    """Whether it is a file of records, a folder of such, or a dataset of the Hub."""
+    path = Path(data)
+    if path.is_dir():
+        return any(split_files(path).values())
+    return data.startswith(HUB) or is_file_of_records(path)
 
 
 @dataclass(frozen=True)
@@ -39,22 +50,75 @@ def parse_columns(columns: str | None) -> dict[str, str]:
     return found
 
 
-def split_seeded(
-    items: Sequence[Any], fraction: float, validation_share: float, seed: int
+# ---- to learn from, and to hold out
+
+
+def read_split(
+    read: Read,
+    data: str,
+    held_out: str | None,
+    prompt_of: KeyOf,
+    fraction: float,
+    validation_share: float,
+    seed: int,
+) -> tuple[list[Any], list[Any], str]:
+    """(to learn from, held out, where the latter come from).
+
+    Held out are the records of the file `held_out`; else the validation files (or else the test
+    files) in the folder `data`; else a share of the data, whole prompts at a time.
+    """
+    files = [held_out] if held_out else held_out_files(data)
+    items = seeded_share(read(data), fraction, seed)
+    if not files:
+        training, found = split_by_prompt(items, validation_share, seed, prompt_of)
+        return training, found, f"{validation_share:.0%} of the data"
+    found = [item for file in files for item in read(file)]
+    warn_of_overlap(items, found, prompt_of)
+    return items, found, ", ".join(Path(file).name for file in files)
+
+
+def held_out_files(folder: str) -> list[str]:
+    """The files of records in a folder that are by their names for validation, or else for tests;
+    none if there are none to learn from beside them."""
+    if not Path(folder).is_dir():
+        return []
+    parts = split_files(Path(folder))
+    return [str(file) for file in parts["validation"] or parts["test"]] if parts["train"] else []
+
+
+def seeded_share(items: Sequence[Any], fraction: float, seed: int) -> list[Any]:
+    """A seeded choice of a share of all, in a seeded order."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"--fraction must lie in (0, 1], not {fraction}")
+    return random.Random(seed).sample(items, min(len(items), max(2, round(fraction * len(items)))))
+
+
+def split_by_prompt(
+    items: Sequence[Any], share: float, seed: int, prompt_of: KeyOf
 ) -> tuple[list[Any], list[Any]]:
-    """(to learn from, held out): a seeded choice of a share of all, in a seeded order."""
-    if not 0 < fraction <= 1 or not 0 < validation_share < 1:
-        raise ValueError("--fraction must lie in (0, 1] and --validation-share in (0, 1)")
+    """(to learn from, held out): a seeded choice. All records of a prompt stay together."""
+    if not 0 < share < 1:
+        raise ValueError(f"--validation-share must lie in (0, 1), not {share}")
     if len(items) < 2:
         raise ValueError("one record is too few: at least one to learn from and one to hold out")
-    shuffled = random.Random(seed).sample(items, max(2, round(fraction * len(items))))
-    n_held_out = max(1, round(validation_share * len(shuffled)))
-    if n_held_out == len(shuffled):
+    if round(share * len(items)) == len(items):
         raise ValueError(
-            f"--validation-share {validation_share:g} of {len(shuffled)} records holds out all of "
-            "them, and leaves none to learn from"
+            f"--validation-share {share:g} of {len(items)} records holds out all of them, and "
+            "leaves none to learn from"
         )
-    return shuffled[n_held_out:], shuffled[:n_held_out]
+    prompts = [prompt_of(item) or item for item in items]  # without a prompt each is alone
+    training, held_out = hold_out_groups(prompts, share, seed, apart=items)
+    return [items[i] for i in training], [items[i] for i in held_out]
+
+
+def warn_of_overlap(training: Sequence[Any], held_out: Sequence[Any], prompt_of: KeyOf) -> None:
+    """Say how many of the records held out are among those learned, whole or in their prompts."""
+    for what, key in (("records", lambda item: item), ("prompts", prompt_of)):
+        seen = {key(item) for item in training}
+        if overlap := sum(key(item) in seen for item in held_out if key(item)):
+            message = "%d of %d %s held out are learned from too: their loss says less"
+            logger.warning(message, overlap, len(held_out), what)
+            return
 
 
 def shorten(documents: list[range], tokens: int) -> list[range]:

@@ -17,13 +17,14 @@ model or adapter with the lowest validation loss, to --out.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from gpt2mini import Tokenizer
 from gpt2mini.cli import common, options
-from gpt2mini.cli.data import RECORDS, RecordFlags, holds_records, shorten, split_seeded
-from gpt2mini.data.corpus import hold_out, text_files, tokenize_files
+from gpt2mini.cli.data import RECORDS, RecordFlags, holds_records, read_split, shorten
+from gpt2mini.cli.text_data import split_text, training_and_held_out_files
 from gpt2mini.data.instructions import ExchangeBatches, encode_exchanges, read_exchanges
 from gpt2mini.data.samples import sample
 from gpt2mini.data.text import Batch, TokenBatches, sequential_batches
@@ -64,6 +65,7 @@ class Flags:
     method: Literal["full", "last-blocks", "lora"] = "full"  # what learns
     fraction: float = 1.0  # seeded share of the data to use
     validation_share: float = 0.1  # share that is held out
+    held_out: str | None = None  # a file, or a folder of text, to hold out instead
     epochs: options.Positive = 5.0  # times through the data
     steps: options.OptionalCount = None  # optimizer steps; overrides --epochs
     batch_size: options.OptionalCount = (
@@ -178,20 +180,24 @@ class Data:
 def read_text(job: common.Job, tokenizer: Tokenizer, context_length: int) -> Data:
     """Windows of consecutive tokens."""
     flags, seed, size = job.flags, job.seed, job.flags.batch_size or 4
+    files = training_and_held_out_files(flags.data, flags.held_out)
     with rank_zero_first():
-        corpus = tokenize_files(text_files(flags.data), tokenizer, job.out / "tokens")
-    documents = corpus.documents(flags.fraction, seed)
-    training, held_out = hold_out(documents, flags.validation_share, seed)
+        split = split_text(
+            *(*files, tokenizer, job.out / "tokens"),
+            *(flags.fraction, flags.validation_share, seed),
+        )
+    training, held_out, others = split.training, split.held_out, split.held_out_corpus.tokens
     window = min(flags.text.sequence_length, context_length)
     scored = shorten(held_out, flags.text.validation_tokens)
     beginnings = (document[:5000] for document in held_out[:20])
-    texts = [tokenizer.decode(corpus.tokens[d.start : d.stop].tolist()) for d in beginnings]
-    first_words = tokenizer.decode(corpus.tokens[held_out[0]][:8].tolist())
+    texts = [tokenizer.decode(others[d.start : d.stop].tolist()) for d in beginnings]
+    first_words = tokenizer.decode(others[held_out[0].start :][:8].tolist())
+    where = f" ({', '.join(file.name for file in files[1])})" if files[1] else ""
     return Data(
-        batches=TokenBatches(corpus.tokens, training, size, window, seed),
-        validation=lambda: sequential_batches(corpus.tokens, scored, size, window),
+        batches=TokenBatches(split.corpus.tokens, training, size, window, seed),
+        validation=lambda: sequential_batches(others, scored, size, window),
         description=f"{sum(map(len, training)):,} tokens to learn from, "
-        f"{sum(map(len, held_out)):,} held out; batches of {size} x {window} tokens",
+        f"{sum(map(len, held_out)):,} held out{where}; batches of {size} x {window} tokens",
         prompts=[flags.text.prompt or first_words],
         held_out_text="\n\n".join(texts),
         summary={},
@@ -201,8 +207,11 @@ def read_text(job: common.Job, tokenizer: Tokenizer, context_length: int) -> Dat
 def read_records(job: common.Job, tokenizer: Tokenizer, context_length: int) -> Data:
     """Prompts and completions."""
     flags, seed, records = job.flags, job.seed, job.flags.records
-    exchanges = records.read(flags.data, read_exchanges)
-    parts = split_seeded(exchanges, flags.fraction, flags.validation_share, seed)
+    *parts, where = read_split(
+        partial(records.read, read=read_exchanges),
+        *(flags.data, flags.held_out, lambda exchange: exchange.prompt),
+        *(flags.fraction, flags.validation_share, seed),
+    )
     longest = min(records.longest, context_length)
     size = flags.batch_size or (1 if records.packing else 8)
     batches, validation = (
@@ -216,8 +225,8 @@ def read_records(job: common.Job, tokenizer: Tokenizer, context_length: int) -> 
     return Data(
         batches=batches,
         validation=validation.in_order,
-        description=f"{len(training)} records to learn from, {len(held_out)} held out; batches of "
-        f"{size} of {len(batches.rows)} rows of at most {longest} tokens, of which "
+        description=f"{len(training)} records to learn from, {len(held_out)} held out ({where}); "
+        f"batches of {size} of {len(batches.rows)} rows of at most {longest} tokens, of which "
         f"{batches.padding_share:.1%} is padding; the loss counts "
         f"{'completions' if records.train_on == 'completion' else 'prompts and completions'}",
         prompts=[one.prompt for one in held_out[: records.answers]] + OUTSIDE,

@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from gpt2mini import GPT2, GPT2Config, Tokenizer, complete
 from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.cli import common, options
 from gpt2mini.cli.data import shorten
-from gpt2mini.data.corpus import TokenFile, hold_out, read_pieces, text_files, tokenize_files
+from gpt2mini.cli.text_data import split_text, training_and_held_out_files
+from gpt2mini.data.corpus import read_pieces
 from gpt2mini.data.samples import sample
 from gpt2mini.data.text import TokenBatches, sequential_batches
 from gpt2mini.surgery import grow_depth
@@ -35,6 +38,7 @@ class Flags:
     init_from: str | None = None  # start from this model's folder, its vocabulary and its width
     fraction: float = 1.0  # seeded share of the text to use
     validation_share: float = 0.015  # share that is held out
+    held_out: str | None = None  # a file or a folder of text to hold out instead
     validation_tokens: options.Count = 65536  # of these, so many are scored
     steps: options.Count = 40  # optimizer steps
     batch_size: options.Count = 4  # windows per micro-batch
@@ -61,23 +65,25 @@ class Flags:
 
 def run(flags: Flags) -> None:
     job = common.Job(flags, flags.init_from)
-    files = text_files(flags.data)
+    files = training_and_held_out_files(flags.data, flags.held_out)
     with rank_zero_first():
-        tokenizer = get_tokenizer(flags, files)
-        corpus = tokenize_files(files, tokenizer, job.out / "tokens")
-    documents = corpus.documents(flags.fraction, job.seed)
-    training, held_out = hold_out(documents, flags.validation_share, job.seed)
-    scored = shorten(held_out, flags.validation_tokens)
+        tokenizer = get_tokenizer(flags, files[0])
+        split = split_text(
+            *(*files, tokenizer, job.out / "tokens"),
+            *(flags.fraction, flags.validation_share, job.seed),
+        )
+    corpus, held_out_tokens = split.corpus, split.held_out_corpus.tokens
+    scored = shorten(split.held_out, flags.validation_tokens)
     model = get_model(flags, tokenizer).to(job.device)
     context, parameters = model.config.context_length, sum(p.numel() for p in model.parameters())
     flags.parallel.apply(model, job.precision)
     print(
         f"{parameters:,} parameters, {tokenizer.vocab_size:,} kinds of token; "
-        f"{sum(map(len, training)):,} tokens to learn from, on {job.device}"
+        f"{sum(map(len, split.training)):,} tokens to learn from, on {job.device}"
     )
 
     def validate() -> float:
-        windows = sequential_batches(corpus.tokens, scored, flags.batch_size, context)
+        windows = sequential_batches(held_out_tokens, scored, flags.batch_size, context)
         return evaluate_loss(model, windows, precision=job.precision)
 
     window = flags.sequence_length or context
@@ -89,7 +95,7 @@ def run(flags: Flags) -> None:
     )
     rows = job.train(
         model,
-        TokenBatches(corpus.tokens, training, flags.batch_size, window, job.seed),
+        TokenBatches(corpus.tokens, split.training, flags.batch_size, window, job.seed),
         muon_and_adamw(model, flags.lr, flags.adamw_lr, flags.weight_decay),
         flags.steps,
         evaluate=validate,
@@ -100,7 +106,7 @@ def run(flags: Flags) -> None:
     model = job.load_best()
     tokenizer.save_pretrained(job.out / "best")
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    bits = min(losses) / math.log(2) / bytes_per_token(tokenizer, corpus, scored)
+    bits = min(losses) / math.log(2) / bytes_per_token(tokenizer, held_out_tokens, scored)
     generator = job.generator()
     text = complete(model, tokenizer, "The ", 100, top_k=50, generator=generator, overflow="slide")
     common.print_rows(rows, ["loss", "validation_loss"], where="loss")
@@ -135,11 +141,9 @@ def get_model(flags: Flags, tokenizer: Tokenizer) -> GPT2:
     return GPT2(GPT2Config(**{**vars(flags.config), "vocab_size": tokenizer.vocab_size}))
 
 
-def bytes_per_token(tokenizer: Tokenizer, corpus: TokenFile, documents: list[range]) -> float:
+def bytes_per_token(tokenizer: Tokenizer, tokens: np.ndarray, documents: list[range]) -> float:
     """Mean length of the predicted tokens; it turns a loss per token into one per byte."""
-    targets = [
-        int(i) for document in documents for i in corpus.tokens[document.start + 1 : document.stop]
-    ]
+    targets = [int(i) for one in documents for i in tokens[one.start + 1 : one.stop]]
     return sum(len(tokenizer.token_bytes(i)) for i in targets if i != tokenizer.eos_id) / len(
         targets
     )

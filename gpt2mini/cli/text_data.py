@@ -1,0 +1,77 @@
+"""The text that jobs read: tokenized, and divided into what is learned and what is held out."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2mini import Tokenizer
+from gpt2mini.data.corpus import TokenFile, hold_out, text_files, tokenize_files
+from gpt2mini.data.folders import PURPOSES, by_purpose
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """Token ranges to learn from and to score; the latter may be of another file."""
+
+    corpus: TokenFile
+    training: list[range]
+    held_out_corpus: TokenFile
+    held_out: list[range]
+
+
+def training_and_held_out_files(data: str, held_out: str | None) -> tuple[list[Path], list[Path]]:
+    """Text files to learn from, and those held out: of `held_out`; else of the folder `data`, if
+    every file in it says what it is for (train.txt beside valid.txt); else none."""
+    files, folder = text_files(data), Path(data)
+    if not folder.is_dir() or not all(names_purpose(file, folder) for file in files):
+        return files, text_files(held_out) if held_out else []
+    parts = by_purpose(files, folder)
+    if not parts["train"]:
+        return files, text_files(held_out) if held_out else []
+    return parts["train"], text_files(held_out) if held_out else parts["validation"] or parts[
+        "test"
+    ]
+
+
+def names_purpose(file: Path, folder: Path) -> bool:
+    words = re.split(r"[^a-z]+", file.relative_to(folder).as_posix().lower())
+    return any(word in usual for usual in PURPOSES.values() for word in words)
+
+
+def split_text(
+    files: list[Path],
+    held_out_files: list[Path],
+    tokenizer: Tokenizer,
+    folder: Path,
+    fraction: float,
+    validation_share: float,
+    seed: int,
+) -> TextSplit:
+    """Tokenize into `folder`, and hold out the files given or else a share: whole documents, where
+    there are at least 20."""
+    corpus = tokenize_files(files, tokenizer, folder)
+    documents = corpus.documents()
+    if held_out_files:
+        other = tokenize_files(held_out_files, tokenizer, folder)
+        training, held_out = documents, other.documents()
+        if not any(len(document) > 1 for document in held_out):
+            raise ValueError(f"{held_out_files[0]} is too short: there is no token to predict")
+    else:
+        other = corpus
+        training, held_out = hold_out(documents, validation_share, seed)
+    if fraction != 1:
+        training = intersection(corpus.documents(fraction, seed), training)
+    return TextSplit(corpus, training, other, held_out)
+
+
+def intersection(first: list[range], second: list[range]) -> list[range]:
+    """What lies in ranges of both; within each list they are in order and do not overlap."""
+    found, i, k = [], 0, 0
+    while i < len(first) and k < len(second):
+        both = range(max(first[i].start, second[k].start), min(first[i].stop, second[k].stop))
+        found += [both] if both else []
+        if first[i].stop < second[k].stop:
+            i += 1
+        else:
+            k += 1
+    return found

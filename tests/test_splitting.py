@@ -1,0 +1,159 @@
+"""Data held out: no text and no prompt on both sides, near the share, the same each time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import shared_data
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2mini.classification.labeled import (
+    LabeledTexts,
+    count_overlap,
+    read_labeled,
+    stratified_split,
+)
+from gpt2mini.cli.data import read_split, warn_of_overlap
+from gpt2mini.cli.text_data import intersection, training_and_held_out_files
+from gpt2mini.data.instructions import Exchange
+from gpt2mini.data.splitting import hold_out_groups, split_groups
+
+SHARES = (0.7, 0.1, 0.2)
+
+
+@given(sizes=st.lists(st.integers(1, 6), min_size=3, max_size=60), seed=st.integers(0, 99))
+def test_groups_stay_together_near_the_shares(sizes: list[int], seed: int) -> None:
+    ends = np.cumsum(sizes).tolist()
+    groups = [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+    parts = split_groups(groups, SHARES, np.random.default_rng(seed))
+    assert sorted(i for part in parts for i in part) == list(range(ends[-1]))
+    for group in groups:
+        assert sum(bool(set(group) & set(part)) for part in parts) == 1
+    for part, share in zip(parts, SHARES, strict=True):
+        assert part and abs(len(part) - share * ends[-1]) <= 2 * max(sizes)
+
+
+# items of 30 to 60 groups, each of which has one to three
+repeated = st.lists(st.integers(1, 3), min_size=30, max_size=60).flatmap(
+    lambda counts: st.permutations([i for i, n in enumerate(counts) for _ in range(n)])
+)
+
+
+@given(texts=repeated, seed=st.integers(0, 99))
+def test_no_text_is_learned_and_tested(texts: list[int], seed: int) -> None:
+    """In other letters neither, and not with another label."""
+    spelled = [f"Text {n}" if i % 2 else f"text  {n}\u200b" for i, n in enumerate(texts)]
+    data = LabeledTexts(spelled, [i % 2 for i in range(len(texts))], ["a", "b"])
+    training, validation, test = stratified_split(data, SHARES, seed)
+    assert len(training) + len(validation) + len(test) == len(data)
+    for one, other in ((training, validation), (training, test), (validation, test)):
+        assert count_overlap(one, other) == 0
+
+
+def test_no_message_of_the_sms_collection_is_learned_and_tested() -> None:
+    """Split by row, 24 of the 149 spam messages of the test set were."""
+    data = read_labeled(shared_data("sms-spam/SMSSpamCollection"))
+    training, validation, test = stratified_split(data, SHARES, seed=0)
+    assert count_overlap(training, test) == count_overlap(training, validation) == 0
+    for part, share in ((training, 0.7), (validation, 0.1), (test, 0.2)):
+        for name, count in data.counts().items():
+            assert abs(part.counts()[name] - share * count) <= 2
+
+
+# ---- prompts
+
+
+@given(prompts=repeated, seed=st.integers(0, 99))
+def test_no_prompt_is_learned_and_held_out(prompts: list[int], seed: int) -> None:
+    found = hold_out_groups(prompts, 0.2, seed, apart=range(len(prompts)))
+    training, held_out = ({prompts[i] for i in part} for part in found)
+    assert not training & held_out
+    assert sorted(i for part in found for i in part) == list(range(len(prompts)))
+    assert 0.5 <= len(found[1]) / (0.2 * len(prompts)) <= 2
+    assert found == hold_out_groups(prompts, 0.2, seed, apart=range(len(prompts)))
+
+
+def test_one_prompt_for_all_is_divided_by_answers(caplog: pytest.LogCaptureFixture) -> None:
+    training, held_out = hold_out_groups(["p"] * 50, 0.1, 0, apart=range(50))
+    assert (len(training), len(held_out)) == (45, 5)
+    assert "1 prompts are too few to hold out whole ones" in caplog.text
+    with pytest.raises(ValueError, match="all 3 items are the same"):
+        hold_out_groups(["p"] * 3, 0.5, 0, apart=["a"] * 3)
+
+
+def exchanges(source: str) -> list[Exchange]:
+    lines = Path(source).read_text(encoding="utf-8").split()
+    return [Exchange(*line.split(":")) for line in lines]
+
+
+def split(data: Path, held_out: Path | None, share: float = 0.25) -> tuple[list, list, str]:
+    file = str(held_out) if held_out else None
+    return read_split(exchanges, str(data), file, lambda one: one.prompt, 1.0, share, 0)
+
+
+def test_held_out_is_the_file_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data, other = tmp_path / "data.jsonl", tmp_path / "other.jsonl"
+    data.write_text("a:1 b:2 c:3 d:4", encoding="utf-8")
+    other.write_text("e:5 f:6", encoding="utf-8")
+    training, held_out, where = split(data, other)
+    assert sorted(one.prompt for one in training) == ["a", "b", "c", "d"]
+    assert [one.prompt for one in held_out] == ["e", "f"] and where == "other.jsonl"
+    assert not caplog.text
+    other.write_text("a:9 f:6", encoding="utf-8")
+    split(data, other)
+    assert "1 of 2 prompts held out are learned from too" in caplog.text
+
+
+def test_an_overlap_of_whole_records_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    seen = [Exchange("a", "1"), Exchange("b", "2")]
+    warn_of_overlap(seen, [seen[0], Exchange("b", "3")], lambda one: one.prompt)
+    assert caplog.messages == ["1 of 2 records held out are learned from too: their loss says less"]
+
+
+def test_records_without_a_prompt_are_apart(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(" ".join(f":{i}" for i in range(40)), encoding="utf-8")
+    training, held_out, where = split(data, None)
+    assert (len(training), len(held_out), where) == (30, 10, "25% of the data")
+
+
+@pytest.mark.parametrize(("share", "message"), [(0.0, "must lie in"), (0.99, "holds out all of")])
+def test_a_share_that_leaves_nothing_is_refused(tmp_path: Path, share: float, message: str) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("a:1 b:2", encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        split(data, None, share)
+
+
+# ---- text
+
+
+ranges = st.lists(st.integers(1, 9), max_size=9).map(
+    lambda lengths: [
+        range(start, start + n)
+        for n, start in zip(
+            lengths, np.cumsum([0, *(n + 2 for n in lengths)]).tolist(), strict=False
+        )
+    ]
+)
+
+
+@given(ranges, ranges)
+def test_the_intersection_of_ranges(first: list[range], second: list[range]) -> None:
+    def members(of: list[range]) -> set[int]:
+        return {i for one in of for i in one}
+
+    assert members(intersection(first, second)) == members(first) & members(second)
+
+
+def test_text_files_that_say_what_they_are_for(tmp_path: Path) -> None:
+    for name in ("train.txt", "valid.txt", "test.txt"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    training, held_out = training_and_held_out_files(str(tmp_path), None)
+    assert [file.name for file in (*training, *held_out)] == ["train.txt", "valid.txt"]
+    other = tmp_path / "test.txt"
+    assert training_and_held_out_files(str(tmp_path), str(other))[1] == [other]
+    (tmp_path / "A Tale of Two Cities.txt").write_text("It was", encoding="utf-8")
+    training, held_out = training_and_held_out_files(str(tmp_path), None)
+    assert len(training) == 4 and not held_out  # books, one of which may be called The Test
