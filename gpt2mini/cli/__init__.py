@@ -18,6 +18,7 @@ JOBS = {
     "generate": "continue a text, token by token",
     "finetune": "train on plain text, or on prompts and completions",
     "classify": "train a classifier of texts",
+    "predict": "classify new texts, or measure a classifier on labeled ones",
     "align": "reward model, DPO, PPO, GRPO",
     "pretrain": "a vocabulary and a model from random weights",
     "evaluate": "zero-shot tasks, perplexity, generation quality",
@@ -33,7 +34,8 @@ usage: gpt2mini JOB [--help] [flags]
 {jobs}
 
 Each runs without flags, offline, on the bundled gpt2-nano and sample data; only
-download, convert and push need names. Flags of a job: gpt2mini JOB --help
+predict needs a classifier, and download, convert and push names.
+Flags of a job: gpt2mini JOB --help
 
   gpt2mini generate --prompt "It was a dark night"
   gpt2mini finetune --data novel.txt --out runs/novel

@@ -1,0 +1,148 @@
+"""The command on a file of one's own to hold out, and a classifier on new texts."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from command import run
+
+from gpt2mini.files import read_json
+
+MESSAGES = [
+    ("ham", "see you at six"),
+    ("spam", "win a prize"),
+    ("ham", "how are you"),
+    ("spam", "free money"),
+]
+
+
+def messages(path: Path, start: int, n: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{MESSAGES[i % 4][0]}\t{MESSAGES[i % 4][1]} {i}\n" for i in range(start, start + n)]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def records(path: Path, start: int, n: int) -> Path:
+    rows = [
+        {"prompt": f"The cat {i}", "completion": "sat", "chosen": "ran fast", "rejected": "sat"}
+        for i in range(start, start + n)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+# ---- --held-out
+
+
+def test_classify_tests_with_the_file_given(
+    word_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, other = messages(tmp_path / "a.tsv", 0, 32), messages(tmp_path / "b.tsv", 28, 12)
+    flags = ["--model", word_folder, "--steps", "1", "--out", tmp_path / "out"]
+    done = run("classify", "--data", data, "--held-out", other, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "28 to learn from, 4 to validate, 12 to test" in done.stdout and "b.tsv" in done.stdout
+    assert sum(map(sum, read_json(tmp_path / "out" / "summary.json")["confusion"])) == 12
+    assert "4 of 12 texts held out are learned from too" in caplog.text
+
+
+def test_classify_uses_the_parts_of_a_folder(word_folder: Path, tmp_path: Path) -> None:
+    for name, start, n in (("train", 0, 16), ("dev", 100, 4), ("test", 200, 8)):
+        messages(tmp_path / "data" / f"{name}.tsv", start, n)
+    flags = ["--model", word_folder, "--steps", "1", "--out", tmp_path / "out"]
+    done = run("classify", "--data", tmp_path / "data", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "16 to learn from, 4 to validate, 8 to test (test.tsv)" in done.stdout
+
+
+@pytest.mark.parametrize("job", ["finetune", "align --method dpo", "align --method reward"])
+def test_records_of_a_file_are_held_out(word_folder: Path, tmp_path: Path, job: str) -> None:
+    data, other = records(tmp_path / "a.jsonl", 0, 8), records(tmp_path / "b.jsonl", 100, 3)
+    name, *flags = job.split()
+    flags += ["--max-new-tokens", "2"] if "reward" not in job else []
+    flags += ["--data", str(data), "--held-out", str(other), "--steps", "1"]
+    done = run(name, "--model", word_folder, "--out", tmp_path / "out", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "to learn from, 3 held out (b.jsonl)" in done.stdout and "8 " in done.stdout
+
+
+def test_text_of_a_file_is_held_out(word_folder: Path, tmp_path: Path) -> None:
+    data, other = tmp_path / "data", tmp_path / "other.txt"
+    data.mkdir()
+    for name, text in (("train.txt", "one two three " * 100), ("valid.txt", "four five " * 20)):
+        (data / name).write_text(text, encoding="utf-8")
+    other.write_text("six seven " * 20, encoding="utf-8")
+    short = ["--steps", "1", "--max-new-tokens", "2", "--sequence-length", "16"]
+    for flags, where in (([], "valid.txt"), (["--held-out", str(other)], "other.txt")):
+        out = tmp_path / f"run on {where}"
+        done = run("finetune", "--model", word_folder, "--data", data, "--out", out, *short, *flags)
+        assert done.returncode == 0, done.stderr
+        assert f"held out ({where})" in done.stdout
+
+
+def test_pretrain_validates_on_the_file_given(tmp_path: Path) -> None:
+    data, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    data.write_text("one two three " * 200, encoding="utf-8")
+    other.write_text("one two " * 20, encoding="utf-8")
+    small = ["--vocab-size", "264", "--emb-dim", "16", "--n-heads", "2", "--n-layers", "1"]
+    small += ["--context-length", "16", "--steps", "1"]
+    done = run("pretrain", "--data", data, "--held-out", other, "--out", tmp_path / "out", *small)
+    assert done.returncode == 0, done.stderr
+    assert "bits a byte on 1 documents held out" in done.stdout
+
+
+# ---- predict
+
+
+@pytest.fixture(scope="module")
+def classifier(word_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    data = messages(folder / "a.tsv", 0, 40)
+    flags = ["--data", data, "--steps", "20", "--method", "full", "--lr", "0.01"]
+    done = run("classify", "--model", word_folder, "--out", folder / "out", *flags)
+    assert done.returncode == 0, done.stderr
+    return folder / "out" / "best"
+
+
+def test_predict_names_the_class_of_each_text(classifier: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "found.jsonl", tmp_path / "new.csv"
+    texts = ["win a prize 7", "see you at six 8"]
+    done = run("predict", "--model", classifier, "--text", *texts, "--out", out)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["text"] for row in rows] == texts
+    for row, line in zip(rows, done.stdout.splitlines(), strict=False):
+        assert line.startswith(f"{row['label']}\t({row['label']} ")
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+        assert math.isclose(sum(row["probabilities"].values()), 1, rel_tol=1e-5)
+    data.write_text("id,text\n1,win a prize 7\n2,see you at six 8\n", encoding="utf-8")
+    printed = done.stdout.splitlines()[:2]
+    for flags, stdin in ((["--text", "-"], "\n\n".join(texts)), (["--data", data], "")):
+        again = run("predict", "--model", classifier, *flags, stdin=stdin)
+        assert again.stdout.splitlines() == printed
+
+
+def test_predict_measures_a_classifier_on_labeled_texts(classifier: Path, tmp_path: Path) -> None:
+    data = messages(tmp_path / "test.tsv", 100, 8)
+    done = run("predict", "--model", classifier, "--evaluate", data)
+    assert done.returncode == 0, done.stderr
+    assert "on 8 texts" in done.stdout and "macro-F1" in done.stdout
+    data.write_text("ham\tx\neggs\ty\n", encoding="utf-8")
+    done = run("predict", "--model", classifier, "--evaluate", data)
+    assert done.returncode and "classes that the training data lack: 'eggs' (1)" in done.stderr
+
+
+def test_predict_says_what_is_wrong(
+    classifier: Path, word_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for flags, message in (
+        (["--text", "a"], "there is no classifier in runs/classify/best: train one"),
+        (["--model", "gpt2-nano", "--text", "a"], "is not the folder of a classifier"),
+        (["--model", str(word_folder), "--text", "a"], "does not name the classes"),
+        (["--model", str(classifier)], "there is nothing to classify: give --text"),
+    ):
+        done = run("predict", *flags)
+        assert done.returncode and message in done.stderr
