@@ -14,10 +14,10 @@ from gpt2mini.classification.labeled import (
     read_labeled,
     stratified_split,
 )
-from gpt2mini.cli.data import read_split, warn_of_overlap
+from gpt2mini.cli.data import holds_records, read_split, split_by_prompt, warn_of_overlap
 from gpt2mini.cli.text_data import intersection, training_and_held_out_files
 from gpt2mini.data.instructions import Exchange
-from gpt2mini.data.splitting import hold_out_groups, split_groups
+from gpt2mini.data.splitting import connected, hold_out_groups, split_groups
 
 SHARES = (0.7, 0.1, 0.2)
 
@@ -66,20 +66,43 @@ def test_no_message_of_the_sms_collection_is_learned_and_tested() -> None:
 
 @given(prompts=repeated, seed=st.integers(0, 99))
 def test_no_prompt_is_learned_and_held_out(prompts: list[int], seed: int) -> None:
-    found = hold_out_groups(prompts, 0.2, seed, apart=range(len(prompts)))
+    keys = [[prompt] for prompt in prompts]
+    found = hold_out_groups(keys, 0.2, seed, apart=range(len(prompts)))
     training, held_out = ({prompts[i] for i in part} for part in found)
     assert not training & held_out
     assert sorted(i for part in found for i in part) == list(range(len(prompts)))
     assert 0.5 <= len(found[1]) / (0.2 * len(prompts)) <= 2
-    assert found == hold_out_groups(prompts, 0.2, seed, apart=range(len(prompts)))
+    assert found == hold_out_groups(keys, 0.2, seed, apart=range(len(prompts)))
 
 
 def test_one_prompt_for_all_is_divided_by_answers(caplog: pytest.LogCaptureFixture) -> None:
-    training, held_out = hold_out_groups(["p"] * 50, 0.1, 0, apart=range(50))
+    training, held_out = hold_out_groups([["p"]] * 50, 0.1, 0, apart=range(50))
     assert (len(training), len(held_out)) == (45, 5)
-    assert "1 prompts are too few to hold out whole ones" in caplog.text
+    assert "1 different prompts are too few to hold out whole ones" in caplog.text
     with pytest.raises(ValueError, match="all 3 items are the same"):
-        hold_out_groups(["p"] * 3, 0.5, 0, apart=["a"] * 3)
+        hold_out_groups([["p"]] * 3, 0.5, 0, apart=["a"] * 3)
+
+
+@given(st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=3), max_size=20))
+def test_items_that_share_a_key_are_connected(keys: list[list[int]]) -> None:
+    """Also through others: groups have no key in common, and cannot be divided so that it stays."""
+    groups = connected(keys)
+    assert sorted(i for group in groups for i in group) == list(range(len(keys)))
+    of_groups = [{key for i in group for key in keys[i]} for group in groups]
+    assert sum(map(len, of_groups)) == len({key for one in keys for key in one})
+    for group in groups:
+        reached, size = set(keys[group[0]]), 0
+        while len(reached) > size:
+            size = len(reached)
+            reached |= {k for i in group if reached & set(keys[i]) for k in keys[i]}
+        assert reached == {key for i in group for key in keys[i]}
+
+
+def test_the_turns_of_a_dialogue_stay_together() -> None:
+    turns = [Exchange(f"{i} turn {t}", "x", f"line {i}") for i in range(40) for t in range(3)]
+    training, held_out = split_by_prompt(turns, 0.2, 0, lambda one: one.prompt)
+    assert len(held_out) == 24
+    assert not {one.place for one in training} & {one.place for one in held_out}
 
 
 def exchanges(source: str) -> list[Exchange]:
@@ -127,6 +150,16 @@ def test_a_share_that_leaves_nothing_is_refused(tmp_path: Path, share: float, me
 
 
 # ---- text
+
+
+def test_records_of_texts_alone_are_text(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "dev.jsonl"):
+        (tmp_path / name).write_text('{"text": "Once upon a time"}', encoding="utf-8")
+    assert not holds_records(str(tmp_path)) and not holds_records(str(tmp_path / "dev.jsonl"))
+    files = training_and_held_out_files(str(tmp_path), None)
+    assert [[file.name for file in part] for part in files] == [["train.jsonl"], ["dev.jsonl"]]
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}', encoding="utf-8")
+    assert holds_records(str(tmp_path / "train.jsonl")) and holds_records("hf:owner/name")
 
 
 ranges = st.lists(st.integers(1, 9), max_size=9).map(

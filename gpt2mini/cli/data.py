@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2mini.data.documents import holds_text
 from gpt2mini.data.instructions import TEMPLATES
 from gpt2mini.data.records import HUB
 from gpt2mini.data.rows import is_file_of_records, split_files
@@ -20,10 +21,11 @@ KeyOf = Callable[[Any], Hashable]
 
 
 def holds_records(data: str) -> bool:
-    """Whether it is a file of records, a folder of such, or a dataset of the Hub."""
+    """Whether it is a file of records, a folder of such, or a dataset of the Hub; records of texts
+    alone are text."""
     path = Path(data)
-    if path.is_dir():
-        return any(split_files(path).values())
+    if path.exists():
+        return not holds_text(path)
     return data.startswith(HUB) or is_file_of_records(path)
 
 
@@ -96,7 +98,8 @@ def seeded_share(items: Sequence[Any], fraction: float, seed: int) -> list[Any]:
 def split_by_prompt(
     items: Sequence[Any], share: float, seed: int, prompt_of: KeyOf
 ) -> tuple[list[Any], list[Any]]:
-    """(to learn from, held out): a seeded choice. All records of a prompt stay together."""
+    """(to learn from, held out): a seeded choice. All records of a prompt stay together, and all
+    turns of a dialogue."""
     if not 0 < share < 1:
         raise ValueError(f"--validation-share must lie in (0, 1), not {share}")
     if len(items) < 2:
@@ -106,8 +109,12 @@ def split_by_prompt(
             f"--validation-share {share:g} of {len(items)} records holds out all of them, and "
             "leaves none to learn from"
         )
-    prompts = [prompt_of(item) or item for item in items]  # without a prompt each is alone
-    training, held_out = hold_out_groups(prompts, share, seed, apart=items)
+    # without a prompt each is alone; the turns of a dialogue have its place in common
+    keys = [
+        (prompt_of(item) or item, ("place", getattr(item, "place", i) or i))
+        for i, item in enumerate(items)
+    ]
+    training, held_out = hold_out_groups(keys, share, seed, apart=items)
     return [items[i] for i in training], [items[i] for i in held_out]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from gpt2mini import Tokenizer
 from gpt2mini.data.corpus import TokenFile, hold_out, text_files, tokenize_files
 from gpt2mini.data.folders import PURPOSES, by_purpose
+from gpt2mini.data.rows import is_file_of_records, split_files
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ def training_and_held_out_files(data: str, held_out: str | None) -> tuple[list[P
     files, folder = text_files(data), Path(data)
     if not folder.is_dir() or not all(names_purpose(file, folder) for file in files):
         return files, text_files(held_out) if held_out else []
-    parts = by_purpose(files, folder)
+    parts = split_files(folder) if is_file_of_records(files[0]) else by_purpose(files, folder)
     if not parts["train"]:
         return files, text_files(held_out) if held_out else []
     return parts["train"], text_files(held_out) if held_out else parts["validation"] or parts[

@@ -33,31 +33,50 @@ def split_groups(
 
 
 def hold_out_groups(
-    keys: Sequence[Hashable], share: float, seed: int, apart: Sequence[Hashable]
+    keys: Sequence[Sequence[Hashable]], share: float, seed: int, apart: Sequence[Hashable]
 ) -> tuple[list[int], list[int]]:
-    """(to learn from, held out): indices of items, in a seeded order; items of one key stay
-    together.
+    """(to learn from, held out): indices of items, in a seeded order. Items that have a key in
+    common stay together; each has one key or several.
 
-    apart: narrower keys, such as prompt and answer instead of the prompt. They are used, with a
-    warning, where whole groups would hold out less than half or more than twice the share: with one
-    prompt for all items, for instance.
+    apart: one narrower key for each, such as the whole record instead of its prompt. They are used,
+    with a warning, where whole groups would hold out less than half or more than twice the share:
+    with one prompt for all items, for instance.
     Raises ValueError if either part would be empty.
     """
     generator = np.random.default_rng(seed)
-    for number, chosen in enumerate((keys, apart)):
-        groups: dict[Hashable, list[int]] = {}
-        for i, key in enumerate(chosen):
-            groups.setdefault(key, []).append(i)
-        if len(groups) < 2:
-            continue
-        training, held_out = split_groups(list(groups.values()), (1 - share, share), generator)
-        wanted = max(1.0, share * len(keys))
-        if number == 1:
-            message = "%d prompts are too few to hold out whole ones: answers are held out instead"
-            logger.warning(message, len(set(keys)))
-        if number == 1 or 0.5 * wanted <= len(held_out) <= 2 * wanted:
+    groups = connected(keys)
+    wanted = max(1.0, share * len(keys))
+    if len(groups) > 1:
+        training, held_out = split_groups(groups, (1 - share, share), generator)
+        if 0.5 * wanted <= len(held_out) <= 2 * wanted:
             return shuffled(training, generator), shuffled(held_out, generator)
-    raise ValueError(f"all {len(keys)} items are the same: none can be held out")
+    narrower = connected([[key] for key in apart])
+    if len(narrower) < 2:
+        raise ValueError(f"all {len(keys)} items are the same: none can be held out")
+    message = (
+        "%d different prompts are too few to hold out whole ones: records are held out instead"
+    )
+    logger.warning(message, len(groups))
+    training, held_out = split_groups(narrower, (1 - share, share), generator)
+    return shuffled(training, generator), shuffled(held_out, generator)
+
+
+def connected(keys: Sequence[Sequence[Hashable]]) -> list[list[int]]:
+    """Indices in groups that have no key in common."""
+    groups: list[list[int]] = []
+    group_of: dict[Hashable, int] = {}
+    for i, its_keys in enumerate(keys):
+        known = {group_of[key] for key in its_keys if key in group_of}
+        first = min(known, default=len(groups))
+        if not known:
+            groups.append([])
+        groups[first].append(i)
+        for other in known - {first}:  # this item joins them
+            groups[first] += groups[other]
+            groups[other] = []
+            group_of |= {key: first for key, group in group_of.items() if group == other}
+        group_of |= dict.fromkeys(its_keys, first)
+    return [sorted(group) for group in groups if group]
 
 
 def shuffled(items: Sequence[int], generator: np.random.Generator) -> list[int]:
