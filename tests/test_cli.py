@@ -108,7 +108,7 @@ def test_finetune_on_text_takes_a_folder_and_refuses_what_it_cannot_use(
     assert "there is no text" in done.stderr and "Traceback" not in done.stderr
     (folder / "latin.txt").write_bytes("naïve".encode("latin-1"))
     done = run("finetune", "--model", word_folder, "--data", folder, "--out", tmp_path / "out")
-    assert "latin.txt is not UTF-8" in done.stderr and "Traceback" not in done.stderr
+    assert "latin.txt, line 1: not UTF-8" in done.stderr and "Traceback" not in done.stderr
     done = run("finetune", "--model", word_folder, "--data", tmp_path / "nothing.txt")
     assert "neither a text file nor a folder" in done.stderr
     done = run("finetune", "--model", word_folder, "--out", folder / "empty.txt")
