@@ -3,13 +3,13 @@ files.
 
 A text is split into words, each word into UTF-8 bytes, and neighboring bytes are merged as long as
 the vocabulary has the merged piece, the earliest learned first. All 256 bytes are tokens, so any
-text can be encoded. Files come in three forms with one meaning: OpenAI's (`encoder.json`,
-`vocab.bpe`), Hugging Face's (`vocab.json`, `merges.txt`) and its newer single `tokenizer.json`.
+text can be encoded. Added tokens, such as <|endoftext|> and chat tokens, are found before that.
 """
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,88 +18,137 @@ from typing import Any
 import numpy as np
 import tiktoken
 
-from gpt2mini.files import as_json, local_path, read_json, text_writer, write_together
-
-END_OF_TEXT = "<|endoftext|>"
+from gpt2mini.added_tokens import AddedTokens
+from gpt2mini.files import local_path, text_writer, write_together
+from gpt2mini.special_tokens import END_OF_TEXT
+from gpt2mini.tokenizer_files import (
+    CHAT_TEMPLATES,
+    TOKENIZER_FILES,
+    TokenizerSettings,
+    default_settings,
+    read_tokenizer_files,
+)
 
 # How OpenAI's encoder.py splits text into words before merging (its quirks are part of the model).
 WORD_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
 class Tokenizer:
-    """Encodes and decodes. Make one with `Tokenizer.from_pretrained(name_or_folder)`."""
+    """Encodes and decodes. Make one with `Tokenizer.from_pretrained(name_or_folder)`.
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]]) -> None:
+    `eos_id` ends a text, `bos_id` begins one, `pad_id` fills batches, as the folder's files say
+    (None: they name no such token). `vocab` has the ids of all tokens; `vocab_size` is the largest
+    of them and 1.
+    """
+
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: list[tuple[str, str]],
+        settings: TokenizerSettings | None = None,
+    ) -> None:
         """vocab: printable form of every token -> id. merges: pairs of printable forms, in the
-        order learned.
+        order learned. settings: added tokens and so on, by default only <|endoftext|>.
 
-        Raises ValueError if the two do not belong together.
+        Raises ValueError if they do not belong together.
         """
-        self.vocab = vocab
+        settings = settings or default_settings(vocab, merges)
+        self.vocab = vocab | {token.content: token.id for token in settings.added_tokens}
         self.merges = merges
-        byte_pieces, specials = mergeable_ranks(vocab, merges)
-        if END_OF_TEXT not in specials:
+        self.settings = settings
+        self.added_tokens = AddedTokens(settings.added_tokens)
+        byte_pieces, others = mergeable_ranks(self.vocab, merges)
+        if not any(t.content == END_OF_TEXT and t.special for t in settings.added_tokens):
             raise ValueError(f"the vocabulary has no {END_OF_TEXT}: this is not a GPT-2 tokenizer")
-        self.eos_id = specials[END_OF_TEXT]
-        self.vocab_size = max(vocab.values()) + 1
+        self.bos_id, self.pad_id = self.named_id("bos_token"), self.named_id("pad_token")
+        self.eos_id = self.vocab[settings.names.get("eos_token", END_OF_TEXT)]
+        self.vocab_size = max(self.vocab.values()) + 1
         self.encoding = tiktoken.Encoding(
-            "gpt2mini", pat_str=WORD_PATTERN, mergeable_ranks=byte_pieces, special_tokens=specials
+            "gpt2mini", pat_str=WORD_PATTERN, mergeable_ranks=byte_pieces, special_tokens=others
         )
+
+    def named_id(self, name: str) -> int | None:
+        """The id of the token that the folder's files call "pad_token", say."""
+        token = self.settings.names.get(name)
+        return None if token is None else self.vocab[token]
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> "Tokenizer":
-        """The tokenizer of a model folder, or of a bundled or published model given by its name."""
+        """The tokenizer of a model folder, or of a bundled or published model given by its name.
+
+        Its ids are those of `transformers`. Raises ValueError for a field of its files that could
+        change them and is not obeyed; `tokenizer_fields.py` lists all fields.
+        """
         from gpt2mini.checkpoints.hub import find_model
 
         return cls(*read_tokenizer_files(find_model(name_or_folder, weights=False)))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write vocab.json, merges.txt and tokenizer_config.json, as `transformers` reads them: all
-        of them or none. Other files of a tokenizer that lay in the folder are removed."""
+        """Write the files that were read, or else vocab.json, merges.txt and
+        tokenizer_config.json: all of them or none. Other files of a tokenizer that lay in the
+        folder are removed."""
         from gpt2mini.checkpoints.tokenizer_config import complete_tokenizer_config
 
         folder = local_path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        merges = "".join(f"{left} {right}\n" for left, right in self.merges)
-        names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-        config = {"tokenizer_class": "GPT2Tokenizer", **names}
-        write_together(
-            {
-                folder / "vocab.json": text_writer(as_json(self.vocab)),
-                folder / "merges.txt": text_writer("#version: 0.2\n" + merges),
-                folder / "tokenizer_config.json": text_writer(as_json(config)),
-            }
-        )
-        for name in ("tokenizer.json", "added_tokens.json", "special_tokens_map.json"):
-            (folder / name).unlink(missing_ok=True)  # transformers would prefer them
+        files = {folder / name: text for name, text in self.settings.files.items()}
+        for parent in {path.parent for path in files}:
+            parent.mkdir(parents=True, exist_ok=True)
+        write_together({path: text_writer(text) for path, text in files.items()})
+        for path in [*(folder / name for name in TOKENIZER_FILES), *folder.glob(CHAT_TEMPLATES)]:
+            if path not in files:
+                path.unlink(missing_ok=True)
         complete_tokenizer_config(folder)
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """The token ids of a text. `<|endoftext|>` in it is plain text unless `allow_special`.
+        """The token ids of a text; nothing is put before or after it.
 
-        Half of a surrogate pair, which UTF-8 cannot hold, becomes U+FFFD.
+        Special tokens in it, such as `<|endoftext|>`, are plain text unless `allow_special`; added
+        tokens that are not special are always found. These are the ids of `transformers` with
+        `add_special_tokens=False` and `split_special_tokens=not allow_special`. Half of a surrogate
+        pair, which UTF-8 cannot hold, becomes U+FFFD. Raises TypeError for anything but one text.
         """
-        allowed = {END_OF_TEXT} if allow_special else set()
+        ids: list[int] = []
         with refusing_endless_white_space():
-            return self.encoding.encode(text, allowed_special=allowed, disallowed_special=())
+            for part in self.parts(text, allow_special):
+                ids += [part] if isinstance(part, int) else self.encoding.encode_ordinary(part)
+        return ids
 
     def encode_to_numpy(self, text: str, allow_special: bool = False) -> np.ndarray:
         """As `encode`, into a uint32 array, without holding Python's lock: threads run in
         parallel."""
-        encode = partial(
-            self.encoding.encode_to_numpy,
-            allowed_special={END_OF_TEXT} if allow_special else set(),
-            disallowed_special=(),
-        )
+        arrays = [np.empty(0, np.uint32)]
         with refusing_endless_white_space():
-            try:
-                return encode(text)
-            except UnicodeEncodeError:  # half a surrogate pair, which `encode` replaces too
-                return encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+            for part in self.parts(text, allow_special):
+                if isinstance(part, int):
+                    arrays.append(np.array([part], np.uint32))
+                else:
+                    arrays.append(self.encode_words(part))
+        return np.concatenate(arrays)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; bytes that are not UTF-8 (half a character) become U+FFFD."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+    def encode_words(self, text: str) -> np.ndarray:
+        encode = partial(self.encoding.encode_to_numpy, disallowed_special=())
+        try:
+            return encode(text)
+        except UnicodeEncodeError:  # half a surrogate pair, which `encode` replaces too
+            return encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+    def parts(self, text: str, allow_special: bool) -> Iterator[str | int]:
+        """The ids of added tokens, and the texts between them, which begin with a space if the
+        folder's files say so."""
+        check_is_text(text)
+        for part in self.added_tokens.split(text, allow_special):
+            if self.settings.add_prefix_space and isinstance(part, str):
+                part = part if part.startswith(" ") else " " + part
+            yield part
+
+    def decode(self, ids: Iterable[int] | int) -> str:
+        """The text of the token ids of one text; bytes that are not UTF-8 (half a character) become
+        U+FFFD.
+
+        Raises TypeError for ids of several texts (2-D), or numbers that are not whole.
+        """
+        text = b"".join(map(self.token_bytes, one_text(ids)))
+        return text.decode("utf-8", errors="replace")
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Text piece by piece as ids arrive. A character split over several tokens waits for its
@@ -114,12 +163,41 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token; they need not be whole characters."""
         try:
-            return self.encoding.decode_single_token_bytes(int(token_id))
+            return self.encoding.decode_single_token_bytes(operator.index(token_id))
         except (KeyError, OverflowError):
             raise ValueError(
                 f"token id {token_id} is not in the vocabulary of {self.vocab_size}: "
                 "do the tokenizer and the model belong together?"
             ) from None
+
+    def missing_ids(self, vocab_size: int) -> list[int]:
+        """The ids below `vocab_size` for which there is no token: vocabularies of models are often
+        padded, as 50257 to 50304."""
+        return sorted(set(range(vocab_size)) - set(self.vocab.values()))
+
+
+def check_is_text(text: Any) -> None:
+    if not isinstance(text, str):
+        several = ": for several texts, [tokenizer.encode(text) for text in texts]"
+        raise TypeError(
+            f"encode takes one text, a str, not a {type(text).__name__}"
+            + (several if isinstance(text, list | tuple) else "")
+        )
+
+
+def one_text(ids: Any) -> Iterable[Any]:
+    """Token ids as a sequence: a tensor's or an array's numbers, one id alone."""
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    ids = [ids] if isinstance(ids, int) else ids
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise TypeError(f"decode takes token ids, not a {type(ids).__name__}")
+    ids = list(ids)
+    if any(isinstance(i, Sequence) or np.ndim(i) for i in ids):
+        raise TypeError(
+            "decode takes the ids of one text, and these are of several (2-D): "
+            "[tokenizer.decode(row) for row in ids]"
+        )
+    return ids
 
 
 @contextmanager
@@ -191,75 +269,6 @@ def mergeable_ranks(
     return pieces, specials
 
 
-def read_tokenizer_files(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """(vocab, merges) from whichever of the three forms the folder has."""
-    for vocab_name, merges_name in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-        if (folder / vocab_name).is_file() and (folder / merges_name).is_file():
-            vocab = read_json(folder / vocab_name)
-            try:
-                lines = (folder / merges_name).read_text(encoding="utf-8").split("\n")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{folder / merges_name} is not UTF-8 text: {error}") from None
-            pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-            if isinstance(vocab, dict):
-                vocab = read_added_tokens(folder) | vocab
-            break
-    else:
-        if not (folder / "tokenizer.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} has no tokenizer files: expected vocab.json and merges.txt, "
-                "or OpenAI's encoder.json and vocab.bpe, or tokenizer.json"
-            )
-        vocab_name = merges_name = "tokenizer.json"
-        contents = read_json(folder / "tokenizer.json")
-        vocab, pairs = parse_tokenizer_json(contents)
-    wrong = [pair for pair in pairs if len(pair) != 2]
-    if (
-        wrong
-        or not isinstance(vocab, dict)
-        or not all(type(i) is int and i >= 0 for i in vocab.values())
-    ):
-        raise ValueError(
-            f"{folder / (merges_name if wrong else vocab_name)} is damaged: expected "
-            + (f"two pieces a line, found {wrong[0]}" if wrong else "an object of token -> id")
-        )
-    return vocab, [(left, right) for left, right in pairs]
-
-
-def read_added_tokens(folder: Path) -> dict[str, Any]:
-    """Tokens that were added to a published vocabulary, such as [PAD], which `transformers` keeps
-    in a file apart: token -> id."""
-    for name, tokens_of in (("tokenizer.json", added_tokens), ("added_tokens.json", dict)):
-        if (folder / name).is_file():
-            try:
-                return tokens_of(read_json(folder / name))
-            except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{folder / name} holds no list of tokens: {error!r}") from None
-    return {}
-
-
-def parse_tokenizer_json(contents: Any) -> tuple[Any, list[list[str]]]:
-    """(vocab, merge pairs) of Hugging Face's tokenizer.json; its special tokens stand in a list
-    apart."""
-    try:
-        vocab = dict(contents["model"]["vocab"])
-        vocab |= added_tokens(contents)
-        pairs = [
-            pair.split(" ") if isinstance(pair, str) else pair
-            for pair in contents["model"]["merges"]
-        ]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"tokenizer.json is not a byte-pair encoding as GPT-2's: {error!r}"
-        ) from None
-    return vocab, pairs
-
-
-def added_tokens(contents: Any) -> dict[str, Any]:
-    """The special tokens of Hugging Face's tokenizer.json: token -> id."""
-    return {added["content"]: added["id"] for added in contents.get("added_tokens", [])}
-
-
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, show_progress: bool = False
 ) -> Tokenizer:
@@ -286,7 +295,9 @@ def train_tokenizer(
         show_progress=show_progress,
     )
     learner.train_from_iterator(texts, trainer)
-    _, pairs = parse_tokenizer_json(json.loads(learner.to_str()))
-    merges = [(left, right) for left, right in pairs]
+    pairs = json.loads(learner.to_str())["model"]["merges"]
+    merges = [
+        (left, right) for left, right in (p.split(" ") if isinstance(p, str) else p for p in pairs)
+    ]
     pieces = [*byte_characters(), *(left + right for left, right in merges), END_OF_TEXT]
     return Tokenizer({piece: token_id for token_id, piece in enumerate(pieces)}, merges)

@@ -337,13 +337,16 @@ def test_added_tokens_of_a_published_folder_are_there(
     assert loaded.encode("a b") == trained.encode("a b")
 
 
-@pytest.mark.parametrize("kept_in", ["tokenizer.json", "added_tokens.json"])
+@pytest.mark.parametrize(
+    ("kept_in", "message"),
+    [("tokenizer.json", "is damaged: expected an object"), ("added_tokens.json", "no list of")],
+)
 def test_a_damaged_list_of_added_tokens_is_named(
-    trained_folder: Path, tmp_path: Path, kept_in: str
+    trained_folder: Path, tmp_path: Path, kept_in: str, message: str
 ) -> None:
     folder = copy_of(trained_folder, tmp_path)
     (folder / kept_in).write_text("[1, 2]", "utf-8")
-    with pytest.raises(ValueError, match=f"{kept_in} holds no list of tokens"):
+    with pytest.raises(ValueError, match=f"{kept_in} .*{message}"):
         Tokenizer.from_pretrained(folder)
 
 
