@@ -150,7 +150,7 @@ def tokenize_group(
     for text, last_ends_document in join_documents(group):
         ids = tokenizer.encode_to_numpy(text, allow_special=True)
         parts.append(ids)
-        ends.append(total + 1 + np.flatnonzero(ids == tokenizer.eos_id))
+        ends.append(total + 1 + np.flatnonzero(ids == tokenizer.vocab[END_OF_TEXT]))
         total += len(ids)
         if not last_ends_document:
             ends.append(np.array([total]))
@@ -183,9 +183,8 @@ def write_header(output: BinaryIO, dtype: np.dtype, n: int) -> None:
 def corpus_key(files: list[Path], tokenizer: Tokenizer) -> str:
     """A hash of the vocabulary and of every file's path, size and modification time."""
     facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    described = json.dumps(
-        [facts, tokenizer.merges, tokenizer.vocab, documents.PIECE_CHARACTERS, documents.READING]
-    )
+    reading = [documents.PIECE_CHARACTERS, documents.READING]
+    described = json.dumps([facts, tokenizer.settings.files, reading])
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
