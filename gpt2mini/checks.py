@@ -251,6 +251,7 @@ def check_generation_request(
     attention_mask: Tensor | None,
     max_new_tokens: int,
     stop_ids: Sequence[int],
+    forbidden_ids: Sequence[int],
     overflow: str,
 ) -> None:
     if overflow not in ("error", "slide"):
@@ -262,18 +263,16 @@ def check_generation_request(
             f"the prompt must have the shape (batch, tokens) and at least one token, "
             f"not {tuple(token_ids.shape)}"
         )
+    check_token_ids(model.config, token_ids)
     check_predicts_tokens(model)
     vocab = model.config.vocab_size
-    if strange := [i for i in stop_ids if not 0 <= i < vocab]:
-        raise ValueError(f"stop id {strange[0]} is outside the vocabulary of {vocab}")
-    if attention_mask is not None and attention_mask.shape != token_ids.shape:
-        raise ValueError(
-            f"attention_mask has the shape {tuple(attention_mask.shape)}; "
-            f"expected {tuple(token_ids.shape)}"
-        )
-    if attention_mask is not None and not attention_mask.bool().any(dim=1).all():
-        raise ValueError("a row of the prompt is nothing but padding: there is nothing to continue")
-    longest = token_ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=1).max())
+    for name, ids in (("stop", stop_ids), ("forbidden", forbidden_ids)):
+        if strange := [i for i in ids if not 0 <= i < vocab]:
+            raise ValueError(f"{name} id {strange[0]} is outside the vocabulary of {vocab}")
+    longest = token_ids.shape[1]
+    if attention_mask is not None:
+        check_prompt_mask(model.config, token_ids, attention_mask)
+        longest = int(attention_mask.sum(dim=1).max())
     context = model.config.context_length
     if overflow == "error" and longest + max_new_tokens > context:
         fewer = f"ask for at most {context - longest}, " if longest < context else ""
@@ -281,6 +280,18 @@ def check_generation_request(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the context "
             f"of {context}: {fewer}shorten the prompt, or pass overflow='slide'"
         )
+
+
+def check_prompt_mask(config: GPT2Config, token_ids: Tensor, attention_mask: Tensor) -> None:
+    """What the model asks of a mask, and that there is one text in each row."""
+    check_mask_and_cache(config, token_ids, attention_mask, cache=None)
+    if int(attention_mask.max()) > 1:
+        raise ValueError(
+            f"attention_mask holds {int(attention_mask.max())}: expected one text in each row, a "
+            "mask of 0 and 1; give each text a row of its own"
+        )
+    if not attention_mask.any(dim=1).all():
+        raise ValueError("a row of the prompt is nothing but padding: there is nothing to continue")
 
 
 # ---- losses

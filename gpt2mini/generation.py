@@ -4,8 +4,10 @@
 key/value cache and call the model itself. They restore the model's mode and keep no gradients.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from inspect import signature
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,64 +15,25 @@ from torch import Tensor
 
 from gpt2mini.cache import KeyValueCache
 from gpt2mini.checks import check_cache_is_filled, check_generation_request
+from gpt2mini.generation_arguments import (
+    Ids,
+    Rows,
+    Seed,
+    as_generator,
+    as_ids,
+    as_rows,
+    as_texts,
+    bare_model,
+    refuse_other_spellings,
+)
 from gpt2mini.kernels import decoding_kernels
 from gpt2mini.masking import align_right, pad_left
 from gpt2mini.model import GPT2, accepts_shortcut
 from gpt2mini.modes import evaluating
-from gpt2mini.sampling import (
-    FORBIDDEN,
-    divide_by_temperature,
-    draw,
-    forbid_repeated_ngrams,
-    keep_top_k,
-    keep_top_p,
-    penalize_repetition,
-)
-from gpt2mini.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. The rules apply in the order in which they stand here."""
-
-    repetition_penalty: float = 1.0  # above 1: tokens already in the text become less likely
-    no_repeat_ngram_size: int = 0  # n above 0: no n tokens in a row appear twice
-    temperature: float = 1.0  # below 1: sharper; above 1: flatter; 0: the most likely (greedy)
-    top_k: int | None = None  # choose among the k most likely
-    top_p: float | None = None  # choose among the fewest whose probabilities add up to p
-
-    def __post_init__(self) -> None:
-        for holds, rule in (
-            (self.repetition_penalty > 0, "repetition_penalty must be above 0 (1 changes nothing)"),
-            (self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size must be 0 (off) or more"),
-            (0 <= self.temperature < float("inf"), "temperature must be 0 (greedy) or more"),
-            (self.top_k is None or self.top_k >= 1, "top_k must be at least 1"),
-            (self.top_p is None or 0 < self.top_p <= 1, "top_p must lie in (0, 1]"),
-        ):
-            if not holds:
-                raise ValueError(f"{rule}; got {self}")
-
-    def choose(
-        self,
-        logits: Float[Tensor, "rows vocab"],
-        token_ids: Int[Tensor, "rows tokens"],
-        is_real: Bool[Tensor, "rows tokens"],
-        generator: torch.Generator | None,
-    ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """(next token of each row, its log-probability after all rules), given the text so far."""
-        if self.repetition_penalty != 1.0:
-            logits = penalize_repetition(logits, token_ids, is_real, self.repetition_penalty)
-        if self.no_repeat_ngram_size:
-            logits = forbid_repeated_ngrams(logits, token_ids, is_real, self.no_repeat_ngram_size)
-            if (logits == FORBIDDEN).all(dim=1).any():
-                raise ValueError("every token would repeat an n-gram: raise no_repeat_ngram_size")
-        if self.temperature > 0:
-            logits = divide_by_temperature(logits, self.temperature)
-        if self.top_k is not None:
-            logits = keep_top_k(logits, self.top_k)
-        if self.top_p is not None:
-            logits = keep_top_p(logits, self.top_p)
-        return draw(logits, self.temperature, generator)
+from gpt2mini.sampling import FORBIDDEN, Sampling, whole_number
+from gpt2mini.stop_strings import until_stop
+from gpt2mini.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2mini.valid_utf8 import TextStates, ValidUTF8
 
 
 @dataclass(frozen=True)
@@ -87,46 +50,78 @@ class Generated:
 
 def generate(
     model: GPT2,
-    token_ids: Int[Tensor, "batch tokens"],
+    token_ids: Int[Tensor, "batch tokens"] | Rows,
     max_new_tokens: int,
-    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
+    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | Rows | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     repetition_penalty: float = 1.0,
     no_repeat_ngram_size: int = 0,
-    stop_ids: Sequence[int] = (),
+    stop_ids: Ids = (),
     num_samples: int = 1,
-    generator: torch.Generator | None = None,
+    generator: Seed = None,
     overflow: str = "error",
+    forbidden_ids: Ids = (),
+    valid_utf8: ValidUTF8 | None = None,
+    **others: Any,
 ) -> Generated:
     """Continue each row by up to `max_new_tokens` tokens; a row ends early at any of `stop_ids`.
 
     attention_mask: 0 for padding, on either side of a prompt. num_samples: continuations of each
-    prompt, in neighboring rows. overflow: what to do when a row outgrows the context; "error", or
-    "slide": forget its older half and read the newer half again (GPT-2's positions are absolute, so
-    a window cannot move without that). Several threads may share a model that is in eval mode.
-    Raises ValueError for settings that make no sense.
+    prompt, in neighboring rows. generator: or a seed. overflow: what to do when a row outgrows the
+    context; "error", or "slide": forget its older half and read the newer half again (GPT-2's
+    positions are absolute, so a window cannot move without that). forbidden_ids: never generated,
+    as `tokenizer.missing_ids(model.config.vocab_size)` of a padded vocabulary. valid_utf8: see
+    `ValidUTF8`. Several threads may share a model that is in eval mode.
+
+    Raises ValueError for values that make no sense, and for logits that are NaN; TypeError for
+    arguments of another kind, or of another library's name.
     """
+    refuse_other_spellings(others, signature(generate).parameters)
+    model = bare_model(model)
     sampling = Sampling(repetition_penalty, no_repeat_ngram_size, temperature, top_k, top_p)
+    num_samples = whole_number("num_samples", num_samples)
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
-    token_ids = token_ids.repeat_interleave(num_samples, dim=0)  # (rows, prompt)
+    device = model.tok_emb.weight.device
+    token_ids = as_rows("token_ids", token_ids, device).repeat_interleave(num_samples, dim=0)
     if attention_mask is not None:
+        attention_mask = as_rows("attention_mask", attention_mask, device)
         attention_mask = attention_mask.repeat_interleave(num_samples, dim=0)
     with evaluating(model):  # once, not for each token: it visits every layer
         steps = list(
             generation_steps(
                 model,
-                token_ids,
+                token_ids,  # (rows, prompt)
                 max_new_tokens,
                 attention_mask,
                 sampling,
-                stop_ids,
-                generator,
+                as_ids("stop_ids", stop_ids),
+                as_generator(generator, device),
                 overflow,
+                as_ids("forbidden_ids", forbidden_ids),
+                valid_utf8,
             )
         )
+    return joined(token_ids, attention_mask, steps)
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """One new token for every row. Rows that have ended are not active; their values are
+    padding."""
+
+    token_ids: Int[Tensor, " rows"]
+    active: Bool[Tensor, " rows"]
+    logprobs: Float[Tensor, " rows"]
+    sampling_logprobs: Float[Tensor, " rows"]
+
+
+def joined(
+    token_ids: Int[Tensor, "rows prompt"], attention_mask: Tensor | None, steps: list[NewTokens]
+) -> Generated:
+    """The prompt and all steps behind it."""
     prompt = torch.zeros(token_ids.shape, device=token_ids.device)  # (rows, prompt)
     new_active = torch.stack([step.active for step in steps], dim=1)  # (rows, new)
     prompt_real = torch.ones_like(prompt) if attention_mask is None else attention_mask
@@ -141,31 +136,24 @@ def generate(
     )
 
 
-@dataclass(frozen=True)
-class NewTokens:
-    """One new token for every row. Rows that have ended are not active; their values are
-    padding."""
-
-    token_ids: Int[Tensor, " rows"]
-    active: Bool[Tensor, " rows"]
-    logprobs: Float[Tensor, " rows"]
-    sampling_logprobs: Float[Tensor, " rows"]
-
-
 def generation_steps(
     model: GPT2,
     token_ids: Int[Tensor, "rows prompt"],
     max_new_tokens: int,
     attention_mask: Tensor | None,
     sampling: Sampling,
-    stop_ids: Sequence[int],
+    stop_ids: list[int],
     generator: torch.Generator | None,
     overflow: str,
+    forbidden_ids: list[int],
+    valid_utf8: ValidUTF8 | None,
 ) -> Iterator[NewTokens]:
     """The loop behind `generate` and `stream`: read, choose, feed back; stop when every row has
     ended. To be run in eval mode without gradients."""
-    stop_ids = [int(token_id) for token_id in stop_ids]
-    check_generation_request(model, token_ids, attention_mask, max_new_tokens, stop_ids, overflow)
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
+    check_generation_request(
+        model, token_ids, attention_mask, max_new_tokens, stop_ids, forbidden_ids, overflow
+    )
     rows, prompt = token_ids.shape
     text = torch.cat(
         [token_ids, token_ids.new_zeros(rows, max_new_tokens)], dim=1
@@ -175,17 +163,26 @@ def generation_steps(
         is_real[:, :prompt] = attention_mask.bool()
     active = torch.ones(rows, dtype=torch.bool, device=text.device)
     stops = torch.tensor(stop_ids, dtype=text.dtype, device=text.device)
+    states = None
+    if valid_utf8 is not None:
+        states = TextStates(valid_utf8, token_ids, is_real[:, :prompt], stops)
 
+    forbidden = torch.tensor(forbidden_ids, dtype=torch.long, device=text.device)
     reader = Reader(model, rows, capacity=text.shape[1], slide=overflow == "slide")
     for end in range(prompt, prompt + max_new_tokens):
         logits = reader.next_logits(text[:, :end], is_real[:, :end])  # (rows, vocab)
+        allowed = logits.index_fill(1, forbidden, FORBIDDEN)  # (rows, vocab)
+        if states is not None:
+            allowed = states.forbid_broken(allowed, text.shape[1] - end - 1)
         chosen, sampling_logprobs = sampling.choose(
-            logits, text[:, :end], is_real[:, :end], generator
+            allowed, text[:, :end], is_real[:, :end], generator
         )
         chosen = torch.where(active, chosen, text[:, end - 1])
         text[:, end] = chosen
         logprobs = logits.log_softmax(dim=1).gather(1, chosen[:, None])[:, 0]
         yield NewTokens(chosen, active, logprobs * active, sampling_logprobs * active)
+        if states is not None:
+            states.read(chosen, active)
         active = active & ~torch.isin(chosen, stops)
         if stop_ids and not active.any():
             return
@@ -267,47 +264,61 @@ def cache_dtype(weight: Tensor) -> torch.dtype:
 
 
 def complete(
-    model: GPT2, tokenizer: Tokenizer, prompt: str, max_new_tokens: int = 100, **sampling
+    model: GPT2, tokenizer: Tokenizer, prompt: str, max_new_tokens: int = 100, **options: Any
 ) -> str:
     """The prompt and its continuation. Arguments are those of `stream`."""
-    return prompt + "".join(stream(model, tokenizer, prompt, max_new_tokens, **sampling))
+    return prompt + "".join(stream(model, tokenizer, prompt, max_new_tokens, **options))
 
 
 def stream(
     model: GPT2,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: str = "",
     max_new_tokens: int = 100,
-    stop_strings: str | Sequence[str] = (),
-    stop_ids: Sequence[int] = (),
-    generator: torch.Generator | None = None,
+    stop_strings: str | Iterable[str] | None = (),
+    stop_ids: Ids = (),
+    generator: Seed = None,
     overflow: str = "error",
-    **sampling,
+    forbidden_ids: Ids = (),
+    valid_utf8: bool = False,
+    allow_special: bool = False,
+    **sampling: Any,
 ) -> Iterator[str]:
     """The continuation of a prompt, piece by piece as it is generated, in whole characters.
 
-    Ends at <|endoftext|>, at any of `stop_ids`, or before the first of `stop_strings` (one string
-    counts as one stop); none of them is part of the text.
+    An empty prompt, or <|endoftext|> alone, begins a text, as OpenAI's
+    generate_unconditional_samples.py. Ends at the tokenizer's eos token, at any of `stop_ids`, or
+    before the first of `stop_strings` (one string counts as one stop); none of them is part of the
+    text. Ids that the tokenizer lacks are never generated. valid_utf8: no broken characters come
+    out, see `ValidUTF8`. allow_special: the prompt may hold special tokens, such as chat tokens.
     sampling: temperature, top_k, top_p, repetition_penalty, no_repeat_ngram_size.
     """
-    ids = tokenizer.encode(prompt)
-    if not ids:
-        raise ValueError("the prompt is empty: give at least one word to continue")
-    device = model.tok_emb.weight.device
-    stop_ids = [tokenizer.eos_id, *stop_ids]
+    rules = signature(Sampling).parameters
+    refuse_other_spellings(sampling.keys() - rules, [*signature(stream).parameters, *rules])
+    model = bare_model(model)
+    vocab_size, device = model.config.vocab_size, model.tok_emb.weight.device
+    stops = [tokenizer.eos_id, *as_ids("stop_ids", stop_ids)]
     steps = generation_steps(
         model,
-        torch.tensor([ids], device=device),
+        torch.tensor([prompt_ids(tokenizer, prompt, allow_special)], device=device),
         max_new_tokens,
         None,
         Sampling(**sampling),
-        stop_ids,
-        generator,
+        stops,
+        as_generator(generator, device),
         overflow,
+        [*tokenizer.missing_ids(vocab_size), *as_ids("forbidden_ids", forbidden_ids)],
+        ValidUTF8(tokenizer, vocab_size) if valid_utf8 else None,
     )
     new_ids = (int(step.token_ids[0]) for step in each_evaluating(model, steps))
-    pieces = tokenizer.decode_stream(i for i in new_ids if i not in stop_ids)
-    yield from until_stop(pieces, stop_strings)
+    pieces = tokenizer.decode_stream(i for i in new_ids if i not in stops)
+    return until_stop(pieces, as_texts("stop_strings", stop_strings))
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str, allow_special: bool) -> list[int]:
+    if prompt in ("", END_OF_TEXT):
+        return [tokenizer.vocab[END_OF_TEXT] if tokenizer.bos_id is None else tokenizer.bos_id]
+    return tokenizer.encode(prompt, allow_special)
 
 
 def each_evaluating(model: GPT2, steps: Iterator[NewTokens]) -> Iterator[NewTokens]:
@@ -318,32 +329,3 @@ def each_evaluating(model: GPT2, steps: Iterator[NewTokens]) -> Iterator[NewToke
         if step is None:
             return
         yield step
-
-
-def until_stop(pieces: Iterator[str], stop_strings: str | Sequence[str]) -> Iterator[str]:
-    """Pass text on up to the first stop string; hold back an ending that may be the start of
-    one."""
-    if isinstance(stop_strings, str):  # a string is a sequence too, of its characters
-        stop_strings = [stop_strings]
-    stop_strings = [stop for stop in stop_strings if stop]
-    held = ""
-    for piece in pieces:
-        held += piece
-        found = [held.find(stop) for stop in stop_strings if stop in held]
-        if found:
-            if before := held[: min(found)]:
-                yield before
-            return
-        keep = max((overlap(held, stop) for stop in stop_strings), default=0)
-        if ready := held[: len(held) - keep]:
-            yield ready
-        held = held[len(held) - keep :]
-    if held:
-        yield held
-
-
-def overlap(text: str, stop: str) -> int:
-    """Length of the longest ending of `text` that begins `stop`."""
-    return next(
-        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0
-    )

@@ -1,14 +1,83 @@
-"""Logits -> next token: each rule is a small function of (rows, vocab) logits.
+"""Logits -> next token: each rule is a small function of (rows, vocab) logits; `Sampling` applies
+them.
 
 A rule that forbids a token sets its logit to minus infinity, which softmax turns into probability
 0.
 """
+
+import numbers
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 FORBIDDEN = float("-inf")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The rules apply in the order in which they stand here."""
+
+    repetition_penalty: float = 1.0  # above 1: tokens already in the text become less likely
+    no_repeat_ngram_size: int = 0  # n above 0: no n tokens in a row appear twice
+    temperature: float = 1.0  # below 1: sharper; above 1: flatter; 0: the most likely (greedy)
+    top_k: int | None = None  # choose among the k most likely; 0: among all
+    top_p: float | None = None  # choose among the fewest whose probabilities add up to p; 1: all
+
+    def __post_init__(self) -> None:
+        for name in ("repetition_penalty", "temperature", "top_p"):
+            check_number(name, getattr(self, name), optional=name == "top_p")
+        for name in ("no_repeat_ngram_size", "top_k"):
+            whole = whole_number(name, getattr(self, name), optional=name == "top_k")
+            object.__setattr__(self, name, whole)  # 50.0 becomes 50
+        for holds, rule in (
+            (self.repetition_penalty > 0, "repetition_penalty must be above 0 (1 changes nothing)"),
+            (self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size must be 0 (off) or more"),
+            (0 <= self.temperature < float("inf"), "temperature must be 0 (greedy) or more"),
+            (self.top_k is None or self.top_k >= 0, "top_k must be 0 (off) or more"),
+            (self.top_p is None or 0 < self.top_p <= 1, "top_p must lie in (0, 1]; 1 is off"),
+        ):
+            if not holds:
+                raise ValueError(f"{rule}; got {self}")
+
+    def choose(
+        self,
+        logits: Float[Tensor, "rows vocab"],
+        token_ids: Int[Tensor, "rows tokens"],
+        is_real: Bool[Tensor, "rows tokens"],
+        generator: torch.Generator | None,
+    ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """(next token of each row, its log-probability after all rules), given the text so far."""
+        if self.repetition_penalty != 1.0:
+            logits = penalize_repetition(logits, token_ids, is_real, self.repetition_penalty)
+        if self.no_repeat_ngram_size:
+            logits = forbid_repeated_ngrams(logits, token_ids, is_real, self.no_repeat_ngram_size)
+        if self.temperature > 0:
+            logits = divide_by_temperature(logits, self.temperature)
+        if self.top_k:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p is not None:
+            logits = keep_top_p(logits, self.top_p)
+        return draw(logits, self.temperature, generator)
+
+
+def check_number(name: str, value: Any, optional: bool = False) -> None:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number or (optional and value is None)):
+        raise TypeError(f"{name} must be a number, not {value!r}; without it, the default holds")
+
+
+def whole_number(name: str, value: Any, optional: bool = False) -> Any:
+    """The value as an int, or None. Raises TypeError for what is no number, ValueError for a part
+    of one."""
+    check_number(name, value, optional)
+    if value is None:
+        return None
+    if value != value // 1:
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    return int(value)
 
 
 def penalize_repetition(
@@ -53,7 +122,8 @@ def divide_by_temperature(
 ) -> Float[Tensor, "rows vocab"]:
     """Below 1 sharpens the distribution, above 1 flattens it; toward 0 it becomes greedy."""
     if temperature < 1e-6:  # logits / temperature could overflow; from 0 down they become -inf
-        logits = logits - logits.amax(dim=1, keepdim=True)
+        lowest = torch.finfo(logits.dtype).min  # where all are forbidden, they stay so
+        logits = logits - logits.amax(dim=1, keepdim=True).clamp(min=lowest)
         temperature = max(temperature, torch.finfo(logits.dtype).tiny)
     return logits / temperature
 
@@ -80,6 +150,7 @@ def draw(
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
     """(token ids, their log-probabilities under the distribution drawn from). Temperature 0: the
     argmax."""
+    check_logits(logits)
     if temperature == 0:
         token_ids = logits.argmax(dim=1)
         return token_ids, torch.zeros_like(logits[:, 0])
@@ -89,6 +160,20 @@ def draw(
     else:
         token_ids = torch.multinomial(probabilities, 1, generator=generator)  # (rows, 1)
     return token_ids[:, 0], logits.log_softmax(dim=1).gather(1, token_ids)[:, 0]
+
+
+def check_logits(logits: Float[Tensor, "rows vocab"]) -> None:
+    """Raise ValueError for logits of which none could be chosen."""
+    best = logits.amax(dim=1)  # (rows); NaN where any is NaN
+    if best.isfinite().all():
+        return
+    if (best == FORBIDDEN).any():
+        raise ValueError(
+            "no token is left to choose, every logit is -inf: with no_repeat_ngram_size every "
+            "token would repeat an n-gram, or forbidden_ids or valid_utf8 forbid the rest, or the "
+            "model's own logits are so"
+        )
+    raise ValueError("the logits contain NaN or infinity: check the model's weights and inputs")
 
 
 def sample_by_inverse_cdf(
@@ -102,7 +187,5 @@ def sample_by_inverse_cdf(
     probability 0 an interval.)
     """
     ends = probabilities.cumsum(dim=1, dtype=torch.float64)  # (rows, vocab)
-    if not ends[:, -1].isfinite().all():
-        raise ValueError("the logits contain NaN: check the model's weights and inputs")
     point = torch.rand(len(ends), 1, dtype=torch.float64, generator=generator) * ends[:, -1:]
     return torch.searchsorted(ends, point, right=True)  # right: past tokens of probability 0

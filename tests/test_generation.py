@@ -2,13 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer, complete, generate
-from gpt2mini.generation import stream, until_stop
-from gpt2mini.tokenizer import train_tokenizer
+from gpt2mini.generation import stream
+from gpt2mini.generation_arguments import as_texts
+from gpt2mini.stop_strings import until_stop
+from gpt2mini.tokenizer import END_OF_TEXT, train_tokenizer
 
 TEXT = "The cat sat on the mat. The dog sat on the log. ¿Qué? 你好，世界! " * 3
 
@@ -259,7 +262,7 @@ def test_a_tiny_temperature_is_greedy(model: GPT2, temperature: float) -> None:
     [
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
-        ({"top_k": 0}, "top_k"),
+        ({"top_k": -1}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
@@ -339,7 +342,7 @@ def test_stop_ids_end_the_text_before_them(talker: GPT2, tokenizer: Tokenizer) -
     ],
 )
 def test_stop_strings_are_found_wherever_they_are_cut(pieces, stops, text) -> None:
-    assert "".join(until_stop(iter(pieces), stops)) == text
+    assert "".join(until_stop(iter(pieces), as_texts("stop_strings", stops))) == text
 
 
 def test_stream_gives_text_as_soon_as_it_is_known(talker: GPT2, tokenizer: Tokenizer) -> None:
@@ -347,12 +350,191 @@ def test_stream_gives_text_as_soon_as_it_is_known(talker: GPT2, tokenizer: Token
     assert len(pieces) > 5
 
 
-def test_an_empty_prompt_is_refused(talker: GPT2, tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="prompt is empty"):
-        complete(talker, tokenizer, "")
+@pytest.mark.parametrize("prompt", ["", END_OF_TEXT])
+def test_an_empty_prompt_begins_a_text(prompt: str, talker: GPT2, tokenizer: Tokenizer) -> None:
+    """As OpenAI's generate_unconditional_samples.py: at <|endoftext|>."""
+    text = complete(talker, tokenizer, prompt, 30, temperature=0)
+    out = generate(talker, [[tokenizer.eos_id]], 30, temperature=0, stop_ids=tokenizer.eos_id)
+    new = [i for i in out.token_ids[0, 1:].tolist() if i != tokenizer.eos_id]
+    assert text == prompt + tokenizer.decode(new) != prompt
 
 
 @pytest.mark.parametrize("stop", [-1, 50_256])
 def test_a_stop_id_outside_the_vocabulary_is_refused(stop: int, model: GPT2) -> None:
     with pytest.raises(ValueError, match=f"stop id {stop} is outside the vocabulary"):
         generate(model, torch.tensor([[1, 2, 3]]), 4, stop_ids=[stop])
+
+
+# Arguments as people give them
+
+
+def test_one_text_and_lists_are_taken(model: GPT2) -> None:
+    expected = generate(model, torch.tensor([[1, 2, 3]]), 4, temperature=0).token_ids
+    for ids in ([[1, 2, 3]], [1, 2, 3], torch.tensor([1, 2, 3]), np.array([[1, 2, 3]])):
+        assert torch.equal(generate(model, ids, 4, temperature=0).token_ids, expected)
+    masked = generate(model, [[0, 1, 2, 3]], 4, [[0, 1, 1, 1]], temperature=0)
+    assert torch.equal(masked.token_ids[:, 1:], expected)
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+def test_arguments_of_a_natural_kind_are_taken(model: GPT2) -> None:
+    ids = torch.tensor([[1, 2, 3]])
+    free = generate(model, ids, 20, temperature=0).token_ids[0, 3:]
+    stop = int(free[7])
+    expected = generate(model, ids, 20, temperature=0, stop_ids=[stop]).token_ids
+    for stops in (
+        stop,
+        (stop,),
+        torch.tensor([stop]),
+        torch.tensor(stop),
+        np.array([stop]),
+        {stop},
+    ):
+        assert torch.equal(
+            generate(model, ids, 20, temperature=0, stop_ids=stops).token_ids, expected
+        )
+    seeded = generate(model, ids, 20, generator=torch.Generator().manual_seed(42)).token_ids
+    assert torch.equal(generate(model, ids, 20, generator=42).token_ids, seeded)
+    assert torch.equal(generate(model, ids, 20, generator=np.int64(42)).token_ids, seeded)
+    numbers: Any = {"max_new_tokens": 5.0, "top_k": 50.0, "num_samples": 2.0}
+    first = generate(model, ids, **numbers, generator=0).token_ids
+    again = generate(model, ids, 5, top_k=50, num_samples=2, generator=0).token_ids
+    assert torch.equal(first, again)
+    off = generate(model, ids, 20, top_k=0, top_p=1, stop_ids=None, generator=42).token_ids
+    assert torch.equal(off, seeded)
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+def test_a_wrapped_model_generates_as_the_model(model: GPT2) -> None:
+    expected = generate(model, [1, 2], 5, temperature=0).token_ids
+    wrapped: Any = nn.DataParallel(model)
+    assert torch.equal(generate(wrapped, [1, 2], 5, temperature=0).token_ids, expected)
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"token_ids": "The cat"}, ValueError, "complete.model, tokenizer, prompt. takes text"),
+        ({"token_ids": [[1, 2], [3]]}, ValueError, "of one length; masking.pad_left"),
+        ({"token_ids": [[["a"]]]}, ValueError, "token_ids must be a tensor of the shape"),
+        ({"token_ids": [[1.5]]}, ValueError, "token_ids must be torch.long"),
+        ({"temperature": None}, TypeError, "temperature must be a number, not None"),
+        ({"temperature": "hot"}, TypeError, "temperature must be a number"),
+        ({"top_k": 2.5}, ValueError, "top_k must be a whole number, not 2.5"),
+        ({"top_k": True}, TypeError, "top_k must be a number, not True"),
+        ({"max_new_tokens": 2.5}, ValueError, "max_new_tokens must be a whole number"),
+        ({"max_new_tokens": None}, TypeError, "max_new_tokens must be a number"),
+        ({"stop_ids": "."}, TypeError, "stop_ids must be token ids"),
+        ({"stop_ids": [1.5]}, TypeError, "stop_ids must be token ids"),
+        ({"forbidden_ids": [999]}, ValueError, "forbidden id 999 is outside the vocabulary"),
+        ({"generator": "42"}, TypeError, "a torch.Generator or a seed, not '42'"),
+        ({"do_sample": False}, TypeError, "no argument do_sample; write temperature=0"),
+        ({"max_length": 9}, TypeError, "no argument max_length; write max_new_tokens"),
+        ({"eos_token_id": 9}, TypeError, "no argument eos_token_id; write stop_ids"),
+        ({"seed": 9}, TypeError, "no argument seed; write generator=SEED"),
+        ({"temprature": 9}, TypeError, "no argument temprature; did you mean temperature"),
+        ({"model": nn.Linear(2, 2)}, TypeError, "must be a GPT2 of gpt2mini, not a Linear"),
+    ],
+    ids=str,
+)
+def test_other_arguments_are_refused_in_words(
+    model: GPT2, arguments: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    usual = {"model": model, "token_ids": [[1, 2, 3]], "max_new_tokens": 3}
+    with pytest.raises(kind, match=message):
+        generate(**{**usual, **arguments})
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+def test_arguments_of_complete(talker: GPT2, tokenizer: Tokenizer) -> None:
+    text = complete(talker, tokenizer, "The", 20, temperature=0)
+    for none in (None, "", [], [""]):
+        assert complete(talker, tokenizer, "The", 20, temperature=0, stop_strings=none) == text
+    stop = tokenizer.encode(text)[9]
+    cut = complete(talker, tokenizer, "The", 20, temperature=0, stop_ids=stop)
+    assert cut == complete(talker, tokenizer, "The", 20, temperature=0, stop_ids=[stop])
+    for arguments, message in (
+        ({"do_sample": False}, "no argument do_sample; write temperature=0"),
+        ({"streamer": 1}, "no argument streamer; write stream"),
+        ({"top_n": 3}, "no argument top_n; did you mean top_"),
+        ({"stop_strings": [3]}, "stop_strings must be text, not 3"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            stream(talker, tokenizer, "The", **arguments)
+    several: Any = ["The", "A"]
+    with pytest.raises(TypeError, match=r"encode takes one text.*\[tokenizer.encode"):
+        stream(talker, tokenizer, several)
+
+
+# Masks, numbers that are none, padded vocabularies
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.tensor([[0.0, -10000.0, 0.0]]), "must be integers or booleans"),
+        (torch.tensor([[1.0, 1.0, 0.0]]), "must be integers or booleans"),
+        (torch.tensor([[1, -1, 1]]), "holds -1; expected 0 for padding"),
+        (torch.tensor([[1, 1, 2]]), "holds 2: expected one text in each row"),
+        (torch.tensor([[1, 1]]), "has the shape"),
+        (torch.tensor([[0, 0, 0]]), "nothing but padding"),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("no_shape_checks")
+def test_masks_that_the_model_refuses_are_refused(model: GPT2, mask: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(model, [[1, 2, 3]], 3, mask)
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-7, 1.0])
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_p": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("nan", "contain NaN"), ("inf", "contain NaN or infinity"), ("-inf", "no token is left")],
+)
+def test_logits_that_are_no_numbers_are_refused_before_the_choice(
+    model: GPT2, temperature: float, options: dict[str, Any], value: str, message: str
+) -> None:
+    model = make_model(vocab_size=20)
+    model.out_head.register_forward_hook(lambda *_: torch.full((1, 1, 20), float(value)))
+    with pytest.raises(ValueError, match=message):
+        generate(model, [[1, 2]], 2, temperature=temperature, generator=0, **options)
+
+
+def test_nan_weights_are_refused_by_greedy_choice() -> None:
+    model = make_model(vocab_size=20)
+    model.final_norm.weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match="the logits contain NaN"):
+        generate(model, [[1, 2]], 2, temperature=0)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0, 5.0])
+def test_forbidden_ids_are_never_generated(model: GPT2, temperature: float) -> None:
+    free = generate(model, [[1, 2]] * 3, 30, temperature=temperature, generator=0)
+    forbidden = free.token_ids[:, 2:].unique().tolist()[::2]
+    out = generate(
+        *(model, [[1, 2]] * 3, 30),
+        temperature=temperature,
+        generator=0,
+        forbidden_ids=forbidden,
+        repetition_penalty=1.1,
+        top_k=3,
+    )
+    assert not torch.isin(out.token_ids[:, 2:], torch.tensor(forbidden)).any()
+    with pytest.raises(ValueError, match="no token is left to choose"):
+        generate(model, [[1, 2]], 3, forbidden_ids=range(211))
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_generated(tokenizer: Tokenizer) -> None:
+    """A vocabulary of 50257 is often padded to 50304; and one may have gaps."""
+    size = tokenizer.vocab_size
+    gappy = Tokenizer({**tokenizer.vocab, END_OF_TEXT: size + 10}, tokenizer.merges)
+    for ours in (tokenizer, gappy):
+        assert ours.missing_ids(size + 64) == sorted(
+            set(range(size + 64)) - set(ours.vocab.values())
+        )
+        padded = make_model(size + 64)
+        for seed in range(3):
+            complete(padded, ours, "The", 20, generator=seed)  # used to break off in the middle
