@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from command import COMMAND, OFFLINE, ROOT, run, run_apart
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.cli import JOBS, main
+from gpt2mini.cli.generate import SHOWN, shortened
 from gpt2mini.data.samples import sample
 from gpt2mini.files import alone_in, read_json
 from gpt2mini.lora import load_adapter
@@ -38,6 +40,41 @@ def test_generate_reads_a_prompt_from_stdin_and_talks() -> None:
     assert done.stdout.startswith("Once upon a time"), done.stderr
     done = run("generate", "--interactive", "--max-new-tokens", "3", stdin="Hello\nGood day\n\n")
     assert "Hello" in done.stdout and "Good day" in done.stdout
+
+
+def test_generate_begins_a_text_and_continues_several_prompts() -> None:
+    done = run("generate", "--prompt", "", "--max-new-tokens", "8", "--temperature", "0")
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    flags = ["--num-samples", "2", "--max-new-tokens", "2", "--top-k", "0", "--top-p", "1"]
+    done = run("generate", "--prompt", "The ship", "--prompt", "The sea", *flags, "--valid-utf8")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.split("\n") if line.startswith(("---", "The s"))]
+    assert lines[0] == "--- prompt 1 of 2, sample 1 of 2"
+    assert lines[6] == "--- prompt 2 of 2, sample 2 of 2"
+    assert [line[:6] for line in lines[1::2]] == ["The sh", "The sh", "The se", "The se"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_generate_shows_the_end_of_a_long_prompt_in_a_terminal(terminal: bool) -> None:
+    prompt = "the old man and the sea " * 60
+    with patch("sys.stdout") as output:
+        output.isatty.return_value = terminal
+        shown = shortened(prompt)
+        assert shortened("The ship") == "The ship"
+    assert shown == ("[...] " + prompt[-SHOWN:].partition(" ")[2] if terminal else prompt)
+
+
+def test_a_console_that_is_not_utf8_gets_words(word_folder: Path) -> None:
+    """On Windows, or with an old locale."""
+    command = ["generate", "--model", str(word_folder), "--max-new-tokens", "1"]
+    done = subprocess.run(
+        [*COMMAND, *command, "--prompt", "你好, Zürich"],
+        capture_output=True,
+        env={**OFFLINE, "PYTHONIOENCODING": "cp1252"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("??, Zürich".encode("cp1252"))
+    assert b"this console's encoding is cp1252" in done.stderr
 
 
 def test_generate_shows_the_prompt_once_where_nothing_follows() -> None:
@@ -70,7 +107,7 @@ def test_generate_is_seeded() -> None:
     ("arguments", "message"),
     [
         (["--model", "no-such-model"], "there is no model 'no-such-model'"),
-        (["--prompt", ""], "the prompt is empty"),
+        (["--top-k", "-1"], "top_k must be 0 (off) or more"),
         (["--temperature", "-1"], "temperature must be 0"),
         (["--max-new-tokens", "100000"], "do not fit the context"),
     ],

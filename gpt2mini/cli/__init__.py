@@ -6,6 +6,7 @@ that jobs share, `common` the course of a training job, `data` what they read.
 """
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a job. arguments: the job's name and its flags; default: those of the command line."""
     job, *flags = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     with errors_in_one_line():
+        show_any_text()
         if job in ("-h", "--help"):
             jobs = "\n".join(f"  {name:<10} {purpose}" for name, purpose in JOBS.items())
             print(HELP.format(jobs=jobs))
@@ -55,6 +57,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"there is no job {job!r}{meant}")
         else:
             run_job(job, flags)
+
+
+def show_any_text() -> None:
+    """Where the console is not UTF-8, characters that it lacks are shown as "?" instead of ending
+    the job; and that is said."""
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="replace")
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    if encoding.lower().replace("-", "").replace("_", "") != "utf8":
+        print(
+            f"note: this console's encoding is {encoding}; characters that it lacks are shown as "
+            '"?". With PYTHONUTF8=1 in the environment they are UTF-8',
+            file=sys.stderr,
+        )
 
 
 def run_job(name: str, arguments: Sequence[str]) -> None:

@@ -3,6 +3,8 @@
 Examples:
   gpt2mini generate
   gpt2mini generate --prompt "It was a dark night" --temperature 0.7 --num-samples 3
+  gpt2mini generate --prompt "The ship" --prompt "The sea" --top-k 0
+  gpt2mini generate --prompt ""
   gpt2mini generate --model gpt2 --prompt - < prompt.txt
   gpt2mini generate --interactive
   gpt2mini generate --adapter runs/finetune/best
@@ -23,18 +25,25 @@ from gpt2mini.device import pick_device
 from gpt2mini.generation import Sampling, stream
 from gpt2mini.lora import load_adapter, merge_lora
 
+PROMPT = "The old man looked at"
+SHOWN = 500  # characters of a prompt that are printed in a terminal
+
 
 @dataclass(frozen=True)
 class Flags:
     model: str = "gpt2-nano"  # a model's folder or name
     adapter: str | None = None  # folder of an adapter that was trained on --model
     quantize: Literal["int8", "fp16", "bf16"] | None = None  # weights in fewer bits: faster
-    prompt: str = "The old man looked at"  # text to continue; - reads stdin
+    # text to continue, "The old man looked at" without it; may be given repeatedly; - reads stdin;
+    # an empty one begins a text
+    prompt: UseAppendAction[tuple[str, ...]] = ()
+    allow_special: bool = False  # special tokens in prompts, as <|user|>, are tokens and not text
     interactive: bool = False  # ask for prompts, one after another
     max_new_tokens: options.Count = 120  # length of a continuation, at most
     num_samples: options.Count = 1  # continuations of the prompt
     stop: UseAppendAction[tuple[str, ...]] = ()  # end before this text; may be given repeatedly
     overflow: Literal["error", "slide"] = "error"  # when the text grows past the context
+    valid_utf8: bool = False  # only whole characters: for scripts that come out with broken ones
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_k=50))
     computing: options.Computing = options.group(options.Computing)
 
@@ -52,11 +61,35 @@ def run(flags: Flags) -> None:
     if flags.interactive:
         talk(model, tokenizer, flags, generator)
         return
-    prompt = sys.stdin.read() if flags.prompt == "-" else flags.prompt
-    for number in range(flags.num_samples):
-        if flags.num_samples > 1:
-            print(f"--- sample {number + 1} of {flags.num_samples}")
+    prompts = [read_stdin() if p == "-" else p for p in flags.prompt or (PROMPT,)]
+    runs = [(prompt, sample) for prompt in prompts for sample in range(flags.num_samples)]
+    for number, (prompt, sample) in enumerate(runs):
+        if len(runs) > 1:
+            print(heading(number // flags.num_samples, len(prompts), sample, flags.num_samples))
         continue_text(model, tokenizer, prompt, flags, generator)
+
+
+def heading(prompt: int, prompts: int, sample: int, samples: int) -> str:
+    parts = [("prompt", prompt, prompts), ("sample", sample, samples)]
+    return "--- " + ", ".join(f"{kind} {i + 1} of {n}" for kind, i, n in parts if n > 1)
+
+
+def read_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the prompt on standard input is not {sys.stdin.encoding} text ({error}): save it in "
+            "that encoding"
+        ) from None
+
+
+def shortened(prompt: str) -> str:
+    """The end of a long prompt in a terminal, where nobody reads the rest again; a file or another
+    program gets all of it."""
+    if len(prompt) <= SHOWN or not sys.stdout.isatty():
+        return prompt
+    return "[...] " + prompt[-SHOWN:].partition(" ")[2]
 
 
 def talk(model: GPT2, tokenizer: Tokenizer, flags: Flags, generator: torch.Generator) -> None:
@@ -86,12 +119,14 @@ def continue_text(
         stop_strings=flags.stop,
         generator=generator,
         overflow=flags.overflow,
+        valid_utf8=flags.valid_utf8,
+        allow_special=flags.allow_special,
         **vars(flags.sampling),
     )
-    began, text = time.perf_counter(), ""
+    began, text, shown = time.perf_counter(), "", shortened(prompt)
     for piece in pieces:
-        print(piece if text else prompt + piece, end="", flush=True)
+        print(piece if text else shown + piece, end="", flush=True)
         text += piece
-    print("" if text else prompt)
+    print("" if text else shown)
     tokens, seconds = len(tokenizer.encode(text)), time.perf_counter() - began
     print(f"[{tokens} tokens, {tokens / seconds:.0f} a second]", file=sys.stderr)
