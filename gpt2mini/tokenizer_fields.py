@@ -95,7 +95,7 @@ TOKENIZER_CONFIG: dict[str, Rule] = {  # all names that end in _token are obeyed
             *("model_max_length", "max_len", "max_length", "stride", "truncation_strategy"),
             *("padding_side", "truncation_side", "pad_to_multiple_of", "pad_token_type_id"),
             *("model_input_names", "processor_class", "chat_template", "chat_control_tokens"),
-            *("response_template", "response_schema"),
+            *("response_template", "response_schema", "padding", "truncation"),
         ),
         anything,
     ),

@@ -111,6 +111,8 @@ def read_line() -> str:
 def continue_text(
     model: GPT2, tokenizer: Tokenizer, prompt: str, flags: Flags, generator: torch.Generator
 ) -> None:
+    if prompt.endswith(" "):
+        print("note: the prompt ends in a space, but GPT-2's words begin with one", file=sys.stderr)
     pieces = stream(
         model,
         tokenizer,
