@@ -581,6 +581,27 @@ def test_the_report_by_hand() -> None:
     assert "macro-F1 0.356" in text
 
 
+labels = st.integers(0, 4)
+
+
+@given(st.lists(st.tuples(labels, labels), min_size=1, max_size=30))
+def test_macro_f1_counts_the_classes_present(pairs: list[tuple[int, int]]) -> None:
+    """scikit-learn's definition, counted by hand: the labels of truth and predictions together."""
+    truth, predicted = zip(*pairs, strict=True)
+    report = classification_report(truth, predicted, ["a", "b", "c", "d", "e"])
+    f1 = []
+    for label in set(truth) | set(predicted):
+        right = sum(t == p == label for t, p in pairs)
+        f1.append(2 * right / (truth.count(label) + predicted.count(label)))
+    assert report.macro_f1 == pytest.approx(sum(f1) / len(f1))
+
+
+def test_a_class_that_the_test_set_lacks_does_not_lower_a_perfect_score() -> None:
+    report = classification_report([0, 1, 1], [0, 1, 1], ["a", "b", "c"])
+    assert report.macro_f1 == 1.0
+    assert "macro-F1 1.000 (of the 2 classes present)" in str(report)
+
+
 @pytest.mark.parametrize(
     ("truth", "predicted", "message"),
     [([], [], "0 predictions"), ([0], [0, 1], "2 predictions for 1"), ([2], [0], "0 to 1")],

@@ -25,7 +25,7 @@ from gpt2mini.data.instructions import ALPACA, EncodedExchange
 from gpt2mini.device import autocast
 from gpt2mini.evaluation.intervals import bootstrap_interval, wilson_interval
 from gpt2mini.inspection import plot_calibration, plot_figures
-from gpt2mini.lora import add_lora, lora_layers, save_adapter
+from gpt2mini.lora import add_lora, lora_layers, merge_lora, save_adapter
 from gpt2mini.losses import (
     dpo_loss,
     kl_from_samples,
@@ -449,10 +449,36 @@ def test_smoothing_and_ipo_reach_the_loss(tiny_model: GPT2) -> None:
     assert free(label_smoothing=0.3)[0] != free()[0]
     with pytest.raises(ValueError, match="variant must be 'dpo' or 'ipo'"):
         dpo_step(tiny_model, batch, variant="kto")
+    with pytest.raises(ValueError, match="'ipo' has no label smoothing"):
+        dpo_step(tiny_model, batch, variant="ipo", label_smoothing=0.1)
+
+
+def test_length_normalized_ipo_is_that_of_trl(tiny_model: GPT2) -> None:
+    """trl divides the log-probability of each answer by its number of tokens, in policy and
+    reference (DPOTrainer, loss_type "ipo")."""
+    batch = batch_of(random_pairs(5), tiny_model)
+    reference = torch.randn(10, generator=torch.Generator().manual_seed(0)) * 10
+    batch = replace(batch, reference_logprobs=reference)
+    sums, lengths = sequence_logprobs(
+        tiny_model, batch.token_ids, batch.attention_mask, batch.response_mask
+    )
+    ratios = (sums - reference) / lengths
+    expected = ((ratios[:5] - ratios[5:] - 1 / (2 * 0.1)) ** 2).sum()
+    found, count = dpo_step(tiny_model, batch, variant="ipo", length_normalized=True)
+    assert_close(found, expected)
+    assert count == 5 and len(set(lengths.tolist())) > 1
 
 
 @pytest.mark.parametrize("reference_free", [False, True])
-@pytest.mark.parametrize("options", [{}, {"variant": "ipo"}, {"label_smoothing": 0.3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"variant": "ipo"},
+        {"variant": "ipo", "length_normalized": True},
+        {"label_smoothing": 0.3},
+    ],
+)
 def test_the_validation_loss_is_that_of_training(
     options: dict, reference_free: bool, own_model: GPT2
 ) -> None:
@@ -515,6 +541,46 @@ def test_a_reference_that_is_not_the_base_is_refused(own_model: GPT2) -> None:
         with_reference(random_pairs(1), own_model, other)
 
 
+@pytest.mark.parametrize("kind", ["copy", "merged copy", "merged and reloaded"])
+def test_the_policy_with_its_adapters_can_be_the_reference(
+    kind: str, own_model: GPT2, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """DPO after supervised fine-tuning with adapters starts at a loss of ln 2."""
+    add_lora(own_model, targets=("query", "mlp_out"))
+    move_adapters(own_model)
+    reference = deepcopy(own_model)
+    if kind != "copy":
+        merge_lora(reference)
+    if kind == "merged and reloaded":
+        reference.save_pretrained(tmp_path)
+        reference = GPT2.from_pretrained(tmp_path)
+    pairs = with_reference(random_pairs(6), own_model, reference, precision="fp32")
+    assert caplog.text == ""
+    assert evaluate_dpo(own_model, pairs, precision="fp32").loss == pytest.approx(
+        math.log(2), abs=1e-4
+    )
+
+
+def test_a_reference_without_the_trained_adapters_is_warned_of(
+    own_model: GPT2,
+    text_model: GPT2,
+    tokenizer: Tokenizer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for model in (own_model, text_model):
+        add_lora(model)
+    with_reference(random_pairs(2), own_model)
+    small_batches(ActorCritic(text_model), tokenizer, None, Figures())
+    assert caplog.text == ""
+    for model in (own_model, text_model):
+        move_adapters(model)
+    with_reference(random_pairs(2), own_model)
+    assert "the reference is the base model without the adapters" in caplog.text
+    caplog.clear()
+    small_batches(ActorCritic(text_model), tokenizer, None, Figures())
+    assert "reference=deepcopy(policy)" in caplog.text
+
+
 def test_dpo_learns_and_logs_its_figures(own_model: GPT2, tmp_path: Path) -> None:
     add_lora(own_model)
     pairs = with_reference(random_pairs(12), own_model)
@@ -550,6 +616,20 @@ def test_the_reward_is_read_at_the_end_of_text(text_model: GPT2, tokenizer: Toke
     assert_close(found[0], expected, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="2 prompts for 1 responses"):
         score_with_reward(text_model, tokenizer, prompts, ["x"])
+
+
+@given(st.text(alphabet=" \n\tYes.", max_size=20), st.sampled_from(["Why?\nAnswer:", "Hm. ", ""]))
+def test_the_reward_is_that_of_the_response_as_it_is(response: str, prompt: str) -> None:
+    vocab = byte_characters()
+    tokenizer = Tokenizer({**vocab, END_OF_TEXT: len(vocab)}, [])
+    torch.manual_seed(0)
+    config = replace(TINY, vocab_size=tokenizer.vocab_size, emb_dim=24, n_heads=3, n_layers=1)
+    model = GPT2(config).eval()
+    give_reward_head(model, torch.Generator().manual_seed(0))
+    ids = tokenizer.encode(prompt) or [tokenizer.eos_id]
+    ids = torch.tensor([[*ids, *tokenizer.encode(response), tokenizer.eos_id]])
+    found = score_with_reward(model, tokenizer, [prompt], [response])
+    assert_close(found, model(ids)[:, -1, 0].detach(), atol=1e-5, rtol=0)
 
 
 def test_only_a_reward_model_gives_rewards(text_model: GPT2, tokenizer: Tokenizer) -> None:
@@ -980,6 +1060,56 @@ def test_the_kl_coefficient_follows_its_target() -> None:
     assert adaptive.coefficient == pytest.approx(0.2 * 1.01 * 1.02 * 0.98)
     with pytest.raises(ValueError, match="KL coefficient"):
         KLController(-1)
+
+
+float32 = st.floats(-1e6, 1e6, width=32)
+
+
+@given(
+    float32, st.integers(2, 16), st.integers(1, 4), st.sampled_from([torch.float32, torch.float64])
+)
+def test_equal_rewards_teach_nothing(
+    reward: float, num_samples: int, prompts: int, dtype: torch.dtype
+) -> None:
+    """Exactly: a mean of rounded numbers is rounded too."""
+    reward = reward / 7 if dtype == torch.float64 else reward
+    rewards = torch.full((prompts * num_samples,), reward, dtype=dtype)
+    assert not group_advantages(rewards, num_samples).any()
+    mask = torch.ones(prompts, num_samples, dtype=torch.bool)
+    assert not whiten(rewards.view(prompts, num_samples), mask).any()
+    kept = whiten(rewards.view(prompts, num_samples), mask, keep_mean=True)
+    assert torch.equal(kept.flatten(), rewards)
+
+
+@given(
+    st.lists(st.lists(st.floats(-3, 3, width=32), min_size=4, max_size=4), min_size=1, max_size=4),
+    st.sampled_from([1e-3, 1.0, 1e3, 1e6]),
+    st.sampled_from([0.0, 1000.1]),
+)
+def test_group_advantages_are_those_of_float64(
+    groups: list[list[float]], scale: float, shift: float
+) -> None:
+    rewards = torch.tensor(groups).flatten() * scale + shift  # float32
+    exact = rewards.double().view(-1, 4)
+    mean, deviation = exact.mean(dim=1, keepdim=True), exact.std(dim=1, keepdim=True)
+    expected = (exact - mean) / (deviation + 1e-4)
+    assert_close(group_advantages(rewards, 4), expected.flatten().float(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_of_equal_rewards_moves_no_weight(text_model: GPT2, tokenizer: Tokenizer) -> None:
+    before, settings = deepcopy(text_model), replace(ON_POLICY, num_samples=4)
+    generator = torch.Generator().manual_seed(0)
+    batches = grpo_batches(
+        text_model, tokenizer, PROMPTS, lambda p, r: [1000.1] * len(r), settings, generator, before
+    )
+    train(
+        text_model,
+        batches,
+        [adamw(text_model, lr=1e-2, weight_decay=0.0)],
+        Settings(steps=4, schedule=lambda step: 1.0, progress=False),
+        partial(grpo_step, kl_coefficient=0.0),
+    )
+    assert_close(text_model.state_dict(), before.state_dict(), atol=0, rtol=0)
 
 
 def test_group_advantages_by_hand() -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -730,10 +731,26 @@ def test_a_list_and_a_data_loader_are_read_again_after_each_epoch(own_model: GPT
         assert len(seen) == 7 and (seen[:3] == seen[3:6]) == isinstance(batches, list)
 
 
-def test_weights_in_float16_are_not_trained_in_fp16(own_model: GPT2) -> None:
-    optimizer = SGD(own_model.half().parameters(), LR)
-    with pytest.raises(ValueError, match=r"float16 weights lose small updates.*model.float"):
-        train(own_model, ragged_batches(), [optimizer], settings(1, precision="fp16"))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_weights_in_fewer_bits_are_not_trained(
+    dtype: torch.dtype, precision: str, own_model: GPT2
+) -> None:
+    """They would lose most of their updates: in bfloat16 four of five weights never moved."""
+    own_model.to(dtype)
+    message = rf"parameters in {str(dtype)[6:]} lose small updates.*model.float"
+    with pytest.raises(ValueError, match=message):
+        train(own_model, ragged_batches(), [SGD(own_model.parameters(), LR)], settings(1))
+    for make in (adamw, partial(muon_and_adamw, adamw_lr=LR)):
+        with pytest.raises(ValueError, match=message):
+            make(own_model, lr=LR)
+
+
+def test_frozen_weights_may_have_fewer_bits(own_model: GPT2) -> None:
+    frozen = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16), requires_grad=False)
+    own_model.frozen = frozen
+    optimizer = SGD(own_model.parameters(), LR)  # it may hold frozen parameters as well
+    train(own_model, ragged_batches(), [optimizer], settings(1))
 
 
 def test_a_head_tied_to_an_embedding_that_is_gone_is_not_trained(own_model: GPT2) -> None:

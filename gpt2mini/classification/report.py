@@ -42,9 +42,16 @@ class ClassificationReport:
         return divide(2 * self.precision * self.recall, self.precision + self.recall)
 
     @property
+    def is_present(self) -> np.ndarray:
+        """Whether a class is that of any text, or was predicted for any."""
+        return self.confusion.sum(axis=0) + self.confusion.sum(axis=1) > 0
+
+    @property
     def macro_f1(self) -> float:
-        """Mean F1 of the classes, rare and frequent ones alike."""
-        return float(self.f1.mean())
+        """Mean F1 of the classes, rare and frequent ones alike, as scikit-learn's default: of those
+        that are the truth or the prediction of any text. On a class that the test set lacks nothing
+        can be said."""
+        return float(self.f1[self.is_present].mean())
 
     def __str__(self) -> str:
         """Two tables: figures of each class, and the confusion matrix."""
@@ -52,12 +59,16 @@ class ClassificationReport:
         lines = [f"{'':{width}}  precision  recall     F1  texts"]
         for i, name in enumerate(self.class_names):
             figures = f"{self.precision[i]:9.3f}  {self.recall[i]:6.3f}  {self.f1[i]:5.3f}"
+            if not self.is_present[i]:
+                figures = f"{'-':>9}  {'-':>6}  {'-':>5}"
             lines.append(f"{name:{width}}  {figures}  {self.confusion[i].sum():5d}")
+        present, classes = int(self.is_present.sum()), len(self.class_names)
+        of_classes = f" (of the {present} classes present)" if present < classes else ""
         lines += [
             "",
             f"accuracy {self.accuracy:.3f} on {self.n_texts} texts "
             f"(always the most frequent class: {self.majority_baseline:.3f}), "
-            f"macro-F1 {self.macro_f1:.3f}",
+            f"macro-F1 {self.macro_f1:.3f}{of_classes}",
             "",
             f"{'truth':{width}}  predicted",
             f"{'':{width}}  " + "  ".join(f"{name:>{width}}" for name in self.class_names),

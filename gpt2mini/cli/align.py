@@ -88,6 +88,7 @@ class DPOFlags:
         float, options.number(float, lambda x: 0 <= x < 0.5, "a number from 0 to below 0.5")
     ] = 0.0
     variant: Literal["dpo", "ipo"] = "dpo"  # the loss
+    length_normalized: bool = False  # mean log-probability of a token, as trl's ipo; else the sum
     reference_free: bool = False  # compare with a reference that finds all answers equally likely
 
 

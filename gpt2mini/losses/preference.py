@@ -30,15 +30,13 @@ def dpo_loss(
 
     Arguments are the log-probabilities of whole answers, from `sequence_logprobs`. Without those of
     a reference all its answers count as equally likely (reference-free). label_smoothing: the share
-    of pairs that may be labeled the wrong way round. variant "ipo": the squared distance of the
-    margin from 1 / (2 beta) instead (Azar et al. 2023, equation 17), which does not drive it to
-    infinity.
+    of pairs that may be labeled the wrong way round; with "dpo" only. variant "ipo": the squared
+    distance of the margin from 1 / (2 beta) instead (Azar et al. 2023, equation 17), which does not
+    drive it to infinity. The log-probabilities are sums over an answer's tokens, as in the paper;
+    trl takes their means, for which each argument is divided by the answer's number of tokens
+    (`dpo_step(length_normalized=True)`).
     """
-    if beta <= 0 or not 0 <= label_smoothing < 0.5:
-        raise ValueError(
-            "beta must be above 0 and label_smoothing in [0, 0.5), "
-            f"not {beta} and {label_smoothing}"
-        )
+    check_options(beta, label_smoothing, variant)
     check_same_shape("policy_chosen", policy_chosen, policy_chosen.flatten())
     check_same_shape("policy_rejected", policy_rejected, policy_chosen)
     for reference in (reference_chosen, reference_rejected):
@@ -51,9 +49,22 @@ def dpo_loss(
         margin = margin - (reference_chosen - reference_rejected)
     if variant == "ipo":
         losses = (margin - 1 / (2 * beta)) ** 2
-    elif variant == "dpo":
+    else:
         right, wrong = F.logsigmoid(beta * margin), F.logsigmoid(-beta * margin)
         losses = -(1 - label_smoothing) * right - label_smoothing * wrong
-    else:
-        raise ValueError(f"variant must be 'dpo' or 'ipo', not {variant!r}")
     return losses.sum(), len(margin)
+
+
+def check_options(beta: float, label_smoothing: float, variant: str) -> None:
+    if beta <= 0 or not 0 <= label_smoothing < 0.5:
+        raise ValueError(
+            "beta must be above 0 and label_smoothing in [0, 0.5), "
+            f"not {beta} and {label_smoothing}"
+        )
+    if variant not in ("dpo", "ipo"):
+        raise ValueError(f"variant must be 'dpo' or 'ipo', not {variant!r}")
+    if variant == "ipo" and label_smoothing:
+        raise ValueError(
+            f"variant 'ipo' has no label smoothing: leave label_smoothing at 0, not "
+            f"{label_smoothing}, or take variant 'dpo'"
+        )

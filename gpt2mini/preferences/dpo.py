@@ -24,7 +24,7 @@ from gpt2mini.losses.preference import dpo_loss
 from gpt2mini.losses.sequence_logprobs import sequence_logprobs
 from gpt2mini.model import GPT2
 from gpt2mini.preferences.pairs import EncodedPreference, PreferenceBatch
-from gpt2mini.preferences.reference import using_reference
+from gpt2mini.preferences.reference import using_reference, warn_if_adapters_are_trained
 from gpt2mini.preferences.reward_model import RewardReport, correct, of_both_responses
 from gpt2mini.training.metrics import Figures
 
@@ -41,17 +41,23 @@ def dpo_step(
     label_smoothing: float = 0.0,
     variant: str = "dpo",
     reference_free: bool = False,
+    length_normalized: bool = False,
     figures: Figures | None = None,
 ) -> tuple[Tensor, int]:
     """(sum of the loss, number of pairs) of a batch, for `training.train`.
 
     reference_free: as if the reference gave all responses the same probability. Otherwise the pairs
-    need the log-probabilities of the reference (`with_reference`).
+    need the log-probabilities of the reference (`with_reference`). length_normalized: take the mean
+    log-probability of a response's tokens instead of their sum, as trl does with variant "ipo".
     """
     logprobs = batch_logprobs(model, batch)  # (rows)
     reference = None if reference_free else batch.reference_logprobs  # (rows)
     if reference is None and not reference_free:
         raise ValueError(NO_REFERENCE)
+    if length_normalized:
+        lengths = batch.response_mask.sum(dim=1)  # (rows)
+        logprobs = logprobs / lengths
+        reference = None if reference is None else reference / lengths
     chosen, rejected = logprobs.chunk(2)  # (pairs) each
     reference_chosen, reference_rejected = (None, None) if reference is None else reference.chunk(2)
     if figures is not None:
@@ -98,8 +104,10 @@ def with_reference(
     """The pairs with the log-probabilities of their responses under the reference.
 
     They do not change in training, so they are computed once. reference: the default is the policy
-    without its adapters or, where it has none, the policy as it is now.
+    without its adapters or, where it has none, the policy as it is now. A policy whose adapters
+    were trained before needs `reference=deepcopy(policy)`; without it a warning says so.
     """
+    warn_if_adapters_are_trained(policy, reference)
     untrained = reference is None and not lora_layers(policy)
     with nullcontext(policy) if untrained else using_reference(policy, reference) as model:
         logprobs = pair_logprobs(model, pairs, precision)  # (pairs, 2)
@@ -127,6 +135,7 @@ def evaluate_dpo(
     label_smoothing: float = 0.0,
     variant: str = "dpo",
     reference_free: bool = False,
+    length_normalized: bool = False,
     precision: str = "auto",
 ) -> DPOReport:
     """Rewards and loss of pairs with reference log-probabilities. With the options of `dpo_step`
@@ -139,6 +148,8 @@ def evaluate_dpo(
         if len(known) < len(pairs):
             raise ValueError(NO_REFERENCE)
         logprobs = logprobs - torch.tensor(known)
+    if length_normalized:
+        logprobs = logprobs / torch.tensor([pair.response_lengths for pair in pairs])
     chosen, rejected = logprobs.unbind(dim=1)  # (pairs) each
     loss_sum, count = dpo_loss(chosen, rejected, None, None, beta, label_smoothing, variant)
     return DPOReport(beta * chosen, beta * rejected, float(loss_sum) / count)

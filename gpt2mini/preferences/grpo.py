@@ -34,11 +34,17 @@ from gpt2mini.training.metrics import Figures
 
 def group_advantages(rewards: Float[Tensor, " batch"], num_samples: int) -> Float[Tensor, " batch"]:
     """Rewards normalized within each group of `num_samples` neighboring rows (section 4.1.2). A
-    group of equal rewards has advantages of 0."""
+    group of equal rewards has advantages of exactly 0: there is nothing to be learned from it.
+
+    1e-4 is added to the standard deviation, as in trl, so that differences as small as rounding do
+    not become large: rewards should differ by more than that.
+    """
     check_num_samples(num_samples)
-    groups = rewards.view(-1, num_samples)  # (prompts, samples)
+    groups = rewards.cpu().double().view(-1, num_samples)  # (prompts, samples)
+    groups = groups - groups[:, :1]  # equal rewards are 0; their own mean would be rounded
     centered = groups - groups.mean(dim=1, keepdim=True)
-    return (centered / (groups.std(dim=1, keepdim=True) + 1e-4)).flatten()
+    advantages = centered / (groups.std(dim=1, keepdim=True) + 1e-4)
+    return advantages.flatten().to(rewards)
 
 
 def check_num_samples(num_samples: int) -> None:

@@ -41,6 +41,12 @@ class EncodedPreference:
     def length(self) -> int:
         return max(len(self.chosen.token_ids), len(self.rejected.token_ids))
 
+    @property
+    def response_lengths(self) -> tuple[int, int]:
+        """Tokens of the responses, <|endoftext|> included."""
+        chosen, rejected = self.chosen, self.rejected
+        return len(chosen.token_ids) - chosen.n_prompt, len(rejected.token_ids) - rejected.n_prompt
+
 
 def encode_preferences(
     preferences: Sequence[Preference], tokenizer: Tokenizer, longest: int

@@ -157,11 +157,14 @@ def whiten(
     response_mask: Bool[Tensor, "batch tokens"],
     keep_mean: bool = False,
 ) -> Float[Tensor, "batch tokens"]:
-    """Scale to variance 1 and, unless keep_mean, shift to mean 0, over the response tokens."""
+    """Scale to variance 1 and, unless keep_mean, shift to mean 0, over the response tokens. Equal
+    values become exactly 0 (with keep_mean they stay as they are)."""
+    first = x[response_mask][0]
+    x = x - first  # equal values are 0; their own mean would be rounded
     chosen = x[response_mask]
     mean, variance = chosen.mean(), chosen.var(correction=0)
-    whitened = (x - mean) * torch.rsqrt(variance + 1e-8) + (mean if keep_mean else 0.0)
-    return whitened * response_mask
+    whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
+    return (whitened + (mean + first if keep_mean else 0.0)) * response_mask
 
 
 class KLController:

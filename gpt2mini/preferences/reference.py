@@ -1,5 +1,7 @@
 """The reference model: what the policy was before training, for KL penalties and DPO."""
 
+import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -9,11 +11,15 @@ from gpt2mini.lora.base_model import base_fingerprint, check_base
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def using_reference(policy: GPT2, reference: GPT2 | None = None) -> Iterator[GPT2]:
     """Inside, the reference model in eval mode without gradients. The default is the policy with
-    its adapters disabled, which needs no second copy of the weights."""
+    its adapters disabled, which needs no second copy of the weights. A policy whose adapters were
+    trained before (supervised fine-tuning) needs `reference=deepcopy(policy)`, or a copy with
+    merged adapters."""
     check_reference(policy, reference)
     with nullcontext() if reference else lora_disabled(policy), evaluating(reference or policy):
         yield reference or policy
@@ -34,8 +40,30 @@ def check_reference(policy: GPT2, reference: GPT2 | None) -> None:
         raise ValueError(
             f"the reference is another model: {reference.config}; the policy is {policy.config}"
         )
-    if lora_layers(policy):
-        try:
-            check_base(policy, base_fingerprint(reference))
-        except ValueError as error:
-            raise ValueError(f"the reference is not the base of the adapter: {error}") from None
+    check_same_base(policy, reference)
+
+
+def check_same_base(policy: GPT2, reference: GPT2) -> None:
+    """Raise ValueError if the policy's adapters were made for another model than the reference.
+
+    Of the layers that have adapters nothing is asked: in a reference these may be merged.
+    """
+    adapted = {f"{name}.weight" for name in lora_layers(policy)}
+    if not adapted:
+        return
+    facts = json.loads(base_fingerprint(reference))
+    facts = {name: values for name, values in facts.items() if name not in adapted}
+    try:
+        check_base(policy, json.dumps(facts))
+    except ValueError as error:
+        raise ValueError(f"the reference is not the base of the adapter: {error}") from None
+
+
+def warn_if_adapters_are_trained(policy: GPT2, reference: GPT2 | None) -> None:
+    """Before training: the default reference leaves out what the adapters have learned already."""
+    if reference is None and any(layer.lora_B.any() for layer in lora_layers(policy).values()):
+        logger.warning(
+            "the reference is the base model without the adapters, although these are trained "
+            "already: the policy starts away from it. To start from the adapters, pass "
+            "reference=deepcopy(policy), or merge them and add new ones"
+        )

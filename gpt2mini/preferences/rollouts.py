@@ -31,7 +31,7 @@ from gpt2mini.losses.sequence_logprobs import token_logprobs
 from gpt2mini.masking import pad_left
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
-from gpt2mini.preferences.reference import using_reference
+from gpt2mini.preferences.reference import using_reference, warn_if_adapters_are_trained
 from gpt2mini.preferences.reward_functions import RewardFunction, call_reward
 from gpt2mini.tokenizer import Tokenizer
 from gpt2mini.training.metrics import Figures
@@ -218,6 +218,7 @@ class OnPolicyBatches:
         check_no_dropout(policy)
         if not prompts:
             raise ValueError("there are no prompts")
+        warn_if_adapters_are_trained(policy, reference)
         self.policy, self.tokenizer, self.reward = policy, tokenizer, reward
         self.make_experience, self.settings = make_experience, settings
         self.generator, self.reference = generator, reference

@@ -4,6 +4,7 @@ A schedule returns the learning-rate multiplier of a step, which scales each opt
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,13 @@ def adamw(
     """AdamW over the trainable parameters; weight decay on matrices only.
 
     Biases and norms have no scale to keep small, so they are not decayed. The betas are GPT-3's
-    (Brown et al. 2020, appendix B).
+    (Brown et al. 2020, appendix B). Raises ValueError if no parameter is trainable, or one is in
+    fewer bits than float32.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("no parameter requires a gradient: there is nothing to train")
+    check_learning_precision(trainable)
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
@@ -32,10 +35,29 @@ def adamw(
     return AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, fused=True)
 
 
+def check_learning_precision(parameters: Iterable[nn.Parameter]) -> None:
+    """Raise ValueError for parameters in fewer bits than float32.
+
+    A step changes a weight by a small part of it, and rounding loses that part: of the weights of
+    a model in bfloat16 most do not move at all (Micikevicius et al. 2018, section 3.1). Autocast
+    keeps float32 weights, and computes as fast.
+    """
+    few_bits = {p.dtype for p in parameters if torch.finfo(p.dtype).bits < 32}
+    if few_bits:
+        kinds = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in few_bits))
+        raise ValueError(
+            f"parameters in {kinds} lose small updates and do not learn: load the model in float32 "
+            "or call model.float(); precision bf16 or fp16 computes in fewer bits all the same. "
+            "Frozen parameters may stay as they are"
+        )
+
+
 def muon_and_adamw(
     model: GPT2, lr: float, adamw_lr: float, weight_decay: float = 0.1
 ) -> tuple["Muon", AdamW]:
-    """Muon for the matrices inside the blocks; AdamW for embeddings, norms, biases and the head."""
+    """Muon for the matrices inside the blocks; AdamW for embeddings, norms, biases and the head.
+    Raises ValueError for trainable parameters in fewer bits than float32."""
+    check_learning_precision(p for p in model.parameters() if p.requires_grad)
     matrices = [p for p in model.trf_blocks.parameters() if p.ndim == 2 and p.requires_grad]
     inside = set(matrices)
     others = [p for p in model.parameters() if p.requires_grad and p not in inside]

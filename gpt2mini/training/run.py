@@ -15,7 +15,6 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from gpt2mini.device import best_precision
 from gpt2mini.files import alone_in
 from gpt2mini.model import GPT2, TiedHead
 from gpt2mini.training.batches import digest_of_first, next_batch, remaining_batches
@@ -33,6 +32,7 @@ from gpt2mini.training.distributed import (
     sum_over_ranks,
 )
 from gpt2mini.training.metrics import MetricsLog
+from gpt2mini.training.optimizers import check_learning_precision
 from gpt2mini.training.signals import StopSignals, TrainingStopped
 
 logger = logging.getLogger(__name__)
@@ -384,13 +384,7 @@ def check_can_be_trained(model: nn.Module, optimizers: list[Optimizer], settings
                 "the output head is tied to an embedding that is no longer part of the model and "
                 "would not be trained: model.out_head = TiedHead(model.tok_emb) ties it again"
             )
-    device = next(model.parameters()).device
-    in_half = any(p.dtype == torch.float16 for p in optimized)
-    if in_half and best_precision(device, settings.precision) == "fp16":
-        raise ValueError(
-            "float16 weights lose small updates, and their gradients cannot be scaled: call "
-            "model.float(); precision fp16 computes in float16 where that is enough"
-        )
+    check_learning_precision(p for p in optimized if p.requires_grad)
 
 
 def has_lost_its_tie(model: GPT2) -> bool:
