@@ -29,8 +29,9 @@ from gpt2mini import GPT2
 from gpt2mini.data.text import Batch, TokenBatches
 from gpt2mini.lora import add_lora, save_adapter
 from gpt2mini.training import Settings, adamw, cosine, muon_and_adamw, next_token_step, train
-from gpt2mini.training.batches import digest_of_first, remaining_batches
+from gpt2mini.training.batches import remaining_batches
 from gpt2mini.training.checkpoints import PROGRESS, RunCheckpoints
+from gpt2mini.training.fingerprint import fingerprint
 from gpt2mini.training.metrics import MetricsLog, rows_until
 from gpt2mini.training.signals import TrainingStopped
 from gpt2mini.training.state_tensors import IndexUnpickler
@@ -330,10 +331,10 @@ def test_looking_at_the_first_batch_leaves_no_trace() -> None:
                 yield Batch(ids, ids)
 
     torch.manual_seed(0)
-    found = digest_of_first(Shuffled())
-    assert len(found) == 64 and found == digest_of_first(Shuffled())
-    once = iter(Shuffled())
-    assert digest_of_first(once) == "" and digest_of_first([torch.tensor(1)]) != ""
+    found = fingerprint(Shuffled())
+    assert list(found) == ["first batch"] and found == fingerprint(Shuffled())
+    assert fingerprint(iter(Shuffled())) == {}
+    assert fingerprint([torch.tensor(1)]) != fingerprint([torch.tensor(2)])
 
 
 @pytest.mark.parametrize(("first", "every"), [(0, 1), (3, 1), (1, 3), (29, 2), (47, 5)])

@@ -25,9 +25,8 @@ from gpt2mini.lora import load_adapter, lora_layers, save_adapter
 from gpt2mini.model import TiedHead
 from gpt2mini.preferences.comparison import answer_prompts
 from gpt2mini.training import LossFunction, next_token_step, train
-from gpt2mini.training.checkpoints import RunCheckpoints
 from gpt2mini.training.distributed import get_rank
-from gpt2mini.training.run import only_run_in
+from gpt2mini.training.folder import check_free, only_run_in
 
 SMALL = 50_000_000  # parameters; larger models want smaller learning rates
 Save = Callable[[GPT2, Path], object]
@@ -42,7 +41,7 @@ class Job:
     def __init__(self, flags: Any, start: str | None) -> None:
         self.flags, self.start = flags, start
         self.seed, self.precision = flags.machine.seed, flags.machine.dtype
-        self.out = run_folder(flags.out, flags.run.resume, start)
+        self.out = run_folder(flags.out, flags.run.resume, flags.run.overwrite, start)
         torch.manual_seed(self.seed)
         self.device = pick_device(flags.machine.device)
 
@@ -72,7 +71,7 @@ class Job:
         given = run.settings(steps, self.precision, **settings)
         rows = train(
             *(model, batches, optimizers, given, loss_function),
-            *(evaluate, self.out, run.resume, save, figures),
+            *(evaluate, self.out, run.resume, run.overwrite, save, figures),
         )
         if get_rank() > 0:
             sys.exit()
@@ -114,9 +113,9 @@ class Job:
         draw(self.out, loss=losses, **pictures)
 
 
-def run_folder(out: str, resume: bool, start: str | None) -> Path:
-    """The folder `out`, writable, and free: no run is at work in it, and none has left checkpoints
-    unless it is to be resumed. To be asked before anything is written into it.
+def run_folder(out: str, resume: bool, overwrite: bool, start: str | None) -> Path:
+    """The folder `out`, writable, and free: no run is at work in it, and none has left results
+    unless it is to be resumed or overwritten. To be asked before anything is written into it.
 
     start: the model that the run starts from, which must not lie where the tuned one goes.
     """
@@ -127,8 +126,8 @@ def run_folder(out: str, resume: bool, start: str | None) -> Path:
             "choose another --out"
         )
     with only_run_in(folder):
-        if not resume:
-            RunCheckpoints(folder / "checkpoints").check_there_are_none()
+        if not overwrite:
+            check_free(folder, resume)
     return folder
 
 

@@ -84,10 +84,12 @@ class Run:
     """What keeps a long run from being lost, and what it costs in memory."""
 
     resume: bool = False  # go on from the last checkpoint in --out, if any
+    overwrite: bool = False  # remove what an earlier run has left in --out
     save_every: CountOrZero = 0  # steps between checkpoints; 0: none, but when it is stopped
     keep_last: Count = 2  # checkpoints to keep
     log_every: OptionalCount = None  # steps per row of metrics.jsonl; None: a twentieth of all
     evaluate_every: OptionalCount = None  # steps between validations; None: a fifth of all
+    patience: CountOrZero = 0  # stop after so many validations without a lower loss; 0: never
     on_bad_step: Literal["stop", "skip"] = "stop"  # if the loss is not finite, or leaps
     spike: Multiple = 0.0  # a leap: so many times the usual loss; 0: none is
     activation_checkpointing: bool = False  # far less memory for a third more time
@@ -96,7 +98,7 @@ class Run:
     def settings(self, steps: int, precision: str, **others: Any) -> Settings:
         """How `training.train` is to train: a cosine schedule, unless `others` has another."""
         own = {name: value for name, value in vars(self).items() if value is not None}
-        del own["resume"]
+        del own["resume"], own["overwrite"]
         usual = {
             "schedule": partial(cosine, steps=steps, warmup_steps=max(1, steps // 10)),
             "log_every": max(1, steps // 20),

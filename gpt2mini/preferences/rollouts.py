@@ -14,7 +14,6 @@ probability is exactly 1, and the first KL exactly 0.
 `OnPolicyBatches` is this loop as an iterable of minibatches, for `training.train`.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -34,6 +33,7 @@ from gpt2mini.modes import evaluating
 from gpt2mini.preferences.reference import using_reference, warn_if_adapters_are_trained
 from gpt2mini.preferences.reward_functions import RewardFunction, call_reward
 from gpt2mini.tokenizer import Tokenizer
+from gpt2mini.training.fingerprint import digest
 from gpt2mini.training.metrics import Figures
 
 
@@ -276,10 +276,10 @@ class OnPolicyBatches:
         device = self.generator.device
         return torch.randperm(n, generator=self.generator, device=device).tolist()
 
-    def fingerprint(self) -> str:
-        """A hash of the data, by which a resumed run recognizes them."""
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes by which a resumed run recognizes its data."""
         sizes = vars(self.settings) | {"precision": None}
-        return hashlib.sha256(repr((self.prompts, sizes)).encode()).hexdigest()
+        return {"prompts": digest(self.prompts), "sizes of rollouts": digest(sizes)}
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -5,7 +5,7 @@ from gpt2mini.training.loop import train
 from gpt2mini.training.memory import activation_checkpointing, recompute_activations
 from gpt2mini.training.metrics import Figures
 from gpt2mini.training.optimizers import adamw, cosine, muon_and_adamw, warmup_stable_decay
-from gpt2mini.training.run import Settings
+from gpt2mini.training.settings import Settings
 from gpt2mini.training.signals import TrainingStopped
 
 __all__ = [

@@ -1,13 +1,9 @@
 """The batches of a run: epoch after epoch, from where the run stands, in shares for the ranks."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from torch import Tensor
-
-from gpt2mini.training.checkpoints import generator_states, restore_generators
 from gpt2mini.training.distributed import get_rank, get_world_size
 
 
@@ -49,33 +45,3 @@ def next_batch(batches: Iterator[Any]) -> Any:
     for batch in batches:
         return batch
     raise ValueError("the batches of `part` have come to an end: it must go on without end")
-
-
-def digest_of_first(batches: Iterable[Any]) -> str:
-    """A hash of the integers in the first batch: token ids, labels. (What a model has computed may
-    differ in its last bit the next time.) Batches with a `fingerprint` give their own; batches that
-    have a state, or can be read only once, have none ("")."""
-    if hasattr(batches, "fingerprint"):
-        return batches.fingerprint()
-    if hasattr(batches, "load_state_dict") or isinstance(batches, Iterator):
-        return ""
-    states, digest = generator_states(), hashlib.sha256()
-    first = next_batch(iter(batches.part(0, 1)) if hasattr(batches, "part") else repeated(batches))
-    restore_generators(states)  # shuffled batches may have drawn from them
-    for tensor in tensors_of(first):
-        if not tensor.is_floating_point():
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def tensors_of(batch: Any) -> Iterator[Tensor]:
-    """The tensors of a batch: itself, or the members of a tuple, a list, a dict or an object."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, dict):
-        yield from tensors_of(list(batch.values()))
-    elif isinstance(batch, list | tuple):
-        for member in batch:
-            yield from tensors_of(member)
-    elif hasattr(batch, "__dict__"):
-        yield from (value for value in vars(batch).values() if isinstance(value, Tensor))

@@ -18,7 +18,7 @@ import random
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,9 @@ class Progress:
     loss_sum: float = 0.0  # over the steps since the last logged row
     count: float = 0.0  # targets in them
     usual_loss: float = math.nan  # a moving average, with which a spike is compared
-    first_batch: str = ""  # a digest of it, to recognize other data
+    evaluations_since_best: int = 0
+    data: dict[str, str] = field(default_factory=dict)  # its fingerprint
+    settings: dict[str, Any] = field(default_factory=dict)  # at this step, to notice others
 
 
 class RunCheckpoints:
@@ -64,13 +66,6 @@ class RunCheckpoints:
         """The folders of complete checkpoints, newest first. Other files are not touched."""
         found = (p for p in self.folder.glob("step-*") if NAME.fullmatch(p.name) and p.is_dir())
         return sorted(found, reverse=True)
-
-    def check_there_are_none(self) -> None:
-        if self.all():
-            raise FileExistsError(
-                f"{self.folder} holds checkpoints of an earlier run: resume it, choose another "
-                "folder, or remove them"
-            )
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08}"
@@ -244,8 +239,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def read_progress(facts: dict[str, Any]) -> Progress:
-    """JSON has neither infinity nor NaN: a null there is still the default."""
-    return Progress(**{k: v for k, v in facts["progress"].items() if v is not None})
+    """JSON has neither infinity nor NaN: a null there is still the default. What an earlier version
+    has stored besides is left out."""
+    known = Progress.__dataclass_fields__
+    stored = facts["progress"].items()
+    return Progress(**{k: v for k, v in stored if v is not None and k in known})
 
 
 def is_checkpoint(folder: str | Path) -> bool:

@@ -31,7 +31,8 @@ from gpt2mini.training.memory import (
     compiled_blocks,
     recompute_activations,
 )
-from gpt2mini.training.run import Run, Settings, StepResult
+from gpt2mini.training.run import Run, StepResult
+from gpt2mini.training.settings import Settings
 
 SMALLEST_SCALE = 2.0**-10  # of gradients in fp16
 
@@ -45,6 +46,7 @@ def train(
     evaluate: Callable[[], float | dict[str, float]] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     save: Callable[[Any, Path], object] = GPT2.save_pretrained,
     figures: Callable[[], dict[str, float]] | None = None,
 ) -> list[dict[str, Any]]:
@@ -58,18 +60,23 @@ def train(
         A batch is what the loss function takes: an object with `.to(device)`, a tensor, or a
         tuple, list or dict of tensors.
     evaluate: returns the validation loss, or a dict with a `validation_loss` and other figures to
-        log. Whenever the loss is the lowest so far, `save` writes the model to `out`/best.
+        log. Whenever the loss is the lowest so far, `save` writes the model to `out`/best. With
+        `settings.patience` training stops after so many evaluations without a lower loss.
     resume: continue from the newest checkpoint in `out`, or start if there is none. The result is
-        that of an uninterrupted run, on a CPU bit for bit.
+        that of an uninterrupted run, on a CPU bit for bit. Other settings of the same run, such as
+        another learning rate, are taken with a warning.
+    overwrite: remove what an earlier run has left in `out`.
     figures: returns more to log in each row, for example a `Figures` that the loss function fills.
-    Raises FloatingPointError at a bad step (see `Settings.on_bad_step`) before it has changed a
+    Raises FileExistsError if `out` holds the best model or checkpoints of an earlier run that is
+    neither resumed nor overwritten, ValueError for trainable parameters in fewer bits than float32,
+    FloatingPointError at a bad step (see `Settings.on_bad_step`) before it has changed a
     weight, and TrainingStopped after Ctrl-C or SIGTERM; if `out` is given, the run is saved first.
     """
     optimizers = list(optimizers)
     scaler = gradient_scaler(next(model.parameters()).device, settings.precision)
     loss_of = with_averaged_gradients(model, loss_function)
     run = Run(model, batches, optimizers, scaler, settings, evaluate, figures, out, save)
-    with run.begun(resume), mode(model, training=True), prepared(model, settings):
+    with run.begun(resume, overwrite), mode(model, training=True), prepared(model, settings):
         model.zero_grad()
         for micro_batches in run.steps():
             lr_multiplier = settings.schedule(run.progress.step)

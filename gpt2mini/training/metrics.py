@@ -1,6 +1,7 @@
 """What a run logs: a row of figures every few steps, in memory and in metrics.jsonl."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from gpt2mini.files import without_infinities, write_text
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -39,9 +42,19 @@ class MetricsLog:
 
     def write(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
+        logger.info("step %d: %s", row["step"], in_words(row))
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(as_line(row))
+
+
+SHOWN = ("loss", "validation_loss", "validation_accuracy", "reward", "kl", "learning_rate")
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """The figures of a row that tell most, to be read while training goes on."""
+    shown = [name for name in row if name in SHOWN or name.endswith("_per_second")]
+    return ", ".join(f"{name.replace('_', ' ')} {row[name]:.4g}" for name in shown)
 
 
 def as_line(row: dict[str, Any]) -> str:

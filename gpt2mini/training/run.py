@@ -1,28 +1,21 @@
-"""A training run: its settings, where it stands, what it logs and saves, and what can go wrong."""
+"""A training run: where it stands, what it logs and saves, and what can go wrong."""
 
 import logging
 import math
 import signal
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from gpt2mini.files import alone_in
-from gpt2mini.model import GPT2, TiedHead
-from gpt2mini.training.batches import digest_of_first, next_batch, remaining_batches
-from gpt2mini.training.checkpoints import (
-    Progress,
-    RunCheckpoints,
-    states_of,
-)
+from gpt2mini.training.batches import next_batch, remaining_batches
+from gpt2mini.training.checkpoints import Progress, RunCheckpoints, states_of
 from gpt2mini.training.distributed import (
     broadcast_from_rank_zero,
     get_rank,
@@ -31,48 +24,18 @@ from gpt2mini.training.distributed import (
     save_whole,
     sum_over_ranks,
 )
-from gpt2mini.training.metrics import MetricsLog
-from gpt2mini.training.optimizers import check_learning_precision
+from gpt2mini.training.fingerprint import fingerprint
+from gpt2mini.training.folder import check_free, only_run_in, remove_results
+from gpt2mini.training.metrics import MetricsLog, in_words
+from gpt2mini.training.refusals import check_can_be_trained
+from gpt2mini.training.resuming import check_same_data, settings_at, warn_of_other_settings
+from gpt2mini.training.settings import Settings
 from gpt2mini.training.signals import StopSignals, TrainingStopped
 
 logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 10  # in a row: after more, the weights themselves are spoiled
 LOSS_AVERAGE_STEPS = 20  # window of the moving average that a spike is compared with
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How `train` trains."""
-
-    steps: int
-    schedule: Callable[[int], float]  # step -> learning-rate multiplier, of each optimizer's peak
-    accumulate: int = 1  # micro-batches per step, on each rank
-    max_grad_norm: float = 1.0
-    precision: str = "auto"  # auto | bf16 | fp16 | fp32
-    log_every: int = 10
-    evaluate_every: int = 0  # 0: only at the end
-    save_every: int = 0  # steps between two checkpoints; 0: only when a signal stops the run
-    keep_last: int = 2  # checkpoints
-    on_bad_step: str = "stop"  # or "skip": a loss or gradient that is not finite, or a spike
-    spike: float = 0.0  # a loss this many times its moving average is a bad step; 0: none is
-    progress: bool = True  # show a progress bar
-    unit: str = "tokens"  # what the loss function counts, for the log: tokens, or texts
-    recompute: bool = True  # norms and GELUs in backward: a third less memory, a few % slower
-    activation_checkpointing: bool = False  # whole blocks: far less memory, a third slower
-    compile: bool = False  # torch.compile each block: a minute at the start; gains little on CPUs
-
-    def __post_init__(self) -> None:
-        if self.on_bad_step not in ("stop", "skip"):
-            raise ValueError(f"on_bad_step must be 'stop' or 'skip', not {self.on_bad_step!r}")
-        if self.spike != 0 and not self.spike > 1:
-            raise ValueError(f"spike must be above 1, or 0 for none, not {self.spike}")
-        for name in ("steps", "accumulate", "log_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("evaluate_every", "save_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 
 
 @dataclass
@@ -108,7 +71,9 @@ class Run:
     ) -> None:
         """Arguments as for `train`; without `out` nothing is saved. Batches, figures and scaler are
         saved and restored with the run if they have a `state_dict`."""
-        check_can_be_trained(model, optimizers, settings)
+        check_can_be_trained(model, optimizers)
+        if settings.patience and evaluate is None:
+            raise ValueError("patience counts evaluations, and this run has none: pass evaluate")
         self.model, self.batches, self.optimizers = model, batches, optimizers
         self.settings, self.evaluate, self.figures = settings, evaluate, figures
         self.out, self.save_model = None if out is None else Path(out), save_model
@@ -118,51 +83,60 @@ class Run:
         if self.out is not None:
             self.checkpoints = RunCheckpoints(self.out / "checkpoints", settings.keep_last)
             self.checkpoints.check_space(model, settings.save_every > 0)
-        self.progress = Progress(first_batch=digest_of_first(batches))
+            self.fingerprint = fingerprint(batches)
+        self.progress = Progress()
         self.saved_step = -1
         self.bad_steps = 0  # in a row
         self.signals = StopSignals(enabled=self.out is not None)
 
     @contextmanager
-    def begun(self, resume: bool) -> Iterator[None]:
+    def begun(self, resume: bool, overwrite: bool) -> Iterator[None]:
         """Inside, the run has begun or resumed, is the only one in its folder, catches signals and
         shows its progress."""
         with nullcontext() if self.out is None else only_run_in(self.out):
-            self.begin(resume)
+            self.begin(resume, overwrite)
             with self.signals, progress_bar(self.settings, self.progress.step) as self.bar:
                 yield
 
-    def begin(self, resume: bool) -> None:
+    def begin(self, resume: bool, overwrite: bool) -> None:
         """From the start, or from the newest checkpoint."""
-        if resume and self.checkpoints is None:
+        if resume and self.out is None:
             raise ValueError("resume needs the folder `out` of the run to continue")
-        if not resume and self.checkpoints is not None:
-            self.checkpoints.check_there_are_none()
-        if resume and self.checkpoints is not None:
-            found = self.checkpoints.load_newest(self.model, self.optimizers, self.stateful)
-            if found is None:
-                logger.warning("%s holds no checkpoint: starting", self.checkpoints.folder)
-            else:
-                self.check_same_run(found)
-                self.progress = found
+        if resume and overwrite:
+            raise ValueError(
+                "resume continues an earlier run and overwrite removes it: ask for one"
+            )
+        if self.out is not None:
+            if not overwrite:
+                check_free(self.out, resume)
+            if overwrite or (resume and not self.resume_newest()):
+                remove_results(self.out)
         self.untimed = self.progress.count  # targets since the last row, read before the resume
         writes = self.out is not None and get_rank() == 0
         path = self.out / "metrics.jsonl" if writes and self.out is not None else None
         self.log = MetricsLog(path, self.progress.step)
 
-    def check_same_run(self, found: Progress) -> None:
-        """Raise ValueError if the checkpoint is of a run on other batches."""
-        if found.first_batch not in ("", self.progress.first_batch):
-            raise ValueError(
-                f"{self.out} was started with other data, another seed or another batch size, so "
-                "its held-out data and its best model do not apply to this run: continue it with "
-                "its own, or choose another folder"
-            )
-        if found.step >= self.settings.steps:
+    def resume_newest(self) -> bool:
+        """Whether there was a checkpoint to continue from."""
+        assert self.checkpoints is not None
+        found = self.checkpoints.load_newest(self.model, self.optimizers, self.stateful)
+        if found is None:
+            logger.warning("%s holds no checkpoint: starting", self.checkpoints.folder)
+            return False
+        assert self.out is not None
+        check_same_data(self.out, self.fingerprint, found)
+        warn_of_other_settings(self.out, self.settings_at(found.step), found)
+        self.progress = found
+        if self.is_over():
             logger.warning(
                 "%s is at step %d of %d already: there is nothing left to do",
                 *(self.out, found.step, self.settings.steps),
             )
+        return True
+
+    def settings_at(self, step: int) -> dict[str, Any]:
+        device = next(self.model.parameters()).device
+        return settings_at(step, self.settings, self.optimizers, device)
 
     # ---- around each step
 
@@ -171,9 +145,10 @@ class Run:
         batches = remaining_batches(self.batches, self.progress.batches)
         self.validate_if_missing()
         self.stop_if_asked()
-        while self.progress.step < self.settings.steps:
+        while not self.is_over():
             self.remember_states()
             yield (next_batch(batches) for _ in range(self.settings.accumulate))
+        self.warn_if_there_is_no_best()
 
     def accepts(self, result: StepResult) -> bool:
         """Whether the optimizers may take this step.
@@ -217,12 +192,19 @@ class Run:
         self.count(result)
         self.bar.update()
         if self.is_due(self.settings.log_every):
-            self.bar.set_postfix_str(self.log_step(result, lr_multiplier))
+            self.log_step(result, lr_multiplier)
         if self.is_due(self.settings.evaluate_every):
             self.validate()
-        if self.settings.save_every and self.is_due(self.settings.save_every):
+        if self.is_over() and self.progress.count:  # stopped early, between two rows
+            self.log_step(result, lr_multiplier)
+        if self.settings.save_every and (self.is_due(self.settings.save_every) or self.is_over()):
             self.save()
         self.stop_if_asked()
+
+    def is_over(self) -> bool:
+        """After the last step, or after as many evaluations without a lower loss as are allowed."""
+        patience, stale = self.settings.patience, self.progress.evaluations_since_best
+        return self.progress.step >= self.settings.steps or 0 < patience <= stale
 
     def count(self, result: StepResult) -> None:
         progress = self.progress
@@ -252,26 +234,27 @@ class Run:
 
     # ---- log and evaluation
 
-    def log_step(self, result: StepResult, lr_multiplier: float) -> str:
-        """Write a row of means over the steps since the last one. Returns a summary."""
+    def log_step(self, result: StepResult, lr_multiplier: float) -> None:
+        """Write a row of means over the steps since the last one."""
         progress, unit = self.progress, self.settings.unit
         loss = progress.loss_sum / progress.count if progress.count else math.nan
         speed = (progress.count - self.untimed) / self.log.seconds()
         progress.loss_sum = progress.count = self.untimed = 0.0
-        self.log.write(
-            {
-                "step": progress.step,
-                "loss": loss,
-                f"{unit}_per_second": speed,
-                "lr_multiplier": lr_multiplier,
-                "grad_norm": result.grad_norm,
-                **(self.figures() if self.figures else {}),
-            }
-        )
-        return f"loss {loss:.3f}, {speed:.0f} {unit}/s"
+        row = {
+            "step": progress.step,
+            "loss": loss,
+            f"{unit}_per_second": speed,
+            "lr_multiplier": lr_multiplier,
+            **learning_rates(self.optimizers),
+            "grad_norm": result.grad_norm,
+            **(self.figures() if self.figures else {}),
+        }
+        self.log.write(row)
+        self.bar.set_postfix_str(in_words(row))
 
     def validate(self) -> None:
-        """Evaluate and log the result; save the model if its validation loss is the lowest."""
+        """Evaluate and log the result; save the model if its validation loss is the lowest so far.
+        A loss that is no finite number never is."""
         if self.evaluate is None:
             return
         self.remember_states()
@@ -286,9 +269,13 @@ class Run:
             loss = broadcast_from_rank_zero(
                 row["validation_loss"], next(self.model.parameters()).device
             )
-            if loss < self.progress.best and self.out is not None:
-                save_whole(self.save_model, self.model, self.out / "best")
-            self.progress.best = min(self.progress.best, loss)
+            self.progress.evaluations_since_best += 1
+            if not math.isfinite(loss):
+                logger.warning("step %d: the validation loss is %s", self.progress.step, loss)
+            elif loss < self.progress.best:
+                if self.out is not None:
+                    save_whole(self.save_model, self.model, self.out / "best")
+                self.progress.best, self.progress.evaluations_since_best = loss, 0
 
     def validate_if_missing(self) -> None:
         """Before the first step to do; a resumed run's checkpoint then has to include it."""
@@ -305,6 +292,13 @@ class Run:
         device = next(self.model.parameters()).device
         return broadcast_from_rank_zero(float(missing), device) == 1.0
 
+    def warn_if_there_is_no_best(self) -> None:
+        """At the end, if no validation loss was finite: keep the last model in a checkpoint."""
+        if self.evaluate is None or math.isfinite(self.progress.best):
+            return
+        where = "" if self.checkpoints is None else f"; the last one is saved in {self.save()}"
+        logger.warning("no validation loss was finite, so no model is the best%s", where)
+
     # ---- checkpoints
 
     def remember_states(self) -> None:
@@ -319,6 +313,8 @@ class Run:
         if self.saved_step == self.progress.step:
             return self.checkpoints.path(self.progress.step)
         self.saved_step = self.progress.step
+        self.progress.data = self.fingerprint
+        self.progress.settings = self.settings_at(self.progress.step)
         states = states_of(self.stateful) if states is None else states
         with self.log.clock_stopped():
             return self.checkpoints.save(self.model, self.optimizers, self.progress, states)
@@ -336,6 +332,9 @@ class Run:
             logger.warning("the evaluation failed, and %s", problem)
 
 
+# ---- what it shows
+
+
 def progress_bar(settings: Settings, step: int) -> tqdm:
     shown = settings.progress and get_rank() == 0
     return tqdm(desc="training", total=settings.steps, initial=step, disable=not shown)
@@ -349,44 +348,8 @@ def validation_row(found: float | dict[str, float]) -> dict[str, float]:
     return row
 
 
-@contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
-    """Inside, no other run can work in the folder. Raises BlockingIOError, on all ranks, if one
-    does."""
-    with ExitStack() as stack:
-        problem = None
-        if get_rank() == 0:
-            try:
-                stack.enter_context(alone_in(folder))
-            except BlockingIOError as error:
-                problem = error
-        if broadcast_from_rank_zero(float(problem is not None), torch.device("cpu")):
-            raise problem or BlockingIOError(f"another run is at work in {folder}")
-        yield
-
-
-# ---- checks
-
-
-def check_can_be_trained(model: nn.Module, optimizers: list[Optimizer], settings: Settings) -> None:
-    """Raise ValueError for what would be trained in vain, or could not be saved."""
-    of_model = set(model.parameters())
-    optimized = {p for o in optimizers for group in o.param_groups for p in group["params"]}
-    if optimized - of_model:
-        raise ValueError(
-            f"an optimizer has {len(optimized - of_model)} tensors that are not parameters of the "
-            "model and would not be saved with it: make them part of it, or make the optimizer "
-            "after the last change to the model"
-        )
-    for part in model.modules():
-        if isinstance(part, GPT2) and has_lost_its_tie(part):
-            raise ValueError(
-                "the output head is tied to an embedding that is no longer part of the model and "
-                "would not be trained: model.out_head = TiedHead(model.tok_emb) ties it again"
-            )
-    check_learning_precision(p for p in optimized if p.requires_grad)
-
-
-def has_lost_its_tie(model: GPT2) -> bool:
-    head = model.out_head
-    return type(head) is TiedHead and head.weight is not model.tok_emb.weight
+def learning_rates(optimizers: Sequence[Optimizer]) -> dict[str, float]:
+    """Of the first group of each optimizer; the first optimizer's is called learning_rate."""
+    rates = [float(optimizer.param_groups[0]["lr"]) for optimizer in optimizers]
+    names = [f"learning_rate_{type(one).__name__.lower()}" for one in optimizers]
+    return dict(zip(["learning_rate", *names[1:]], rates, strict=True))

@@ -1,0 +1,58 @@
+"""Is a resumed run still the one that was started? Its data and settings, beside those of then."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from gpt2mini.device import best_precision
+from gpt2mini.training.checkpoints import Progress
+from gpt2mini.training.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def check_same_data(out: Path, own: dict[str, str], found: Progress) -> None:
+    """Raise ValueError if the checkpoint is of a run on other batches. own: their fingerprint."""
+    differing = [name for name in own if found.data.get(name, own[name]) != own[name]]
+    if differing:
+        raise ValueError(
+            f"{out} was started with other data, another seed or another batch size (different: "
+            f"{', '.join(differing)}), so its held-out data and its best model do not apply to "
+            "this run: continue it with its own, or choose another folder"
+        )
+
+
+def warn_of_other_settings(out: Path, own: dict[str, Any], found: Progress) -> None:
+    """The result is then not that of one run. A longer run, for example, has another learning rate
+    at the same step. own: see `settings_at`."""
+    differing = [
+        f"{name} was {found.settings[name]} and is {value}"
+        for name, value in own.items()
+        if found.settings.get(name, value) != value
+    ]
+    if differing:
+        logger.warning(
+            "%s goes on with other settings, unlike one uninterrupted run: at step %d %s",
+            *(out, found.step, "; ".join(differing)),
+        )
+
+
+def settings_at(
+    step: int, settings: Settings, optimizers: Sequence[Optimizer], device: torch.device
+) -> dict[str, Any]:
+    """By name, what decides how much a step changes. step: counted from 1."""
+    multiplier = settings.schedule(step - 1) if step else 0.0
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    rates = [float(group.get("peak_lr", group["lr"])) * multiplier for group in groups]
+    decays = [group.get("weight_decay", 0.0) for group in groups]
+    return {
+        "the learning rate": " and ".join(dict.fromkeys(f"{rate:.3g}" for rate in rates)),
+        "the weight decay": " and ".join(dict.fromkeys(f"{decay:g}" for decay in decays)),
+        "accumulate": settings.accumulate,
+        "max_grad_norm": settings.max_grad_norm,
+        "precision": best_precision(device, settings.precision),
+    }
