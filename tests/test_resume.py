@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import metadata
 from torch.testing import assert_close
 
-from gpt2mini import GPT2
+from gpt2mini import GPT2, Tokenizer
+from gpt2mini.data.instructions import Exchange, ExchangeBatches, encode_exchanges
 from gpt2mini.data.text import Batch, TokenBatches
 from gpt2mini.lora import add_lora, save_adapter
 from gpt2mini.training import Settings, adamw, cosine, muon_and_adamw, next_token_step, train
@@ -311,6 +312,120 @@ def test_a_run_does_not_go_on_with_other_batches(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="started with other data, another seed or another batch"):
         Run().train(tmp_path, resume=True, batches=other)
     Run().train(tmp_path, steps=10, resume=True)
+
+
+def exchange_batches(*answers: str) -> ExchangeBatches:
+    tokenizer = Tokenizer.from_pretrained("gpt2-nano")
+    exchanges = [Exchange("Question: Why?\nAnswer:", answer) for answer in answers]
+    encoded = encode_exchanges(exchanges, tokenizer, 32)
+    for one in encoded:
+        one.token_ids.remainder_(TINY.vocab_size)
+    return ExchangeBatches(encoded, batch_size=1, seed=0)
+
+
+def test_a_record_edited_in_the_middle_is_noticed(tmp_path: Path) -> None:
+    """Although the first batch is the same."""
+    answers = [f" Because of {i}." for i in range(6)]
+    tokens = random_ids(500).numpy()
+    changed = tokens.copy()
+    changed[250] += 1
+    for number, (before, after, name) in enumerate(
+        [
+            (
+                TokenBatches(tokens, [range(500)], 2, 16, seed=0),
+                TokenBatches(changed, [range(500)], 2, 16, seed=0),
+                "tokens",
+            ),
+            *(
+                (
+                    exchange_batches(*answers),
+                    exchange_batches(*answers[:i], " So.", *answers[i + 1 :]),
+                    "encoded",
+                )
+                for i in range(6)
+            ),
+        ]
+    ):
+        out = tmp_path / str(number)
+        Run().train(out, steps=2, save_every=2, batches=before)
+        with pytest.raises(ValueError, match=rf"with other data.*\(different: .*{name}"):
+            Run().train(out, steps=4, resume=True, batches=after)
+        Run().train(out, steps=4, resume=True, batches=before)
+
+
+def test_a_longer_run_says_that_its_learning_rate_is_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Run().train(tmp_path, steps=10, schedule=partial(cosine, steps=10, warmup_steps=2))
+    Run().train(tmp_path, steps=10, resume=True, schedule=partial(cosine, steps=10, warmup_steps=2))
+    assert "other settings" not in caplog.text
+    Run().train(tmp_path, resume=True, schedule=partial(cosine, steps=20, warmup_steps=2))
+    before, now = (0.01 * cosine(9, steps, 2) for steps in (10, 20))
+    assert f"at step 10 the learning rate was {before:.3g} and is {now:.3g}" in caplog.text
+    Run().train(tmp_path, steps=30, resume=True, accumulate=1)
+    assert "accumulate was 2 and is 1" in caplog.text
+
+
+def test_a_finished_run_is_not_replaced_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few: dict[str, Any] = {"steps": 2, "save_every": 0}
+    Run().train(tmp_path, evaluate=lambda: 1.0, **few)
+    best = tmp_path / "best" / "model.safetensors"
+    before = best.read_bytes()
+    with pytest.raises(FileExistsError, match=r"holds best of an earlier run: resume it, .*over"):
+        Run().train(tmp_path, evaluate=lambda: 1.0, **few)
+    assert best.read_bytes() == before
+    (tmp_path / "summary.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="has ended and left no checkpoint to resume"):
+        Run().train(tmp_path, resume=True, evaluate=lambda: 1.0, **few)
+    with pytest.raises(ValueError, match="ask for one"):
+        Run().train(tmp_path, resume=True, overwrite=True)
+    Run().train(tmp_path, evaluate=lambda: math.nan, overwrite=True, **few)
+    assert not best.exists() and not (tmp_path / "summary.json").exists()
+    assert "step 2: the validation loss is nan" in caplog.text
+    assert "no validation loss was finite, so no model is the best; the last one" in caplog.text
+    assert saved_step(tmp_path) == 2
+
+
+@pytest.mark.parametrize(
+    "found", [[math.nan, 2.0, 3.0], [2.0, math.nan, 1.0], [math.inf, 2.0, 2.0]]
+)
+def test_a_validation_loss_that_is_no_number_is_never_the_best(
+    found: list[float], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights: list[dict[str, Tensor]] = []
+    run, calls = Run(), iter(found)
+
+    def evaluate() -> float:
+        weights.append(run.weights())
+        return next(calls)
+
+    run.train(tmp_path, steps=2, save_every=0, evaluate_every=1, evaluate=evaluate)
+    best = dict(GPT2.from_pretrained(tmp_path / "best").named_parameters())
+    lowest = found.index(min(loss for loss in found if math.isfinite(loss)))
+    for name, weight in weights[lowest].items():
+        assert torch.equal(best[name], weight)
+    assert "the validation loss is" in caplog.text and "no validation loss" not in caplog.text
+
+
+def test_training_stops_early_and_resumes_so(tmp_path: Path) -> None:
+    keep: dict[str, Any] = {"evaluate_every": 2, "patience": 2}
+    found = [5.0, 4.0, 6.0, 3.0, 4.0, 3.0]  # after steps 0, 2, 4, 6, 8, 10
+    straight, resumed = Run(), Run(seed=1)
+    rows = straight.train(evaluate=losses(*found), **keep)
+    assert rows[-1]["step"] == 10 and "loss" in rows[-1]
+    with pytest.raises(ZeroDivisionError):
+        Run().train(tmp_path, evaluate=losses(*found), loss_function=failing_at(9), **keep)
+    assert saved_step(tmp_path) == 5
+    again = resumed.train(tmp_path, evaluate=losses(*found[3:]), resume=True, **keep)
+    assert without_speed(again) == without_speed(rows)
+    assert_ends_with(resumed, straight.weights())
+    assert Run().train(tmp_path, evaluate=losses(), resume=True, **keep) == again
+    with pytest.raises(ValueError, match="this run has none"):
+        Run().train(patience=1, evaluate_every=1)
+    with pytest.raises(ValueError, match="set evaluate_every too"):
+        Run().train(patience=1)
 
 
 def test_a_run_that_is_further_than_asked_says_so(

@@ -515,6 +515,7 @@ def test_metrics_are_the_rows_returned_one_json_object_a_line(
     training = [row for row in rows if "loss" in row]
     assert [row["step"] for row in training] == [2, 4, 5]
     assert [row["lr_multiplier"] for row in training] == [1 / 2, 1 / 4, 1 / 5]
+    assert [row["learning_rate"] for row in training] == [LR / 2, LR / 4, LR / 5]
     assert all(row["tokens_per_second"] > 0 and row["grad_norm"] > 0 for row in training)
     validation = [row for row in rows if "loss" not in row]
     assert validation == [{"step": step, "validation_loss": 2.5} for step in (0, 4, 5)]
