@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -96,14 +96,33 @@ def parse(job: Any, name: str, arguments: Sequence[str]) -> Any:
     """
     import tyro
 
-    conf = tyro.conf
-    return tyro.cli(
-        job.Flags,
-        prog=f"gpt2mini {name}",
-        description=job.__doc__.strip(),
-        args=list(arguments),
-        config=(conf.OmitArgPrefixes, conf.DisallowNone, conf.FlagCreatePairsOff),
-    )
+    conf, said = tyro.conf, io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(
+                job.Flags,
+                prog=f"gpt2mini {name}",
+                description=job.__doc__.strip(),
+                args=list(arguments),
+                config=(conf.OmitArgPrefixes, conf.DisallowNone, conf.FlagCreatePairsOff),
+            )
+    except SystemExit as end:
+        if end.code:
+            print(f"error: {in_one_line(said.getvalue())}", file=sys.stderr)
+            print(f"the flags: gpt2mini {name} --help", file=sys.stderr)
+        raise
+
+
+def in_one_line(box: str) -> str:
+    """What tyro's box of several lines says: its first part, and the flag that was meant."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    parts = " ".join(lines or [box.strip()]).split("───")
+    parts = [part.strip("─ ") for part in parts if part.strip("─ ")]
+    found = parts[0].removeprefix("Error parsing ")
+    for part in parts[1:]:
+        if part.startswith("Perhaps you meant"):
+            found += f". {' '.join(part.split()[:4])}"
+    return found
 
 
 @contextmanager

@@ -29,10 +29,11 @@ from gpt2mini import GPT2
 from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.cli import common, options
 from gpt2mini.cli.data import RecordFlags, read_split
+from gpt2mini.cli.tables import print_rows
 from gpt2mini.data.samples import sample
 from gpt2mini.inspection import plot_calibration, plot_figures
 from gpt2mini.lora import lora_layers, merge_lora, save_adapter
-from gpt2mini.preferences.comparison import answer_prompts, best_of_n, compare_answers
+from gpt2mini.preferences.comparison import answer_prompts, best_of_n, compare_answers, end_of
 from gpt2mini.preferences.dpo import dpo_step, evaluate_dpo, with_reference
 from gpt2mini.preferences.grpo import grpo_batches, grpo_step
 from gpt2mini.preferences.named_rewards import find_reward
@@ -54,6 +55,7 @@ from gpt2mini.preferences.reward_model import (
     give_reward_head,
     reward_step,
 )
+from gpt2mini.preferences.reward_scale import RewardScale, measure_reward_scale
 from gpt2mini.preferences.rollouts import RolloutSettings
 from gpt2mini.training import Figures, adamw
 from gpt2mini.training.distributed import get_rank, get_world_size
@@ -66,6 +68,10 @@ FIGURES = {
     "ppo": ["reward", "kl", "entropy", "clip_fraction", "value_loss", "response_length"],
     "grpo": ["reward", "kl", "entropy", "clip_fraction", "response_length"],
 }
+# With rewards of variance 1 and a coefficient of 0.3 the best policy is some 1 / (2 * 0.3**2) = 6
+# nats from the reference (if its rewards are normally distributed).
+LOST = 2.0  # times the perplexity of general text: more is warned of
+LEARNED_KL, LEARNED_TARGET_KL = 0.3, 6.0  # with a reward model
 REWARD, DPO, PPO, GRPO = (f"--method {method}" for method in FIGURES)
 
 
@@ -112,7 +118,7 @@ class RolloutFlags:
     rollout_rows: options.Count = 32  # responses in a rollout
     rollout_epochs: options.Count = 2  # times that each is learned from
     kl: options.OptionalNotNegative = (
-        None  # coefficient of the KL to the reference; None: 0.03, grpo 0.1
+        None  # coefficient of the KL to the reference; None: 0.03, grpo 0.1, reward models 0.3
     )
     clip: options.Positive = PPOSettings.clip  # of the ratio of new to old probability
 
@@ -122,7 +128,10 @@ class PPOFlags(PPOSettings):
     """With --method ppo."""
 
     clip: Suppress[float] = PPOSettings.clip  # a flag of GRPO too, hence of `RolloutFlags`
-    target_kl: options.OptionalPositive = None  # nats per answer, to which --kl is adapted
+    # nats per answer, above which --kl is raised; None: 6 with a reward model, else 0; 0: never
+    target_kl: options.OptionalNotNegative = None
+    # whose rewards get mean 0 and variance 1, measured before training
+    normalize_rewards: Literal["learned", "always", "never"] = "learned"
     value_model: str | None = None  # a critic of its own, from a reward model's folder
 
 
@@ -148,6 +157,8 @@ class Flags:
     lr: options.OptionalPositive = None  # peak learning rate; None: by method and size
     answers: options.CountOrZero = 3  # answers that are printed
     lora: bool = False  # train adapters; no second copy as the reference
+    # train only so many blocks, from the top, with the final norm; None: all
+    train_blocks: options.OptionalCountOrZero = None
     records: RecordFlags = options.group(RecordFlags)
     pairs: PairFlags = options.group(PairFlags, REWARD, DPO)
     dpo: DPOFlags = options.group(DPOFlags, DPO)
@@ -182,9 +193,16 @@ class Job(common.Job):
         self.model, self.tokenizer = self.load()
         self.figures = Figures()
 
-    def add_adapters(self) -> None:
-        if self.flags.lora:
-            self.flags.adapters.add(self.model)
+    def choose_what_learns(self) -> None:
+        """Everything, or the last blocks, or adapters."""
+        flags = self.flags
+        if flags.lora and flags.train_blocks is not None:
+            raise ValueError("--lora trains adapters, --train-blocks the last blocks: give one")
+        if flags.lora:
+            flags.adapters.add(self.model)
+        elif flags.train_blocks is not None:
+            last = options.LastBlocks(flags.train_blocks)
+            common.choose_what_learns(self.model, "last-blocks", last, flags.adapters)
 
     def peak_rate(self) -> float:
         usual = PEAK_RATES[self.flags.method] * (10 if self.flags.lora else 1)
@@ -236,11 +254,23 @@ def tune_policy(job: Job) -> dict[str, Any]:
         print(f"without any tuning, the best of {asked.best_of} answers: {best:.4f}")
     held_out_text = "\n\n".join(one.prompt + one.chosen for one in job.held_out)
     forgotten = job.report_forgetting(tuned, job.tokenizer, held_out_text)
+    warn_of_lost_language(forgotten["forgetting"]["general"], flags.method)
     return {
         "reward_function": asked.reward,
         "best_of_n": best,
         **(summary | found.summary() | forgotten),
     }
+
+
+def warn_of_lost_language(general: dict[str, float], method: str) -> None:
+    """If general prose has become much less likely: a reward that rises is then no success."""
+    before, after = general["perplexity_base"], general["perplexity_tuned"]
+    if after > LOST * before:
+        remedy = "a larger --beta" if method == "dpo" else "a larger --kl or fewer --rollouts"
+        print(
+            f"warning: the perplexity of general text has risen from {before:.0f} to {after:.0f}: "
+            f"the model has left the language for the reward. Try {remedy}, or a lower --lr\n"
+        )
 
 
 def best_of(job: Job, prompts: list[str], reward: RewardFunction) -> float | None:
@@ -252,6 +282,11 @@ def best_of(job: Job, prompts: list[str], reward: RewardFunction) -> float | Non
     return float(
         best_of_n(job.model, job.tokenizer, prompts, reward, n, tokens, generator)[1].mean()
     )
+
+
+def is_learned(reward: str) -> bool:
+    """Whether a reward is a reward model's, by its name."""
+    return Path(reward).is_dir()
 
 
 def different_prompts(preferences: list[Preference]) -> list[str]:
@@ -267,7 +302,7 @@ def train_reward_model(job: Job) -> tuple[dict[str, Any], list[CalibrationBin]]:
     pairs, validation = (
         encode_preferences(part, job.tokenizer, longest) for part in (job.training, job.held_out)
     )
-    job.add_adapters()
+    job.choose_what_learns()
     give_reward_head(job.model, torch.Generator().manual_seed(job.seed))
     save_reward_model = partial(GPT2.save_pretrained, class_names=CLASS_NAMES)
     step = partial(reward_step, figures=job.figures)
@@ -285,7 +320,7 @@ def train_reward_model(job: Job) -> tuple[dict[str, Any], list[CalibrationBin]]:
     for pair, better, worse in zip(
         job.held_out[: flags.answers], report.chosen, report.rejected, strict=False
     ):
-        print(f"--- {pair.prompt}\n[chosen   {float(better):+.3f}] {pair.chosen.strip()}")
+        print(f"--- {end_of(pair.prompt)}\n[chosen   {float(better):+.3f}] {pair.chosen.strip()}")
         print(f"[rejected {float(worse):+.3f}] {pair.rejected.strip()}\n")
     print(f"held out: {report}")
     print(f"as a reward: gpt2mini align --reward {out / 'best'}")
@@ -302,7 +337,7 @@ def tune_dpo(job: Job) -> tuple[GPT2, dict[str, Any]]:
         )
         for part in (job.training, job.held_out)
     )
-    job.add_adapters()
+    job.choose_what_learns()
     step = partial(dpo_step, **asked, figures=job.figures)
     evaluate = partial(evaluate_dpo, model, validation, **asked, precision=job.precision)
     train_on_pairs(job, pairs, step, evaluate, common.how_to_save(model))
@@ -337,7 +372,7 @@ def train_on_pairs(
         *(steps, step, validate, save, job.figures),
         unit="pairs",
     )
-    common.print_rows(rows, ["validation_loss", "validation_accuracy"], where="validation_loss")
+    print_rows(rows, ["validation_loss", "validation_accuracy"], where="validation_loss")
 
 
 # ---- from rewards
@@ -346,7 +381,7 @@ def train_on_pairs(
 def tune_on_policy(job: Job, reward: RewardFunction) -> tuple[GPT2, dict[str, Any]]:
     flags, model = job.flags, job.model
     reference = None if flags.lora else deepcopy(model).requires_grad_(False)
-    job.add_adapters()
+    job.choose_what_learns()
     rollouts = RolloutSettings(
         rows=flags.on_policy.rollout_rows,
         minibatch_rows=flags.batch_size or 16,
@@ -367,7 +402,7 @@ def tune_on_policy(job: Job, reward: RewardFunction) -> tuple[GPT2, dict[str, An
         log_every=rollouts.updates,
     )
     names = FIGURES[flags.method]
-    common.print_rows(rows, names)
+    print_rows(rows, names)
     common.how_to_save(model)(model, job.out / "best")
     job.report_best()
     return model, {name: rows[-1].get(name) for name in names}
@@ -384,7 +419,6 @@ def prepare_ppo(
     if settings.value_model:
         value_model = GPT2.from_pretrained(settings.value_model, device=job.device)
     critic = ActorCritic(job.model, value_model)
-    kl = 0.03 if flags.on_policy.kl is None else flags.on_policy.kl
     batches = ppo_batches(
         critic,
         job.tokenizer,
@@ -392,12 +426,36 @@ def prepare_ppo(
         reward,
         rollouts,
         settings,
-        KLController(kl, settings.target_kl),
+        kl_controller(flags),
         job.generator(get_rank()),
         reference,
         job.figures,
+        reward_scale(job, reward),
     )
     return critic, batches, partial(ppo_step, settings=settings, figures=job.figures)
+
+
+def kl_controller(flags: Flags) -> KLController:
+    """A reward model is trusted near the texts that it was trained on: by default with a limit."""
+    learned = is_learned(flags.comparison.reward)
+    usual_kl, usual_target = (LEARNED_KL, LEARNED_TARGET_KL) if learned else (0.03, 0.0)
+    kl = usual_kl if flags.on_policy.kl is None else flags.on_policy.kl
+    target = usual_target if flags.ppo.target_kl is None else flags.ppo.target_kl
+    return KLController(kl, target or None, gain=1.0, floor=kl)
+
+
+def reward_scale(job: Job, reward: RewardFunction) -> RewardScale | None:
+    """Of the untuned policy, if rewards are to be normalized."""
+    asked, name = job.flags.ppo.normalize_rewards, job.flags.comparison.reward
+    if asked == "never" or (asked == "learned" and not is_learned(name)):
+        return None
+    prompts, tokens = different_prompts(job.training), job.flags.comparison.max_new_tokens
+    found = measure_reward_scale(reward, job.model, job.tokenizer, prompts, tokens, job.generator())
+    print(
+        f"rewards are normalized: before training their mean is {found.mean:.3f}, their standard "
+        f"deviation {found.deviation:.3f}"
+    )
+    return found
 
 
 def prepare_grpo(
@@ -414,6 +472,7 @@ def prepare_grpo(
         job.figures,
     )
     asked = job.flags.on_policy
-    kl = 0.1 if asked.kl is None else asked.kl  # beside advantages of unit size
+    usual = LEARNED_KL if is_learned(job.flags.comparison.reward) else 0.1
+    kl = usual if asked.kl is None else asked.kl  # beside advantages of unit size
     step = partial(grpo_step, kl_coefficient=kl, clip=asked.clip, figures=job.figures)
     return job.model, batches, step

@@ -45,6 +45,7 @@ from gpt2mini.classification.labeled import (
 )
 from gpt2mini.cli import common, options
 from gpt2mini.cli.data import parse_columns
+from gpt2mini.cli.tables import print_rows
 from gpt2mini.data.batching import encode_texts
 from gpt2mini.data.samples import sample
 from gpt2mini.device import autocast
@@ -101,7 +102,7 @@ def run(flags: Flags) -> None:
 
     longest = min(flags.longest or model.config.context_length, model.config.context_length)
     rows = train_classifier(job, model, tokenizer, parts, longest)
-    common.print_rows(rows, list(rows[0])[1:], where="validation_loss")
+    print_rows(rows, list(rows[0])[1:], where="validation_loss")
     best = job.out / "best"
     model = load_classifier(job, names)
     tokenizer.save_pretrained(best)

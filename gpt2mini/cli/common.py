@@ -1,6 +1,5 @@
 """The course of a training job: its folder, what learns, its best model, its answers, its files."""
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.cli import options
+from gpt2mini.cli.tables import rows_in_terminal
 from gpt2mini.data.samples import sample
 from gpt2mini.device import pick_device
 from gpt2mini.evaluation import forgetting
@@ -23,7 +23,7 @@ from gpt2mini.files import writable_folder, write_json
 from gpt2mini.inspection import plot_losses
 from gpt2mini.lora import load_adapter, lora_layers, save_adapter
 from gpt2mini.model import TiedHead
-from gpt2mini.preferences.comparison import answer_prompts
+from gpt2mini.preferences.comparison import answer_prompts, end_of
 from gpt2mini.training import LossFunction, next_token_step, train
 from gpt2mini.training.distributed import get_rank
 from gpt2mini.training.folder import check_free, only_run_in
@@ -67,15 +67,23 @@ class Job:
     ) -> list[dict[str, Any]]:
         """`training.train` as the flags say. It returns in rank 0 alone: after training, one
         process is enough to look at the result."""
-        run, began = self.flags.run, time.perf_counter()
+        run, began, optimizers = self.flags.run, time.perf_counter(), list(optimizers)
+        peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         given = run.settings(steps, self.precision, **settings)
-        rows = train(
-            *(model, batches, optimizers, given, loss_function),
-            *(evaluate, self.out, run.resume, run.overwrite, save, figures),
-        )
+        with rows_in_terminal():
+            rows = train(
+                *(model, batches, optimizers, given, loss_function),
+                *(evaluate, self.out, run.resume, run.overwrite, save, figures),
+            )
         if get_rank() > 0:
             sys.exit()
-        self.summary = {"steps": rows[-1]["step"], "seconds": time.perf_counter() - began}
+        if evaluate is not None and not (self.out / "best").exists():
+            raise FloatingPointError(
+                f"no validation loss was a finite number, so there is no best model; the last one "
+                f"is in {self.out / 'checkpoints'}. Look at the data held out, or lower --lr"
+            )
+        seconds = time.perf_counter() - began
+        self.summary = {"steps": rows[-1]["step"], "seconds": seconds, "peak_learning_rates": peaks}
         return rows
 
     def load_best(self, classifier: bool = False) -> GPT2:
@@ -174,27 +182,15 @@ def answer(
 
 def print_answers(prompts: Sequence[str], before: Sequence[str], after: Sequence[str]) -> None:
     for prompt, first, second in zip(prompts, before, after, strict=True):
-        print(f"\n--- {prompt}\n[before] {first.strip()}\n[after]  {second.strip()}")
-    print()
-
-
-def print_rows(rows: Sequence[dict[str, Any]], names: Sequence[str], where: str = "step") -> None:
-    """A table of some figures at the steps that have the figure `where`: a dozen, and the last."""
-    steps: dict[int, dict[str, Any]] = {}
-    for row in rows:
-        steps[row["step"]] = steps.get(row["step"], {}) | row
-    found = [row for row in steps.values() if where in row]
-    print("\n step  " + "  ".join(f"{name:>19}" for name in names))
-    for row in [*found[: -1 : math.ceil(len(found) / 12)], found[-1]]:
-        values = (f"{row[name]:19.4f}" if name in row else " " * 19 for name in names)
-        print(f"{row['step']:5}  " + "  ".join(values))
+        print(f"\n--- {end_of(prompt)}\n[before] {first.strip()}\n[after]  {second.strip()}")
     print()
 
 
 def write_summary(out: Path, flags: Any, summary: dict[str, Any]) -> None:
-    """summary.json: the job's own flags (not those of its groups), and the final figures."""
+    """summary.json: the job's own flags, those of its groups under "settings", and the figures."""
     own = {name: value for name, value in vars(flags).items() if not is_dataclass(value)}
-    write_json(out / "summary.json", own | summary)
+    groups = {name: vars(value) for name, value in vars(flags).items() if is_dataclass(value)}
+    write_json(out / "summary.json", own | {"settings": groups} | summary)
     print(f"summary: {out / 'summary.json'}")
 
 

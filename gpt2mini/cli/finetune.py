@@ -24,6 +24,7 @@ from typing import Any, Literal
 from gpt2mini import Tokenizer
 from gpt2mini.cli import common, options
 from gpt2mini.cli.data import RECORDS, RecordFlags, holds_records, read_split, shorten
+from gpt2mini.cli.tables import print_rows
 from gpt2mini.cli.text_data import split_text, training_and_held_out_files
 from gpt2mini.data.instructions import ExchangeBatches, encode_exchanges, read_exchanges
 from gpt2mini.data.samples import sample
@@ -119,7 +120,7 @@ def run(flags: Flags) -> None:
         tokenizer.save_pretrained(job.out / "best")
     tuned = job.load_best()
     after = common.answer(tuned, tokenizer, data.prompts, flags.max_new_tokens, job.seed)
-    common.print_rows(rows, ["loss", "validation_loss"], where="validation_loss")
+    print_rows(rows, ["loss", "validation_loss"], where="validation_loss")
     common.print_answers(data.prompts, before, after)
     losses = report_losses(rows)
     forgotten = job.report_forgetting(tuned, tokenizer, data.held_out_text)

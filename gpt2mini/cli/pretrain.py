@@ -21,6 +21,7 @@ from gpt2mini import GPT2, GPT2Config, Tokenizer, complete
 from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.cli import common, options
 from gpt2mini.cli.data import shorten
+from gpt2mini.cli.tables import print_rows
 from gpt2mini.cli.text_data import split_text, training_and_held_out_files
 from gpt2mini.data.corpus import read_pieces
 from gpt2mini.data.samples import sample
@@ -109,7 +110,7 @@ def run(flags: Flags) -> None:
     bits = min(losses) / math.log(2) / bytes_per_token(tokenizer, held_out_tokens, scored)
     generator = job.generator()
     text = complete(model, tokenizer, "The ", 100, top_k=50, generator=generator, overflow="slide")
-    common.print_rows(rows, ["loss", "validation_loss"], where="loss")
+    print_rows(rows, ["loss", "validation_loss"])
     print(f"{text}\n\nvalidation loss {losses[0]:.3f} -> {min(losses):.3f} nats a token")
     print(f"{bits:.3f} bits a byte on {len(scored)} documents held out")
     summary = {

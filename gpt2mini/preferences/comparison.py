@@ -112,7 +112,7 @@ class SideBySide:
     def show(self, n: int) -> str:
         """The first n prompts with both responses and their rewards."""
         return "\n".join(
-            f"--- {self.prompts[i]}\n"
+            f"--- {end_of(self.prompts[i])}\n"
             f"[before {float(self.rewards_before[i]):+.3f}] {self.before[i].strip()}\n"
             f"[after  {float(self.rewards_after[i]):+.3f}] {self.after[i].strip()}\n"
             for i in range(min(n, len(self.prompts)))
@@ -129,6 +129,11 @@ class SideBySide:
             "answers_before": self.before,
             "answers_after": self.after,
         }
+
+
+def end_of(prompt: str, most: int = 300) -> str:
+    """What a prompt asks at last, for display: a long one without its beginning."""
+    return prompt if len(prompt) <= most else f"... {prompt[-most:]}"
 
 
 def compare_answers(

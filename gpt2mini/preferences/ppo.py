@@ -28,6 +28,7 @@ from gpt2mini.losses.sequence_logprobs import logprobs_from_hidden
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.preferences.reward_functions import RewardFunction
+from gpt2mini.preferences.reward_scale import RewardScale
 from gpt2mini.preferences.rollouts import (
     Experience,
     OnPolicyBatches,
@@ -171,19 +172,30 @@ class KLController:
     """The KL coefficient: fixed, or adapted to keep the KL of a response near a target (Ziegler et
     al. 2019, section 2.2)."""
 
-    def __init__(self, coefficient: float, target: float | None = None) -> None:
-        """target: nats per response; None: the coefficient is fixed."""
+    def __init__(
+        self,
+        coefficient: float,
+        target: float | None = None,
+        gain: float = 0.1,
+        floor: float = 0.0,
+    ) -> None:
+        """target: nats per response; None: the coefficient is fixed. gain: of the proportional
+        controller; a rollout changes the coefficient by at most 0.2 * gain of it. The paper's 0.1
+        is for thousands of rollouts; a run of dozens needs about 1. floor: the coefficient never
+        falls below. With the first coefficient as its floor, the target is a limit: at the start,
+        while the KL is small, the penalty is not given up."""
         if coefficient < 0 or (target is not None and target <= 0):
             raise ValueError(
                 f"the KL coefficient must be at least 0 and its target above 0, not {coefficient} "
                 f"and {target}"
             )
         self.coefficient, self.target = coefficient, target
+        self.gain, self.floor = gain, floor
 
     def update(self, kl: float) -> None:
         if self.target is not None:
             error = min(0.2, max(-0.2, kl / self.target - 1))
-            self.coefficient *= 1 + 0.1 * error
+            self.coefficient = max(self.floor, self.coefficient * (1 + self.gain * error))
 
     def state_dict(self) -> dict[str, float]:
         return {"coefficient": self.coefficient}
@@ -204,8 +216,10 @@ def ppo_experience(
     settings: PPOSettings,
     rollouts: RolloutSettings,
     figures: Figures | None = None,
+    reward_scale: RewardScale | None = None,
 ) -> Experience:
     """Advantages and returns of a rollout. Updates the KL coefficient afterwards, for the next."""
+    rewards = rewards if reward_scale is None else reward_scale.normalized(rewards)
     mask, coefficient = rollout.response_mask, controller.coefficient
     values = rollout_values(model, rollout, rollouts)  # (batch, tokens)
     of_tokens = token_rewards(rollout, rewards, coefficient, settings.kl_estimator)
@@ -263,8 +277,13 @@ def ppo_batches(
     generator: torch.Generator,
     reference: GPT2 | None = None,
     figures: Figures | None = None,
+    reward_scale: RewardScale | None = None,
 ) -> OnPolicyBatches:
-    """Minibatches for `training.train(model, batches, ..., partial(ppo_step, ...))`."""
+    """Minibatches for `training.train(model, batches, ..., partial(ppo_step, ...))`.
+
+    reward_scale: by which rewards are normalized, see `measure_reward_scale`; for a reward model,
+    whose outputs may have any size beside the KL penalty. Logged rewards stay as they are.
+    """
     experience = partial(
         ppo_experience,
         model=model,
@@ -272,6 +291,7 @@ def ppo_batches(
         settings=settings,
         rollouts=rollouts,
         figures=figures,
+        reward_scale=reward_scale,
     )
     return OnPolicyBatches(
         *(model.policy, tokenizer, prompts, reward, experience, rollouts, generator),

@@ -14,6 +14,7 @@ probability is exactly 1, and the first KL exactly 0.
 `OnPolicyBatches` is this loop as an iterable of minibatches, for `training.train`.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -35,6 +36,10 @@ from gpt2mini.preferences.reward_functions import RewardFunction, call_reward
 from gpt2mini.tokenizer import Tokenizer
 from gpt2mini.training.fingerprint import digest
 from gpt2mini.training.metrics import Figures
+
+logger = logging.getLogger(__name__)
+
+FAR_AWAY = 1.0  # nats per token: the policy's tokens are e times less likely under the reference
 
 
 @dataclass(frozen=True)
@@ -228,6 +233,7 @@ class OnPolicyBatches:
         self.prompts_left: list[int] = []  # not used yet in this pass over the prompts
         self.experience: Experience | None = None
         self.minibatches_left: list[int] = []  # of the experience
+        self.has_warned = False
 
     def __len__(self) -> int:
         return self.settings.updates
@@ -256,6 +262,7 @@ class OnPolicyBatches:
         prompts = [self.prompts[i] for i in indices for _ in range(settings.num_samples)]
         responses = response_texts(rollout, self.tokenizer)
         rewards = call_reward(self.reward, prompts, responses).to(rollout.logprobs.device)
+        self.warn_if_far_away(rollout)
         self.figures.add(
             reward=rewards,
             kl=rollout.kl,
@@ -263,6 +270,18 @@ class OnPolicyBatches:
             response_length=rollout.lengths,
         )
         return self.make_experience(rollout, rewards)
+
+    def warn_if_far_away(self, rollout: Rollout) -> None:
+        """Once, if the policy has left the reference so far that a reward cannot be trusted."""
+        kl = float(rollout.kl.sum() / rollout.lengths.sum())
+        if kl > FAR_AWAY and not self.has_warned:
+            self.has_warned = True
+            logger.warning(
+                "the policy has moved %.1f nats per token (KL) away from its reference: rewards "
+                "may rise while the text turns to nonsense. Raise the KL coefficient, set a lower "
+                "target for the KL, or take a lower learning rate or fewer rollouts",
+                kl,
+            )
 
     def next_prompts(self) -> list[int]:
         """Passes over all prompts, each in a new random order."""
