@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command import run
+
+from gpt2mini import GPT2
 
 FEW = ["--steps", "2", "--batch-size", "4", "--fraction", "0.1", "--answers", "1"]
 COMPARE = [*FEW, "--max-new-tokens", "4", "--compare", "4", "--best-of", "2"]
@@ -39,6 +42,10 @@ def test_a_reward_model_is_learned_and_serves_as_a_reward(
     summary, rows = read(tuned)
     assert {"mean_before", "mean_after", "win_rate", "best_of_n"} <= summary.keys()
     assert (tuned / "best" / "adapter_config.json").is_file()
+    done = run("align", "--model", word_folder, "--out", tmp_path / "ppo", "--reward", name, *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert "rewards are normalized: before training their mean is" in done.stdout
+    assert read(tmp_path / "ppo")[1][0]["kl_coefficient"] == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("lora", [[], ["--lora"]])
@@ -65,6 +72,25 @@ def test_ppo_logs_its_figures_and_draws_them(word_folder: Path, tmp_path: Path) 
     assert summary["forgetting"]
     assert (tmp_path / "figures.png").stat().st_size > 1000
     assert (tmp_path / "best" / "model.safetensors").is_file()
+
+
+def test_only_the_last_blocks_learn_if_asked(word_folder: Path, tmp_path: Path) -> None:
+    arguments = ["--model", word_folder, "--out", tmp_path, *SHORT, "--train-blocks", "1"]
+    done = run("align", *arguments)
+    assert done.returncode == 0, done.stderr
+    before, after = GPT2.from_pretrained(word_folder), GPT2.from_pretrained(tmp_path / "best")
+    assert torch.equal(before.tok_emb.weight, after.tok_emb.weight)
+    blocks = zip(before.trf_blocks, after.trf_blocks, strict=True)
+    same = [torch.equal(a.attn.query.weight, b.attn.query.weight) for a, b in blocks]
+    assert same == [True, True, False]
+    summary, rows = read(tmp_path)
+    assert summary["settings"]["on_policy"]["rollout_rows"] == 4
+    assert summary["peak_learning_rates"] == [pytest.approx(1e-3)]
+    assert "step 2: loss" in done.stdout and rows[0]["learning_rate"] > 0
+    again = run("align", *arguments)
+    assert "an earlier run: resume it, choose another folder, or overwrite it" in again.stderr
+    done = run("align", *arguments, "--lora", "--overwrite")
+    assert "--lora trains adapters, --train-blocks the last blocks" in done.stderr
 
 
 def test_ipo_is_validated_by_its_own_loss_and_on_as_many_pairs_as_asked(

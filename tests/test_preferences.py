@@ -76,6 +76,7 @@ from gpt2mini.preferences.reward_model import (
     reward_step,
     score_with_reward,
 )
+from gpt2mini.preferences.reward_scale import measure_reward_scale
 from gpt2mini.preferences.rollouts import (
     Experience,
     OnPolicyBatches,
@@ -1060,6 +1061,68 @@ def test_the_kl_coefficient_follows_its_target() -> None:
     assert adaptive.coefficient == pytest.approx(0.2 * 1.01 * 1.02 * 0.98)
     with pytest.raises(ValueError, match="KL coefficient"):
         KLController(-1)
+
+
+def test_a_target_can_be_a_limit_that_acts_within_a_few_rollouts() -> None:
+    controller = KLController(0.3, target=6.0, gain=1.0, floor=0.3)
+    for kl in (0.0, 0.1, 3.0):  # at the start the penalty is not given up
+        controller.update(kl)
+    assert controller.coefficient == 0.3
+    for _ in range(5):
+        controller.update(60.0)
+    assert controller.coefficient == pytest.approx(0.3 * 1.2**5)
+    controller.update(3.0)
+    assert controller.coefficient == pytest.approx(0.3 * 1.2**5 * 0.8)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (50.0, -1000.0)])
+def test_ppo_on_a_normalized_reward_does_not_depend_on_its_scale(
+    scale: float, shift: float, text_model: GPT2, tokenizer: Tokenizer
+) -> None:
+    def reward(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        return [scale * value + shift for value in share_of_ascii(prompts, responses)]
+
+    generator = torch.Generator().manual_seed(0)
+    found = measure_reward_scale(reward, text_model, tokenizer, PROMPTS, 6, generator, n=30)
+    generator = torch.Generator().manual_seed(0)
+    answers = answer_prompts(text_model, tokenizer, PROMPTS, 6, 10, generator)
+    expected = torch.tensor(share_of_ascii([], answers)).double()
+    assert found.mean == pytest.approx(float(expected.mean()) * scale + shift)
+    assert found.deviation == pytest.approx(float(expected.std()) * scale, rel=1e-4)
+
+    rollout = small_rollout(text_model, tokenizer, deepcopy(text_model))
+    plain = torch.tensor(share_of_ascii([], response_texts(rollout, tokenizer)))
+    critic, settings = ActorCritic(text_model), PPOSettings(gae_lambda=1.0)
+    experience = ppo_experience(
+        rollout,
+        plain * scale + shift,
+        critic,
+        KLController(0.1),
+        settings,
+        SMALL,
+        reward_scale=found,
+    )
+    assert experience.returns is not None  # undiscounted, from the first token: the reward
+    first = experience.returns[:, rollout.response_mask[0].long().argmax()]
+    normalized = (plain.double() - expected.mean()) / expected.std()
+    assert_close(first.double(), normalized, atol=1e-3, rtol=1e-3)
+
+
+def test_equal_rewards_have_a_scale(text_model: GPT2, tokenizer: Tokenizer) -> None:
+    arguments = (text_model, tokenizer, PROMPTS, 3, torch.Generator().manual_seed(0))
+    found = measure_reward_scale(lambda p, r: [1000.1] * len(r), *arguments)
+    assert found.deviation == 1.0 and found.mean == pytest.approx(1000.1)
+
+
+def test_a_policy_far_from_its_reference_is_warned_of_once(
+    text_model: GPT2, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    near, far = deepcopy(text_model), deepcopy(text_model)
+    make_likely(far, tokenizer.encode("x")[0], 700.0)
+    for policy in (near, far):
+        batches = small_batches(ActorCritic(policy), tokenizer, text_model, Figures())
+        list(batches), list(batches)
+        assert caplog.text.count("nats per token (KL) away from its reference") == (policy is far)
 
 
 float32 = st.floats(-1e6, 1e6, width=32)
