@@ -75,7 +75,8 @@ def test_ppo_logs_its_figures_and_draws_them(word_folder: Path, tmp_path: Path) 
 
 
 def test_only_the_last_blocks_learn_if_asked(word_folder: Path, tmp_path: Path) -> None:
-    arguments = ["--model", word_folder, "--out", tmp_path, *SHORT, "--train-blocks", "1"]
+    arguments = ["--model", word_folder, "--out", tmp_path, *COMPARE, "--train-blocks", "1"]
+    arguments += ["--method", "dpo"]
     done = run("align", *arguments)
     assert done.returncode == 0, done.stderr
     before, after = GPT2.from_pretrained(word_folder), GPT2.from_pretrained(tmp_path / "best")
@@ -84,9 +85,9 @@ def test_only_the_last_blocks_learn_if_asked(word_folder: Path, tmp_path: Path) 
     same = [torch.equal(a.attn.query.weight, b.attn.query.weight) for a, b in blocks]
     assert same == [True, True, False]
     summary, rows = read(tmp_path)
-    assert summary["settings"]["on_policy"]["rollout_rows"] == 4
-    assert summary["peak_learning_rates"] == [pytest.approx(1e-3)]
-    assert "step 2: loss" in done.stdout and rows[0]["learning_rate"] > 0
+    assert summary["settings"]["dpo"]["beta"] == 0.1
+    assert summary["peak_learning_rates"] == [pytest.approx(2e-5)]
+    assert "step 2: loss" in done.stdout and rows[1]["learning_rate"] > 0
     again = run("align", *arguments)
     assert "an earlier run: resume it, choose another folder, or overwrite it" in again.stderr
     done = run("align", *arguments, "--lora", "--overwrite")

@@ -72,8 +72,11 @@ class Job:
         given = run.settings(steps, self.precision, **settings)
         with rows_in_terminal():
             rows = train(
-                *(model, batches, optimizers, given, loss_function),
-                *(evaluate, self.out, run.resume, run.overwrite, save, figures),
+                *(model, batches, optimizers, given, loss_function, evaluate, self.out),
+                resume=run.resume,
+                overwrite=run.overwrite,
+                save=save,
+                figures=figures,
             )
         if get_rank() > 0:
             sys.exit()
