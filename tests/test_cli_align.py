@@ -74,20 +74,26 @@ def test_ppo_logs_its_figures_and_draws_them(word_folder: Path, tmp_path: Path) 
     assert (tmp_path / "best" / "model.safetensors").is_file()
 
 
-def test_only_the_last_blocks_learn_if_asked(word_folder: Path, tmp_path: Path) -> None:
-    arguments = ["--model", word_folder, "--out", tmp_path, *COMPARE, "--train-blocks", "1"]
-    arguments += ["--method", "dpo"]
+def test_only_the_last_blocks_learn_if_asked(
+    word_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = "def length(prompts, responses):\n    return [len(text) for text in responses]\n"
+    (tmp_path / "length_reward.py").write_text(function, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "out"
+    arguments = ["--model", word_folder, "--out", out, *SHORT, "--train-blocks", "1"]
+    arguments += ["--reward", "length_reward:length"]
     done = run("align", *arguments)
     assert done.returncode == 0, done.stderr
-    before, after = GPT2.from_pretrained(word_folder), GPT2.from_pretrained(tmp_path / "best")
+    before, after = GPT2.from_pretrained(word_folder), GPT2.from_pretrained(out / "best")
     assert torch.equal(before.tok_emb.weight, after.tok_emb.weight)
     blocks = zip(before.trf_blocks, after.trf_blocks, strict=True)
     same = [torch.equal(a.attn.query.weight, b.attn.query.weight) for a, b in blocks]
     assert same == [True, True, False]
-    summary, rows = read(tmp_path)
-    assert summary["settings"]["dpo"]["beta"] == 0.1
-    assert summary["peak_learning_rates"] == [pytest.approx(2e-5)]
-    assert "step 2: loss" in done.stdout and rows[1]["learning_rate"] > 0
+    summary, rows = read(out)
+    assert summary["settings"]["on_policy"]["rollout_rows"] == 4
+    assert summary["peak_learning_rates"] == [pytest.approx(1e-3)]
+    assert "step 2: loss" in done.stdout and rows[-1]["learning_rate"] > 0
     again = run("align", *arguments)
     assert "an earlier run: resume it, choose another folder, or overwrite it" in again.stderr
     done = run("align", *arguments, "--lora", "--overwrite")

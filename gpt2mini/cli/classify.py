@@ -109,7 +109,7 @@ def run(flags: Flags) -> None:
     with autocast(job.device, job.precision):  # all as it was in training and validation
         found = predict(model, tokenizer, parts.test.texts, names, flags.keep, longest)
     summary, report = report_on(parts.test, found)
-    summary["validation_loss"] = min(r["validation_loss"] for r in rows if "validation_loss" in r)
+    summary["validation_loss"] = common.lowest_loss(rows)
     title = f"Classifying {Path(flags.data).name} ({flags.method})"
     plot = partial(plot_confusion, report.confusion, report.class_names)
     job.finish(summary, title, "nats per text", confusion=plot)

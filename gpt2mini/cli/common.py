@@ -1,5 +1,6 @@
 """The course of a training job: its folder, what learns, its best model, its answers, its files."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -187,6 +188,12 @@ def print_answers(prompts: Sequence[str], before: Sequence[str], after: Sequence
     for prompt, first, second in zip(prompts, before, after, strict=True):
         print(f"\n--- {end_of(prompt)}\n[before] {first.strip()}\n[after]  {second.strip()}")
     print()
+
+
+def lowest_loss(rows: Sequence[dict[str, Any]]) -> float:
+    """The lowest validation loss that is a finite number; `Job.train` makes sure that one is."""
+    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    return min(loss for loss in losses if math.isfinite(loss))
 
 
 def write_summary(out: Path, flags: Any, summary: dict[str, Any]) -> None:

@@ -139,7 +139,7 @@ def run(flags: Flags) -> None:
 def report_losses(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Print the validation loss before and at its lowest; the figures for the summary."""
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    first, best = losses[0], min(losses)
+    first, best = losses[0], common.lowest_loss(rows)
     print(
         f"validation loss {first:.3f} -> {best:.3f} nats per token "
         f"(perplexity {math.exp(first):.1f} -> {math.exp(best):.1f})"

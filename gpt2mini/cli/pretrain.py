@@ -107,15 +107,16 @@ def run(flags: Flags) -> None:
     model = job.load_best()
     tokenizer.save_pretrained(job.out / "best")
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    bits = min(losses) / math.log(2) / bytes_per_token(tokenizer, held_out_tokens, scored)
+    best = common.lowest_loss(rows)
+    bits = best / math.log(2) / bytes_per_token(tokenizer, held_out_tokens, scored)
     generator = job.generator()
     text = complete(model, tokenizer, "The ", 100, top_k=50, generator=generator, overflow="slide")
     print_rows(rows, ["loss", "validation_loss"])
-    print(f"{text}\n\nvalidation loss {losses[0]:.3f} -> {min(losses):.3f} nats a token")
+    print(f"{text}\n\nvalidation loss {losses[0]:.3f} -> {best:.3f} nats a token")
     print(f"{bits:.3f} bits a byte on {len(scored)} documents held out")
     summary = {
         "parameters": parameters,
-        "validation_loss": min(losses),
+        "validation_loss": best,
         "bits_per_byte": bits,
         "sample": text,
     }
