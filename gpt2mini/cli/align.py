@@ -205,8 +205,11 @@ class Job(common.Job):
             common.choose_what_learns(self.model, "last-blocks", last, flags.adapters)
 
     def peak_rate(self) -> float:
-        usual = PEAK_RATES[self.flags.method] * (10 if self.flags.lora else 1)
-        return self.flags.lr or usual / (1 if common.is_small(self.model) else 10)
+        flags = self.flags
+        usual = PEAK_RATES[flags.method] * (10 if flags.lora else 1)
+        if flags.method in ("ppo", "grpo") and is_learned(flags.comparison.reward):
+            usual /= 10  # larger steps leave the reference within one rollout, before --kl can act
+        return flags.lr or usual / (1 if common.is_small(self.model) else 10)
 
     def report_best(self) -> None:
         self.tokenizer.save_pretrained(self.out / "best")

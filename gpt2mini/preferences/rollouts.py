@@ -273,14 +273,16 @@ class OnPolicyBatches:
 
     def warn_if_far_away(self, rollout: Rollout) -> None:
         """Once, if the policy has left the reference so far that a reward cannot be trusted."""
-        kl = float(rollout.kl.sum() / rollout.lengths.sum())
-        if kl > FAR_AWAY and not self.has_warned:
+        kl, length = float(rollout.kl.mean()), float(rollout.lengths.float().mean())
+        target = getattr(self.controller, "target", None)
+        limit = FAR_AWAY * length if target is None else min(3 * target, FAR_AWAY * length)
+        if kl > limit and not self.has_warned:
             self.has_warned = True
             logger.warning(
-                "the policy has moved %.1f nats per token (KL) away from its reference: rewards "
-                "may rise while the text turns to nonsense. Raise the KL coefficient, set a lower "
-                "target for the KL, or take a lower learning rate or fewer rollouts",
-                kl,
+                "the policy has moved %.1f nats (KL) of a response of %.0f tokens away from its "
+                "reference: rewards may rise while the text turns to nonsense. Raise the KL "
+                "coefficient, or take a lower learning rate or fewer rollouts",
+                *(kl, length),
             )
 
     def next_prompts(self) -> list[int]:
