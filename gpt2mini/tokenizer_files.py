@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2mini.added_tokens import AddedToken
-from gpt2mini.files import as_json
+from gpt2mini.files import as_json, refuse_placeholder
 from gpt2mini.special_tokens import END_OF_TEXT, read_special_tokens
 from gpt2mini.tokenizer_fields import (
     GENERAL_CLASSES,
@@ -100,18 +100,9 @@ def read_files(folder: Path) -> dict[str, str]:
 
 def read_text(path: Path) -> str:
     """A file of UTF-8, without a byte order mark, its lines ended by newlines alone."""
-    data = path.read_bytes()
-    if data.startswith(b"version https://git-lfs"):
-        raise ValueError(
-            f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its repository"
-        )
-    if data.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-        raise ValueError(
-            f"{path} is a web page, not the file itself: download it from the page's link, which "
-            "on the Hub has /resolve/ in the place of /blob/"
-        )
+    refuse_placeholder(path)
     try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
 

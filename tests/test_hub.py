@@ -30,6 +30,7 @@ from gpt2mini.checkpoints.download import cache_folder, download_file, download_
 from gpt2mini.checkpoints.stored import ADAPTER_FILES
 from gpt2mini.config import GPT2Config
 from gpt2mini.data.text import Batch
+from gpt2mini.tokenizer_files import FOREIGN_FILES, TOKENIZER_FILES
 from gpt2mini.training import Settings, train
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -246,7 +247,8 @@ def test_all_that_the_tokenizer_reads_is_downloaded(
         Tokenizer.from_pretrained(tmp_path / "empty")
     read = {name for name in asked if name.endswith((".json", ".txt", ".jinja"))}
     model_s = {*CONFIG_FILES, *ADAPTER_FILES}  # looked for, to say what a folder holds instead
-    assert read - {*hub.OPENAI_TOKENIZER_FILES} - model_s <= {*hub.TOKENIZER_FILES}
+    others = {*hub.OPENAI_TOKENIZER_FILES, *FOREIGN_FILES}  # looked for, likewise
+    assert read - others - model_s <= {*TOKENIZER_FILES}
 
 
 def test_added_tokens_are_downloaded(on_the_hub: Path, web: Loopback, tmp_path: Path) -> None:
@@ -408,7 +410,7 @@ def test_a_part_that_is_already_whole_is_taken(storage: Loopback, tmp_path: Path
     [
         "encoder.json vocab.bpe checkpoint hparams.json model.ckpt.index model.ckpt.data",
         "curl -fLO http",
-        "move the files to .*cache.openai.355M",
+        "move them to .*cache.openai.355M",
     ],
 )
 def test_a_failed_download_from_openai_says_how_to_place_the_files(

@@ -4,6 +4,7 @@ A path or a bundled name touches no network. Anything else is downloaded once, a
 found in the cache without asking anybody.
 """
 
+import fnmatch
 import os
 import re
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from gpt2mini.checkpoints.stored import (
 )
 from gpt2mini.config import GPT2Config
 from gpt2mini.files import local_path
+from gpt2mini.tokenizer_files import CHAT_TEMPLATES, TOKENIZER_FILES
 
 BUNDLED = ("gpt2-nano",)
 PUBLISHED = {  # names of the sizes on the Hub -> repositories
@@ -34,16 +36,6 @@ PUBLISHED = {  # names of the sizes on the Hub -> repositories
     "gpt2-large": "openai-community/gpt2-large",
     "gpt2-xl": "openai-community/gpt2-xl",
 }
-# All that `gpt2mini.tokenizer` reads of a folder, and the least of it.
-TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 BY_HAND = ("model.safetensors", "vocab.json", "merges.txt")
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 SECONDS_TO_ANSWER = 10  # for the Hub's first answer; without one there is no network
@@ -158,6 +150,7 @@ def download(repository: str, available: list[str], weights: bool) -> Path:
     # The config first: whoever names some other model should not wait for gigabytes of it.
     read_config(Path(hf_hub_download(repository, CONFIG)).parent)
     files = [name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if name in available]
+    files += fnmatch.filter(available, CHAT_TEMPLATES)
     if weights:
         form = weight_file(available)
         if form is None:
