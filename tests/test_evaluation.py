@@ -27,6 +27,7 @@ from gpt2mini.evaluation.forgetting import compare_predictions
 from gpt2mini.evaluation.generation_quality import distinct_n, repetition_rate, script_shares
 from gpt2mini.evaluation.lambada import stop_word_ids
 from gpt2mini.evaluation.multiple_choice import read_childrens_books, read_hellaswag
+from gpt2mini.evaluation.windows import rolling_windows
 from gpt2mini.lora import add_lora, lora_layers
 
 ENGLISH = (
@@ -75,6 +76,74 @@ def recipe(theirs, ids: Tensor, context_length: int, stride: int) -> tuple[float
         if end == len(ids):
             break
     return nats / count, count
+
+
+def by_one_token_at_a_time(theirs, ids: list[int], context_length: int) -> float:
+    """Nats of all ids after the first, by lm-eval's definition of rolling windows: each block of
+    `context_length` ids is predicted in one pass over the `context_length` ids before its last."""
+    nats = 0.0
+    for block in range(1, len(ids), context_length):
+        end = min(block + context_length, len(ids))
+        inputs = ids[max(0, end - 1 - context_length) : end - 1]
+        with torch.no_grad():
+            logprobs = theirs(torch.tensor([inputs])).logits[0].double().log_softmax(dim=1)
+        for place in range(block, end):
+            nats -= float(logprobs[place - end, ids[place]])
+    return nats
+
+
+@pytest.mark.parametrize(
+    ("text", "context_length", "score_first"),
+    [
+        (ENGLISH, 64, True),
+        (CHINESE, 64, False),
+        (ENGLISH, 37, False),
+        (CHINESE, 16, True),
+        (ENGLISH[:100], 2, True),
+        (CHINESE[:20], 1, True),
+    ],
+)
+def test_rolling_windows_are_those_of_lm_eval(
+    model: GPT2, theirs, tokenizer: Tokenizer, text: str, context_length: int, score_first: bool
+) -> None:
+    ids = tokenizer.encode(text)
+    found = perplexity(model, tokenizer, text, context_length, score_first=score_first)
+    row = [tokenizer.eos_id, *ids] if score_first else ids
+    expected = by_one_token_at_a_time(theirs, row, context_length) / (len(row) - 1)
+    assert found.loss == pytest.approx(expected, rel=1e-5)
+    assert (found.scored, found.tokens) == (len(row) - 1, len(ids))
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=4), st.integers(1, 9))
+def test_rolling_windows_score_each_token_once_and_are_full(
+    lengths: list[int], context_length: int
+) -> None:
+    texts = [100 * number + torch.arange(length) for number, length in enumerate(lengths)]
+    rows = rolling_windows(texts, context_length)
+    scored = torch.cat([torch.tensor([]).long(), *(r.token_ids[r.n_context :] for r in rows)])
+    assert sorted(scored.tolist()) == torch.cat([ids[1:] for ids in texts]).tolist()
+    for row in rows:
+        whole = len(texts[int(row.token_ids[0]) // 100])
+        assert len(row.token_ids) == min(context_length + 1, whole)
+        assert row.n_context >= 1 and row.n_scored >= 1
+        assert (row.token_ids.diff() == 1).all()
+
+
+def test_the_model_reads_its_whole_context_and_no_more(
+    model: GPT2, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 positions predict 64 tokens: the last token of a window is never read."""
+    text = "net " * 200
+    tokens, read = len(tokenizer.encode(text)), []
+    forward = GPT2.forward
+
+    def noting(self, token_ids, *arguments, **named):
+        read.append(token_ids.shape)
+        return forward(self, token_ids, *arguments, **named)
+
+    monkeypatch.setattr(GPT2, "forward", noting)
+    perplexity(model, tokenizer, text, batch_size=1)
+    assert read == [(1, 64)] * -(-tokens // 64)
 
 
 @pytest.mark.parametrize("text", [ENGLISH, CHINESE], ids=["english", "chinese"])
@@ -156,6 +225,8 @@ def test_the_model_is_given_back_as_it_was(model: GPT2, tokenizer: Tokenizer) ->
         (ENGLISH, {"stride": 65}, r"stride \(65\) <= context_length \(64\)"),
         (ENGLISH, {"context_length": 8, "stride": 9}, r"stride \(9\) <= context_length \(8\)"),
         (ENGLISH, {"context_length": 65}, "to the model's 64"),
+        (ENGLISH, {"context_length": 0}, r"context_length \(0\), which lies in 1"),
+        (ENGLISH, {"context_length": 1, "stride": 1}, "context_length must be at least 2"),
         (ENGLISH, {"stride": 0}, r"1 <= stride \(0\)"),
         (ENGLISH, {"precision": "fp8"}, "precision must be"),
     ],
@@ -184,15 +255,25 @@ def test_a_classifier_is_refused(model: GPT2, tokenizer: Tokenizer) -> None:
 
 def dense(model: GPT2, context: list[int], ids: list[int]) -> Tensor:
     """log p of the whole vocabulary at each token of a continuation, (tokens, vocab)."""
-    row = (context + ids)[-model.config.context_length :]
+    row = (context + ids)[:-1][-model.config.context_length :]
     with torch.no_grad():
-        return model(torch.tensor([row]))[0, -len(ids) - 1 : -1].log_softmax(dim=1)
+        return model(torch.tensor([row]))[0, -len(ids) :].log_softmax(dim=1)
 
 
 def test_continuations_are_scored_as_by_brute_force(model: GPT2) -> None:
     generator = torch.Generator().manual_seed(1)
     continuations = []
-    for n_context, n_ids in [(1, 1), (5, 3), (63, 1), (200, 4), (30, 34), (7, 63)]:
+    for n_context, n_ids in [
+        (1, 1),
+        (5, 3),
+        (63, 1),
+        (64, 1),
+        (200, 4),
+        (30, 34),
+        (7, 63),
+        (1, 64),
+        (9, 64),
+    ]:
         ids = torch.randint(8192, (n_context + n_ids,), generator=generator).tolist()
         continuations.append(Continuation(ids[:n_context], ids[n_context:]))
     # one whose tokens are the likeliest ones
@@ -212,10 +293,15 @@ def test_continuations_are_scored_as_by_brute_force(model: GPT2) -> None:
     assert scores[-1].is_likeliest == [True] and not scores[-1].first_is_likeliest_allowed
 
 
-@pytest.mark.parametrize("length", [0, 64])
+@pytest.mark.parametrize("length", [0, 65])
 def test_a_continuation_must_have_tokens_and_fit(model: GPT2, length: int) -> None:
-    with pytest.raises(ValueError, match=f"continuation of {length} tokens"):
+    with pytest.raises(ValueError, match=f"continuation of {length} tokens.* 1 to 64"):
         score_continuations(model, [Continuation([1], [2] * length)])
+
+
+def test_a_continuation_is_predicted_from_something(model: GPT2) -> None:
+    with pytest.raises(ValueError, match=r"context of a continuation is empty.*endoftext"):
+        score_continuations(model, [Continuation([], [2])])
 
 
 def write_lines(path: Path, rows: list) -> Path:
@@ -351,6 +437,8 @@ def test_zero_shot_refuses_before_it_begins(
         zero_shot(model, tokenizer, {}, batch_size=0)
     with pytest.raises(ValueError, match="stride"):
         zero_shot(model, tokenizer, {}, context_length=16, stride=17)
+    with pytest.raises(ValueError, match=r"context_length \(65\).* to the model's 64"):
+        zero_shot(model, tokenizer, {}, context_length=65)
     empty = tmp_path / "empty.txt"
     empty.touch()
     with pytest.raises(ValueError, match=r"empty.txt is empty"):

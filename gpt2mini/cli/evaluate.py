@@ -57,7 +57,7 @@ class Flags:
         None  # so many examples of a task, or thousand characters of a text
     )
     context_length: int | None = None  # None: all that the model can read
-    stride: int | None = None  # None: half of the context
+    stride: int | None = None  # of sliding windows; None: rolling windows, as lm-eval's
     batch_size: options.Count = 8  # windows at once
     writing: WritingFlags = options.group(WritingFlags, "evaluation without --tasks")
     machine: options.Machine = options.group(options.Machine)

@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length
+from gpt2mini.data.text import Window, pad_windows
 from gpt2mini.device import autocast
+from gpt2mini.evaluation.windows import states_and_targets
 from gpt2mini.losses.chunked import logprobs_in_chunks
-from gpt2mini.losses.deferred import hidden_states_and_head
-from gpt2mini.masking import pad_right
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.tokenizer import Tokenizer
@@ -56,14 +56,15 @@ def score_continuations(
 ) -> list[Score]:
     """Score every continuation, in batches of similar length.
 
-    A context that is too long keeps its tail. excluded: ids that `first_is_likeliest_allowed`
-    ignores; they do not change log-probabilities. Logits are computed for the continuations only,
-    in chunks. Raises ValueError for a continuation that is empty or longer than the model's
-    context, or for a classifier.
+    The model reads all tokens but the last: a continuation may have as many tokens as the model's
+    context, and a context that is too long keeps its tail. excluded: ids that
+    `first_is_likeliest_allowed` ignores; they do not change log-probabilities. Logits are computed
+    for the continuations only, in chunks. Raises ValueError for an empty context or continuation,
+    for a continuation longer than the model's context, or for a classifier.
     """
     check_predicts_tokens(model)
     rows = [fit(one, model.config.context_length) for one in continuations]
-    lengths = [len(one.context) + len(one.ids) for one in rows]
+    lengths = [len(row.token_ids) for row in rows]
     scores: dict[int, Score] = {}
     device = model.tok_emb.weight.device
     bar = tqdm(total=len(rows), desc="continuations", disable=not progress)
@@ -75,28 +76,25 @@ def score_continuations(
     return [scores[i] for i in range(len(rows))]
 
 
-def fit(one: Continuation, longest: int) -> Continuation:
-    """The continuation with its context cut to what fits the model."""
-    if not 0 < len(one.ids) < longest:
+def fit(one: Continuation, longest: int) -> Window:
+    """Context and continuation in one row, the context cut to what the model can read."""
+    if not 0 < len(one.ids) <= longest:
         raise ValueError(
-            f"a continuation of {len(one.ids)} tokens cannot be scored: expected 1 to "
-            f"{longest - 1}, one less than the model's context"
+            f"a continuation of {len(one.ids)} tokens cannot be scored: expected 1 to {longest}, "
+            "the model's context"
         )
-    return Continuation(one.context[-(longest - len(one.ids)) :], one.ids)
+    if not one.context:
+        raise ValueError(
+            "the context of a continuation is empty: give at least one token, as <|endoftext|>"
+        )
+    context = one.context[-(longest + 1 - len(one.ids)) :]
+    return Window(torch.tensor([*context, *one.ids]), len(context))
 
 
-def score_batch(
-    model: GPT2, rows: Sequence[Continuation], excluded: Collection[int]
-) -> list[Score]:
-    token_ids, is_real = pad_right([torch.tensor(row.context + row.ids) for row in rows])
-    starts = torch.tensor([len(row.context) for row in rows])[:, None]  # (batch, 1)
-    scored = is_real & (torch.arange(token_ids.shape[1]) >= starts)  # (batch, tokens)
-    device = model.tok_emb.weight.device
-    token_ids, is_real, scored = (x.to(device) for x in (token_ids, is_real, scored))
-    hidden, head = hidden_states_and_head(model, token_ids, None if is_real.all() else is_real)
-    before = hidden[:, :-1][scored[:, 1:]]  # (n, emb): one to the left of each token
-    scores = score_tokens(before, head, token_ids[scored], excluded)
-    parts = [of_all.cpu().split([len(row.ids) for row in rows]) for of_all in scores]
+def score_batch(model: GPT2, rows: Sequence[Window], excluded: Collection[int]) -> list[Score]:
+    batch = pad_windows(rows).to(model.tok_emb.weight.device)
+    scores = score_tokens(*states_and_targets(model, batch), excluded)
+    parts = [of_all.cpu().split([row.n_scored for row in rows]) for of_all in scores]
     return [
         Score(logprobs, is_best.tolist(), bool(is_best_allowed[0]))
         for logprobs, is_best, is_best_allowed in zip(*parts, strict=True)

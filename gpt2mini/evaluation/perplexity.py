@@ -3,14 +3,7 @@
 Per token it depends on the vocabulary, so it compares only models that share a tokenizer. The
 number of words and bytes is the same for every model.
 
-A text longer than the context is scored with a sliding window:
-
-    context_length 4, stride 2      the cat sat on
-                                            sat on the mat          scored: the mat
-                                                       the mat .    scored: .
-
-Each token is scored once, by the first window that holds it. A shorter stride gives every token
-more context, and costs more.
+A text longer than the context is cut into windows, see `gpt2mini.evaluation.windows`.
 """
 
 import math
@@ -23,9 +16,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt2mini.checks import check_predicts_tokens
-from gpt2mini.data.text import Window, pad_windows, sliding_windows
-from gpt2mini.losses.steps import evaluate_loss
+from gpt2mini.device import autocast
+from gpt2mini.evaluation.windows import (
+    check_window,
+    states_and_targets,
+    text_windows,
+    window_batches,
+)
+from gpt2mini.losses.chunked import summed_cross_entropy
 from gpt2mini.model import GPT2
+from gpt2mini.modes import evaluating
 from gpt2mini.tokenizer import Tokenizer
 
 
@@ -44,17 +44,14 @@ class Perplexity:
     scored: int
 
     @staticmethod
-    def of(
-        mean: float, texts: Sequence[str], encoded: Sequence[Tensor], rows: Sequence[Window]
-    ) -> "Perplexity":
-        """From the mean loss of the tokens that the windows score."""
-        tokens = sum(map(len, encoded))
+    def of(mean: float, texts: Sequence[str], tokens: int, scored: int) -> "Perplexity":
+        """From the mean loss of the tokens scored."""
         return Perplexity(
             nats=mean * tokens,
             tokens=tokens,
             words=max(1, sum(len(text.split()) for text in texts)),
             bytes=sum(len(text.encode("utf-8", errors="replace")) for text in texts),
-            scored=sum(row.n_scored for row in rows),
+            scored=scored,
         )
 
     @property
@@ -97,47 +94,33 @@ def perplexity(
 ) -> Perplexity:
     """Score every token of a text, or of several independent texts, once.
 
-    context_length: length of the window in tokens; the default is the model's context. stride: how
-    far the window moves each time; the default is half of the window, so that a token has at least
-    the other half as context. (Where the two are equal, the first token of a later window has no
-    context and is not scored.) score_first: the first token of a text is predicted from
-    <|endoftext|>, which GPT-2 saw between documents; False leaves it out, as `transformers` does.
-    precision: "fp32", "bf16", or "auto" for bf16 where the device gains from it, which moves the
-    figure by some thousandths. The result does not depend on the batch size.
+    context_length: length of the window in tokens; the default is the model's context. stride:
+    None for rolling windows, as lm-eval's; a number for sliding windows that move by so many
+    tokens, as in the documentation of transformers (see `gpt2mini.evaluation.windows`). A sliding
+    window whose stride is its length does not score its first token, which has no context.
+    score_first: the first token of a text is predicted from <|endoftext|>, which GPT-2 saw between
+    documents; False leaves it out, as `transformers` does. precision: "fp32", "bf16", or "auto"
+    for bf16 where the device gains from it, which moves the figure by some thousandths. The result
+    does not depend on the batch size.
 
     Raises ValueError for an empty text, one of a single token, a stride beyond the context, or a
     classifier.
     """
     check_predicts_tokens(model)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     texts = [text] if isinstance(text, str) else list(text)
     if not texts:
         raise ValueError("there is no text to score")
-    context_length, stride = window_and_stride(model, context_length, stride)
+    context_length = check_window(model, context_length, stride)
     encoded = [encode(tokenizer, one, number) for number, one in enumerate(texts, start=1)]
     prefix = torch.tensor([tokenizer.eos_id] if score_first else [], dtype=torch.long)
-    rows = sliding_windows([torch.cat([prefix, ids]) for ids in encoded], context_length, stride)
-    batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
-    bar = tqdm(batches, desc="perplexity", disable=not progress)
-    mean = evaluate_loss(model, map(pad_windows, bar), precision=precision)
-    return Perplexity.of(mean, texts, encoded, rows)
-
-
-def window_and_stride(
-    model: GPT2, context_length: int | None, stride: int | None
-) -> tuple[int, int]:
-    """(context_length, stride), each the default where it is None. Raises ValueError for values
-    that the model cannot use."""
-    longest = model.config.context_length
-    context_length = longest if context_length is None else context_length
-    stride = max(1, context_length // 2) if stride is None else stride
-    if not 2 <= context_length <= longest or not 1 <= stride <= context_length:
-        raise ValueError(
-            f"expected 1 <= stride ({stride}) <= context_length ({context_length}), which lies in "
-            f"2 to the model's {longest}"
-        )
-    return context_length, stride
+    rows = text_windows([torch.cat([prefix, ids]) for ids in encoded], context_length, stride)
+    device, nats = model.tok_emb.weight.device, 0.0
+    batches = tqdm(window_batches(rows, batch_size), desc="perplexity", disable=not progress)
+    with evaluating(model), autocast(device, precision):
+        for batch in batches:
+            nats += float(summed_cross_entropy(*states_and_targets(model, batch.to(device))))
+    scored = sum(row.n_scored for row in rows)
+    return Perplexity.of(nats / scored, texts, sum(map(len, encoded)), scored)
 
 
 def encode(tokenizer: Tokenizer, text: str, number: int = 1) -> Int[Tensor, " tokens"]:

@@ -5,8 +5,9 @@ import math
 from pathlib import Path
 
 from gpt2mini.evaluation.detokenizers import count_wikitext_tokens, detokenize_wikitext
-from gpt2mini.evaluation.perplexity import Perplexity, exponential, perplexity, window_and_stride
+from gpt2mini.evaluation.perplexity import Perplexity, exponential, perplexity
 from gpt2mini.evaluation.table import PAPER, Options, Row
+from gpt2mini.evaluation.windows import check_window
 from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
 
@@ -70,8 +71,9 @@ def measure(model: GPT2, tokenizer: Tokenizer, text: str, options: Options) -> P
 
 
 def describe_window(model: GPT2, options: Options) -> str:
-    context_length, stride = window_and_stride(model, options.context_length, options.stride)
-    return f"context {context_length}, stride {stride}"
+    length = check_window(model, options.context_length, options.stride)
+    windows = "rolling windows" if options.stride is None else f"stride {options.stride}"
+    return f"context {length}, {windows}"
 
 
 def read_text(path: Path, limit: int | None) -> str:

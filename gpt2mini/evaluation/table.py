@@ -28,7 +28,7 @@ class Options:
     """Settings for all tasks of a table."""
 
     context_length: int | None = None  # None: the model's context
-    stride: int | None = None  # None: half of the context
+    stride: int | None = None  # of sliding windows; None: rolling windows
     limit: int | None = None  # examples per task; thousands of characters of a long text
     batch_size: int = 8
     precision: str = "fp32"

@@ -7,9 +7,9 @@ from pathlib import Path
 from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.evaluation.lambada import lambada
 from gpt2mini.evaluation.multiple_choice import childrens_books, hellaswag
-from gpt2mini.evaluation.perplexity import window_and_stride
 from gpt2mini.evaluation.running_text import any_text, bits, wikitext
 from gpt2mini.evaluation.table import Options, Row, Table
+from gpt2mini.evaluation.windows import check_window
 from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
 
@@ -41,14 +41,14 @@ def zero_shot(
     """A table of results with the paper's figures.
 
     tasks: names in TASKS and their files, {"lambada": "lambada_test.jsonl", ...}. context_length
-    and stride: as for `perplexity`, for tasks on long texts. limit: number of examples of each
-    task, or thousands of characters of a long text, for a quick test.
+    and stride: as for `perplexity`, for tasks on long texts; each row says which it used. limit:
+    number of examples of each task, or thousands of characters of a long text, for a quick test.
     Raises ValueError for an unknown task or an invalid setting, and FileNotFoundError for a missing
     file, before the first task starts; ValueError, with the line, for a file not in the format of
     its task.
     """
     check_predicts_tokens(model)
-    window_and_stride(model, context_length, stride)
+    check_window(model, context_length, stride)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if limit is not None and limit < 1:

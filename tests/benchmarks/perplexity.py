@@ -19,8 +19,11 @@ from typing import Any
 import torch
 
 from gpt2mini import GPT2, GPT2Config
-from gpt2mini.data.text import pad_windows, sliding_windows
-from gpt2mini.training import evaluate_loss
+from gpt2mini.data.text import sliding_windows
+from gpt2mini.device import autocast
+from gpt2mini.evaluation.windows import states_and_targets, window_batches
+from gpt2mini.losses.chunked import summed_cross_entropy
+from gpt2mini.modes import evaluating
 
 
 def main() -> None:
@@ -54,10 +57,11 @@ def main() -> None:
 def loss_in_windows(model: GPT2, ids: torch.Tensor, args: argparse.Namespace) -> float:
     """What `gpt2mini.evaluation.perplexity` does, from token ids on."""
     rows = sliding_windows([ids], min(args.context_length, len(ids)), args.stride)
-    batches = [
-        rows[first : first + args.batch_size] for first in range(0, len(rows), args.batch_size)
-    ]
-    return evaluate_loss(model, map(pad_windows, batches), precision=args.precision)
+    nats, device = 0.0, model.tok_emb.weight.device
+    with evaluating(model), autocast(device, args.precision):
+        for batch in window_batches(rows, args.batch_size):
+            nats += float(summed_cross_entropy(*states_and_targets(model, batch.to(device))))
+    return nats / sum(row.n_scored for row in rows)
 
 
 def recipe(model, ids: torch.Tensor, args: argparse.Namespace) -> float:
