@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -22,6 +23,7 @@ from gpt2mini.cli.generate import SHOWN, shortened
 from gpt2mini.data.samples import sample
 from gpt2mini.files import alone_in, read_json
 from gpt2mini.lora import load_adapter
+from gpt2mini.preferences.reward_functions import positive_share
 from gpt2mini.training.distributed import can_shard_on_cpu
 from gpt2mini.training.metrics import rows_until
 
@@ -187,6 +189,9 @@ def test_a_flag_refuses_a_value_that_makes_no_sense(
     ("job", "arguments", "message"),
     [
         ("classify", ["--rank", "4"], "--rank is for --method lora"),
+        ("finetune", ["--adapter", "x", "--rank", "4"], "lora without --adapter"),
+        ("finetune", ["--data", KEEPER, "--compare", "9"], "--compare is for --reward"),
+        ("finetune", ["--reward", "toy"], "--reward is for records"),
         ("classify", ["--rank=8"], "--rank is for --method lora"),  # its default
         ("classify", ["--method", "full", "--train_blocks", "1"], "is for --method last-blocks"),
         ("finetune", ["--no-packing"], "--packing is for records"),
@@ -475,6 +480,74 @@ def test_finetune_lora_learns_and_leaves_an_adapter(word_folder: Path, tmp_path:
         "adapter_config.json", "adapter_model.safetensors"
     }  # fmt: skip
     assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+def test_finetune_goes_on_with_an_adapter(word_folder: Path, tmp_path: Path) -> None:
+    common = ["--model", str(word_folder), "--data", KEEPER, "--fraction", "0.2", "--answers", "0"]
+    common += ["--max-new-tokens", "2", "--steps", "3", "--lr", "0.01"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    done = run("finetune", *common, "--method", "lora", "--rank", "3", "--out", first)
+    assert done.returncode == 0, done.stderr
+    done = run("finetune", *common, "--adapter", first / "best", "--out", second)
+    assert done.returncode == 0, done.stderr
+    losses = [read_json(folder / "summary.json") for folder in (first, second)]
+    assert losses[1]["method"] == "lora"
+    assert losses[1]["validation_loss_before"] == pytest.approx(
+        losses[0]["validation_loss_after"], rel=1e-4
+    )
+    assert losses[1]["validation_loss_after"] < losses[1]["validation_loss_before"]
+    assert read_json(second / "best" / "adapter_config.json")["r"] == 3
+    done = run(
+        "finetune", *common, "--adapter", first / "best", "--method", "full", "--out", second / "a"
+    )
+    assert "--method full does not train an adapter" in done.stderr
+    done = run("evaluate", "--model", word_folder, "--adapter", second / "best", "--limit", "1",
+               "--text", KEEPER, "--out", tmp_path / "evaluated")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_finetune_rates_answers_before_and_after(word_folder: Path, tmp_path: Path) -> None:
+    done = run(
+        "finetune", "--model", word_folder, "--data", KEEPER, "--out", tmp_path, "--steps", "2",
+        "--max-new-tokens", "8", "--answers", "1", "--reward", "toy", "--compare", "3",
+        "--prompt", "The sea", "--prompt", "A lamp",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = read_json(tmp_path / "summary.json")
+    found = summary["comparison"]
+    assert len(found["prompts"]) == len(set(found["prompts"])) == 3
+    assert len(found["answers_after"]) == 3 and 0 <= found["win_rate"] <= 1
+    for name in ("before", "after"):
+        rewards = positive_share(found["prompts"], found[f"answers_{name}"])
+        assert found[f"mean_{name}"] == pytest.approx(sum(rewards) / 3)
+    assert "toy: mean reward" in done.stdout and "of 3 prompts" in done.stdout
+    assert (
+        summary["prompts"][1:]
+        == ["The sea", "A lamp"]
+        == re.findall("--- (The sea|A lamp)", done.stdout)
+    )
+
+
+@pytest.mark.parametrize("more", [[], ["--data", KEEPER, "--answers", "0"]])
+def test_new_text_is_what_the_loss_counts(
+    word_folder: Path, tmp_path: Path, more: list[str]
+) -> None:
+    """The table's row is the validation loss, before and after; positions that were not trained
+    have rows of their own."""
+    length = [] if more else ["--sequence-length", "32"]
+    done = run(
+        "finetune", "--model", word_folder, "--out", tmp_path, "--steps", "3",
+        "--max-new-tokens", "2", *more, *length,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = read_json(tmp_path / "summary.json")
+    forgetting = summary["forgetting"]
+    for one, other in (("before", "base"), ("after", "tuned")):
+        expected = summary[f"validation_loss_{one}"]
+        assert forgetting["new"][f"loss_{other}"] == pytest.approx(expected, rel=1e-4)
+    assert "where it was not trained" in done.stdout
+    assert ("new_beyond_trained_length" in forgetting) == (not more)
+    assert forgetting["general_beyond_trained_length"]["loss_base"] > 0
 
 
 def test_finetune_lora_reads_dialogues(word_folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer
+from gpt2mini.data.instructions import Exchange, ExchangeBatches, encode_exchanges
 from gpt2mini.evaluation import forgetting, generation_quality, perplexity, zero_shot
 from gpt2mini.evaluation.continuations import Continuation, score_continuations
 from gpt2mini.evaluation.detokenizers import (
@@ -23,12 +24,13 @@ from gpt2mini.evaluation.detokenizers import (
     detokenize_wikitext,
     tokenize_wikitext,
 )
-from gpt2mini.evaluation.forgetting import compare_predictions
+from gpt2mini.evaluation.forgetting import change_beyond, compare_predictions
 from gpt2mini.evaluation.generation_quality import distinct_n, repetition_rate, script_shares
 from gpt2mini.evaluation.lambada import stop_word_ids
 from gpt2mini.evaluation.multiple_choice import read_childrens_books, read_hellaswag
 from gpt2mini.evaluation.windows import rolling_windows
-from gpt2mini.lora import add_lora, lora_layers
+from gpt2mini.lora import add_lora, lora_layers, save_adapter
+from gpt2mini.training import evaluate_loss
 
 ENGLISH = (
     "The old man mended nets. He had no boat, only a chair, a needle and the whole harbour to talk "
@@ -120,13 +122,13 @@ def test_rolling_windows_score_each_token_once_and_are_full(
 ) -> None:
     texts = [100 * number + torch.arange(length) for number, length in enumerate(lengths)]
     rows = rolling_windows(texts, context_length)
-    scored = torch.cat([torch.tensor([]).long(), *(r.token_ids[r.n_context :] for r in rows)])
-    assert sorted(scored.tolist()) == torch.cat([ids[1:] for ids in texts]).tolist()
+    scored = [int(token) for row in rows for token in row.token_ids[row.n_context :]]
+    assert sorted(scored) == torch.cat([ids[1:] for ids in texts]).tolist()
     for row in rows:
         whole = len(texts[int(row.token_ids[0]) // 100])
         assert len(row.token_ids) == min(context_length + 1, whole)
         assert row.n_context >= 1 and row.n_scored >= 1
-        assert (row.token_ids.diff() == 1).all()
+        assert (torch.as_tensor(row.token_ids).diff() == 1).all()
 
 
 def test_the_model_reads_its_whole_context_and_no_more(
@@ -554,6 +556,52 @@ def test_forgetting_is_that_of_dense_softmaxes(
     assert json.loads(json.dumps(found.as_dict()))["new"]["loss_change"] == found.new.loss_change
 
 
+def test_forgetting_counts_the_labels_of_batches_alone(
+    model: GPT2, tuned: GPT2, tokenizer: Tokenizer
+) -> None:
+    """Answers, and the <|endoftext|> after each, packed or not; not the prompts."""
+    exchanges = [Exchange("Why? " * n, " So " * (5 - n)) for n in range(1, 5)]
+    encoded = encode_exchanges(exchanges, tokenizer, longest=60)
+    losses = []
+    for one in encoded:
+        with torch.no_grad():
+            logprobs = tuned(one.token_ids[None])[0].double().log_softmax(dim=1)
+        losses += [-logprobs[i - 1, t] for i, t in enumerate(one.token_ids) if i >= one.n_prompt]
+    for packed in (False, True):
+        batches = ExchangeBatches(encoded, batch_size=3, seed=0, packed=packed, longest=60)
+        found = forgetting(model, tuned, tokenizer, ENGLISH, batches.in_order()).new
+        assert found.tuned.loss == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+        assert found.tuned.loss == pytest.approx(evaluate_loss(tuned, batches.in_order()), rel=1e-5)
+        assert found.tuned.scored == found.base.tokens == len(losses)
+    with pytest.raises(ValueError, match="nothing to evaluate on"):
+        forgetting(model, tuned, tokenizer, ENGLISH, [])
+
+
+def test_what_lies_beyond_the_trained_length_is_measured_by_itself(
+    model: GPT2, tokenizer: Tokenizer
+) -> None:
+    """A model whose later positions are spoiled is as good as before up to them, and no further."""
+    spoiled = deepcopy(model)
+    with torch.no_grad():
+        spoiled.pos_emb.weight[20:] *= -20
+    found = forgetting(model, spoiled, tokenizer, ENGLISH, CHINESE, context_length=20)
+    assert found.general.kl == pytest.approx(0, abs=1e-6) == found.new.kl
+    beyond = change_beyond(model, spoiled, tokenizer, ENGLISH, 20)
+    assert beyond is not None and beyond.kl > 0.01
+    ids = [tokenizer.eos_id, *tokenizer.encode(ENGLISH)]
+    nats = []
+    for first in range(0, len(ids) - 1, 64):  # rolling windows of 64, read from their 21st token on
+        end = min(first + 65, len(ids))
+        start = max(0, end - 65)
+        with torch.no_grad():
+            logprobs = spoiled(torch.tensor([ids[start : end - 1]]))[0].log_softmax(dim=1)
+        places = range(max(first + 1, start + 21), end)
+        nats += [-float(logprobs[place - start - 1, ids[place]]) for place in places]
+    assert beyond.tuned.loss == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+    assert change_beyond(model, spoiled, tokenizer, "Two words", 20) is None
+    assert change_beyond(model, spoiled, tokenizer, ENGLISH, 64) is None
+
+
 def test_compare_predictions_do_not_depend_on_the_chunk(model: GPT2, tuned: GPT2) -> None:
     hidden = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(20)
@@ -666,3 +714,33 @@ def test_the_command_finds_files_and_says_what_is_missing(
     )
     assert "the task text8 needs a file: give text8=path" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_measures_texts_in_both_kinds_of_windows_with_an_adapter(
+    word_folder: Path, tmp_path: Path
+) -> None:
+    model = GPT2.from_pretrained(word_folder)
+    add_lora(model, rank=2)
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B)
+    save_adapter(model, tmp_path / "adapter")
+    files = [tmp_path / "english.txt", tmp_path / "chinese.txt"]
+    for file, text in zip(files, (ENGLISH, CHINESE), strict=True):
+        file.write_text(text, encoding="utf-8")
+    done = run(
+        "evaluate", "--model", word_folder, "--adapter", tmp_path / "adapter", "--out", tmp_path,
+        "--context-length", "24", "--text", *files,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"with the adapter {tmp_path / 'adapter'}" in done.stdout
+    rows = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["rows"]
+    tokenizer = Tokenizer.from_pretrained(word_folder)
+    expected = [
+        (file.name, windows, perplexity(model, tokenizer, text, 24, stride).per_token)
+        for file, text in zip(files, (ENGLISH, CHINESE), strict=True)
+        for windows, stride in (("rolling windows", None), ("stride 12", 12))
+    ]
+    found = [row for row in rows if row["metric"] == "perplexity per token"]
+    for row, (name, windows, value) in zip(found, expected, strict=True):
+        assert (row["task"], row["setting"]) == (name, f"context 24, {windows}")
+        assert row["value"] == pytest.approx(value, rel=1e-4)

@@ -18,8 +18,10 @@ from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.cli import options
 from gpt2mini.cli.tables import rows_in_terminal
 from gpt2mini.data.samples import sample
+from gpt2mini.data.text import Batch
 from gpt2mini.device import pick_device
 from gpt2mini.evaluation import forgetting
+from gpt2mini.evaluation.forgetting import Change, change_beyond
 from gpt2mini.files import writable_folder, write_json
 from gpt2mini.inspection import plot_losses
 from gpt2mini.lora import load_adapter, lora_layers, save_adapter
@@ -102,16 +104,34 @@ class Job:
         return model
 
     def report_forgetting(
-        self, tuned: GPT2, tokenizer: Tokenizer, new_text: str
+        self,
+        tuned: GPT2,
+        tokenizer: Tokenizer,
+        new: str | Iterable[Batch],
+        trained_length: int | None = None,
+        held_out_text: str | None = None,
     ) -> dict[str, dict[str, Any]]:
-        """Print what tuning has changed on general prose and on held-out text; for the summary.
-        Only the beginning of a long text is read: a glance, not a test."""
-        general = sample("general.txt")
-        base = None if lora_layers(tuned) else self.load()[0]
-        text = general.read_text(encoding="utf-8")
-        found = forgetting(base, tuned, tokenizer, text, new_text[:20_000])
-        print(f"\nwhat has it forgotten? (general text: {general.name})\n{found}\n")
-        return {"forgetting": found.as_dict()}
+        """Print what tuning has changed on general prose and on what was learned; for the summary.
+
+        new: held-out text, of which the beginning is read (a glance, not a test); or batches, of
+        which the labels count. trained_length: how many tokens the model read at once in training,
+        at most: windows are as long, and what comes after as many, which was not trained, is
+        measured by itself, also on held_out_text.
+        """
+        general = sample("general.txt").read_text(encoding="utf-8")
+        models = (None if lora_layers(tuned) else self.load()[0], tuned, tokenizer)
+        new = new[:20_000] if isinstance(new, str) else new
+        found = forgetting(*models, general, new, trained_length)
+        print(f"\nwhat has it forgotten? (general text: general.txt)\n{found}")
+        summary = found.as_dict()
+        if trained_length:
+            changes = {
+                name: change_beyond(*models, text[:20_000], trained_length)
+                for name, text in (("general", general), ("new", held_out_text or ""))
+            }
+            summary |= report_beyond(changes, trained_length)
+        print()
+        return {"forgetting": summary}
 
     def finish(
         self, summary: dict[str, Any], title: str, unit: str, **pictures: Callable[[Path], object]
@@ -194,6 +214,16 @@ def lowest_loss(rows: Sequence[dict[str, Any]]) -> float:
     """The lowest validation loss that is a finite number; `Job.train` makes sure that one is."""
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
     return min(loss for loss in losses if math.isfinite(loss))
+
+
+def report_beyond(changes: dict[str, Change | None], trained_length: int) -> dict[str, Any]:
+    """Print the changes where the texts were long enough for any; for the summary."""
+    found = {name: change for name, change in changes.items() if change}
+    if found:
+        print(f"the same beyond {trained_length} tokens, where it was not trained")
+    for name, change in found.items():
+        print(f"{name + ' text':12}  {change}")
+    return {f"{name}_beyond_trained_length": change.as_dict() for name, change in found.items()}
 
 
 def write_summary(out: Path, flags: Any, summary: dict[str, Any]) -> None:

@@ -2,14 +2,16 @@
 
 Examples:
   gpt2mini evaluate                                  # a minute: sample prose, own writing
-  gpt2mini evaluate --tasks text=novel.txt --stride 128
+  gpt2mini evaluate --text novel.txt poems.txt         # in rolling and in sliding windows
+  gpt2mini evaluate --adapter runs/finetune/best --text novel.txt
   gpt2mini evaluate --model gpt2 --tasks lambada wikitext-2 hellaswag
   gpt2mini evaluate --model gpt2 --tasks lambada=lambada_test.jsonl --limit 100
 
 A task is given with its file, task=path, or found in the folder --data under its usual name;
 without either, lambada, wikitext-2, hellaswag, enwik8 and text8 are downloaded once. Each figure
-stands beside the paper's for the four sizes, with the setting used. Prints one table and writes
-summary.json to --out.
+stands beside the paper's for the four sizes, with the setting used: a long text is read in rolling
+windows, as by lm-eval, or with --stride in sliding ones, as in the documentation of transformers.
+Prints one table and writes summary.json to --out.
 
 Where the files of the tasks come from:
   lambada            https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl
@@ -23,25 +25,29 @@ Where the files of the tasks come from:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpt2mini import GPT2, Tokenizer
-from gpt2mini.cli import common, options
+from gpt2mini.cli import common, models, options
 from gpt2mini.data.samples import sample
 from gpt2mini.device import pick_device
 from gpt2mini.evaluation import generation_quality, zero_shot
+from gpt2mini.evaluation.table import Table
 from gpt2mini.evaluation.task_files import find_task_file
 from gpt2mini.evaluation.zero_shot import TASKS
 from gpt2mini.files import writable_folder
 from gpt2mini.preferences.comparison import answer_prompts
 
+OWN_WRITING = "evaluation without --tasks and --text"
+
 
 @dataclass(frozen=True)
 class WritingFlags:
-    """Without --tasks: the model's own writing, which is judged too."""
+    """Without --tasks and --text: the model's own writing, which is judged too."""
 
     samples: options.Count = 4  # texts to write
     max_new_tokens: options.Count = 120  # their length, at most
@@ -50,6 +56,9 @@ class WritingFlags:
 @dataclass(frozen=True)
 class Flags:
     model: str = "gpt2-nano"  # a model's folder or name
+    adapter: str | None = None  # folder of an adapter that was trained on --model
+    # files whose perplexity is measured in both kinds of windows (sliding: by half, or --stride)
+    text: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()  # task=path, or a task in --data; none: prose and own writing
     data: str | None = None  # a folder with the tasks' files under their usual names
     out: str = "runs/evaluate"  # folder for results
@@ -59,34 +68,38 @@ class Flags:
     context_length: int | None = None  # None: all that the model can read
     stride: int | None = None  # of sliding windows; None: rolling windows, as lm-eval's
     batch_size: options.Count = 8  # windows at once
-    writing: WritingFlags = options.group(WritingFlags, "evaluation without --tasks")
+    writing: WritingFlags = options.group(WritingFlags, OWN_WRITING)
     machine: options.Machine = options.group(options.Machine)
 
     @property
     def conditions(self) -> set[str]:
-        return set() if self.tasks else {"evaluation without --tasks"}
+        return set() if self.tasks or self.text else {OWN_WRITING}
 
 
 def run(flags: Flags) -> None:
     out = writable_folder(flags.out)
-    tasks = find_files(flags.tasks, flags.data) if flags.tasks else {"text": sample("general.txt")}
+    tasks = find_files(flags.tasks, flags.data)
+    usual = {} if tasks or flags.text else {"text": sample("general.txt")}
     device = pick_device(flags.machine.device)
-    tokenizer = Tokenizer.from_pretrained(flags.model)
-    model = GPT2.from_pretrained(flags.model, device=device)
-    table = zero_shot(
-        model,
-        tokenizer,
-        tasks,
-        flags.context_length,
-        flags.stride,
-        flags.limit,
-        flags.batch_size,
-        flags.machine.dtype,
+    model, tokenizer = models.load(flags.model, flags.adapter, device)
+    evaluate = partial(
+        zero_shot,
+        *(model, tokenizer),
+        context_length=flags.context_length,
+        limit=flags.limit,
+        batch_size=flags.batch_size,
+        precision=flags.machine.dtype,
         progress=True,
     )
-    print(f"\n{flags.model} on {device}\n\n{table}")
+    rows = evaluate(tasks=tasks or usual, stride=flags.stride).rows
+    sliding = flags.stride or max(1, (flags.context_length or model.config.context_length) // 2)
+    for text in flags.text:
+        for stride in (None, sliding):
+            rows += evaluate(tasks={"text": text}, stride=stride).rows
+    table = Table(rows)
+    print(f"\n{models.describe(flags.model, flags.adapter)} on {device}\n\n{table}")
     summary = {"dtype": flags.machine.dtype, "rows": table.as_dicts()}
-    if not flags.tasks:
+    if usual:
         summary |= judge_own_writing(model, tokenizer, flags)
     common.write_summary(out, flags, summary)
 

@@ -5,23 +5,31 @@ Examples:
   gpt2mini finetune --data novel.txt --epochs 3
   gpt2mini finetune --model gpt2 --data books/ --fraction 0.01
   gpt2mini finetune --data answers.jsonl --template alpaca --method lora
+  gpt2mini finetune --data more.jsonl --adapter runs/finetune/best      # go on with an adapter
+  gpt2mini finetune --data answers.jsonl --reward runs/reward/best      # rated before and after
   gpt2mini finetune --data hf:owner/name:train --columns prompt=question
 
 The data are a text file or a folder of .txt files; or records: .jsonl, .json, .csv or hf:. Of
 records the loss counts the completion and the <|endoftext|> behind it, so that the tuned model
 stops by itself. Prints continuations before and after, the loss on data held out, and what the
-model has forgotten of general prose. Writes metrics.jsonl, summary.json, loss.png and best/, the
-model or adapter with the lowest validation loss, to --out.
+model has forgotten of general prose; with --reward, how answers to held-out prompts are rated
+before and after. Writes metrics.jsonl, summary.json, loss.png and best/, the model or adapter with
+the lowest validation loss, to --out.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt2mini import Tokenizer
+from tyro.conf import UseAppendAction
+
+from gpt2mini import GPT2, Tokenizer
+from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.cli import common, options
 from gpt2mini.cli.data import RECORDS, RecordFlags, holds_records, read_split, shorten
 from gpt2mini.cli.tables import print_rows
@@ -29,11 +37,16 @@ from gpt2mini.cli.text_data import split_text, training_and_held_out_files
 from gpt2mini.data.instructions import ExchangeBatches, encode_exchanges, read_exchanges
 from gpt2mini.data.samples import sample
 from gpt2mini.data.text import Batch, TokenBatches, sequential_batches
+from gpt2mini.lora import load_adapter
+from gpt2mini.preferences.comparison import compare_answers
+from gpt2mini.preferences.named_rewards import find_reward
+from gpt2mini.preferences.reward_functions import RewardFunction
 from gpt2mini.training import adamw, evaluate_loss
 from gpt2mini.training.distributed import get_world_size, rank_zero_first
 
 PEAK_RATES = {"full": 5e-5, "last-blocks": 2e-4, "lora": 2e-4}  # small models take ten times these
 TEXT = "plain text"
+NEW_ADAPTER = "--method lora without --adapter"
 # prompts outside the format of the records: what has the tuning left alone?
 OUTSIDE = ["It was a dark and stormy night, and", "My dear Mrs. Brown,\n\nI have been"]
 
@@ -44,7 +57,6 @@ class TextFlags:
 
     sequence_length: options.Count = 256  # tokens per window
     validation_tokens: options.Count = 65536  # of the text held out, so many are scored
-    prompt: str | None = None  # what is continued before and after; None: the first words held out
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,15 @@ class ExchangeFlags(RecordFlags):
     train_on: Literal["completion", "all"] = "completion"  # all: the prompt too
     packing: bool = True  # short records share rows, and none sees another
     answers: options.CountOrZero = 3  # held-out prompts to answer before and after
+    # rates answers: a reward model's folder, toy, or package.module:function
+    reward: str | None = None
+
+
+@dataclass(frozen=True)
+class RatingFlags:
+    """With --reward."""
+
+    compare: options.Count = 50  # held-out prompts whose answers are rated before and after
 
 
 @dataclass(frozen=True)
@@ -63,7 +84,9 @@ class Flags:
     model: str = "gpt2-nano"  # a model's folder or name
     data: str = str(sample("sample.txt"))  # a text file, a folder of .txt files, or records
     out: str = "runs/finetune"  # folder for results
-    method: Literal["full", "last-blocks", "lora"] = "full"  # what learns
+    adapter: str | None = None  # folder of an adapter on --model, to go on with it
+    # what learns; None: full, or lora with --adapter
+    method: Literal["full", "last-blocks", "lora"] | None = None
     fraction: float = 1.0  # seeded share of the data to use
     validation_share: float = 0.1  # share that is held out
     held_out: str | None = None  # a file, or a folder of text, to hold out instead
@@ -75,18 +98,29 @@ class Flags:
     accumulate: options.Count = 1  # micro-batches per step
     lr: options.OptionalPositive = None  # peak learning rate; None: by method and size
     weight_decay: options.OptionalNotNegative = None  # of matrices; None: 0.1, of adapters 0
+    # to continue before and after, as it stands; may be given repeatedly
+    prompt: UseAppendAction[tuple[str, ...]] = ()
     max_new_tokens: options.Count = 80  # length of the continuations before and after
     text: TextFlags = options.group(TextFlags, TEXT)
     records: ExchangeFlags = options.group(ExchangeFlags, RECORDS)
+    rating: RatingFlags = options.group(RatingFlags, "--reward")
     blocks: options.LastBlocks = options.group(options.LastBlocks, "--method last-blocks")
-    lora: options.LoRA = options.group(options.LoRA, "--method lora")
+    lora: options.LoRA = options.group(options.LoRA, NEW_ADAPTER)
     run: options.Run = options.group(options.Run)
     parallel: options.Sharding = options.group(options.Sharding)
     machine: options.Machine = options.group(options.Machine)
 
     @property
+    def learns(self) -> str:
+        """The method, chosen or usual."""
+        return self.method or ("lora" if self.adapter else "full")
+
+    @property
     def conditions(self) -> set[str]:
-        return {f"--method {self.method}", RECORDS if holds_records(self.data) else TEXT}
+        found = {f"--method {self.learns}", RECORDS if holds_records(self.data) else TEXT}
+        if self.learns == "lora" and not self.adapter:
+            found.add(NEW_ADAPTER)
+        return found | ({"--reward"} if self.records.reward else set())
 
 
 def run(flags: Flags) -> None:
@@ -94,18 +128,20 @@ def run(flags: Flags) -> None:
     model, tokenizer = job.load()
     read = read_records if holds_records(flags.data) else read_text
     data = read(job, tokenizer, model.config.context_length)
-    common.choose_what_learns(model, flags.method, flags.blocks, flags.lora)
+    reward = find_rating(job, model)
+    choose_what_learns(model, flags)
     learning, total = common.how_many_learn(model)
     per_step = flags.accumulate * get_world_size()
     steps = flags.steps or math.ceil(flags.epochs * len(data.batches) / per_step)
     print(f"{data.description}\n{steps} steps of {per_step} batches on {job.device}")
-    print(f"{learning:,} of {total:,} parameters learn: {learning / total:.2%} ({flags.method})")
+    print(f"{learning:,} of {total:,} parameters learn: {learning / total:.2%} ({flags.learns})")
 
-    before = common.answer(model, tokenizer, data.prompts, flags.max_new_tokens, job.seed)
+    prompts = [*data.prompts, *(data.prompts_to_rate if reward else [])]
+    before = common.answer(model, tokenizer, prompts, flags.max_new_tokens, job.seed)
     save = common.how_to_save(model)
     flags.parallel.apply(model, job.precision)
-    rate = flags.lr or PEAK_RATES[flags.method] * (10 if common.is_small(model) else 1)
-    usual_decay = 0.0 if flags.method == "lora" else 0.1
+    rate = flags.lr or PEAK_RATES[flags.learns] * (10 if common.is_small(model) else 1)
+    usual_decay = 0.0 if flags.learns == "lora" else 0.1
     decay = usual_decay if flags.weight_decay is None else flags.weight_decay
     rows = job.train(
         model,
@@ -116,24 +152,55 @@ def run(flags: Flags) -> None:
         save=save,
         accumulate=flags.accumulate,
     )
-    if flags.method != "lora":
+    if flags.learns != "lora":
         tokenizer.save_pretrained(job.out / "best")
     tuned = job.load_best()
-    after = common.answer(tuned, tokenizer, data.prompts, flags.max_new_tokens, job.seed)
+    after = common.answer(tuned, tokenizer, prompts, flags.max_new_tokens, job.seed)
     print_rows(rows, ["loss", "validation_loss"], where="validation_loss")
-    common.print_answers(data.prompts, before, after)
+    shown = len(data.prompts)
+    common.print_answers(data.prompts, before[:shown], after[:shown])
     losses = report_losses(rows)
-    forgotten = job.report_forgetting(tuned, tokenizer, data.held_out_text)
     summary = {
+        "method": flags.learns,
         "trainable_parameters": learning,
         "trainable_share": learning / total,
         "prompts": data.prompts,
-        "answers_before": before,
-        "answers_after": after,
+        "answers_before": before[:shown],
+        "answers_after": after[:shown],
     }
+    if reward:
+        compared = compare_answers(data.prompts_to_rate, before[shown:], after[shown:], reward)
+        print(f"\n{compared.show(flags.records.answers)}\n{flags.records.reward}: {compared}")
+        summary["comparison"] = compared.summary()
+    forgotten = job.report_forgetting(
+        *(tuned, tokenizer, data.validation(), data.trained_length, data.held_out_text)
+    )
     title = f"Fine-tuning {flags.model} on {Path(flags.data).name}"
     job.finish(summary | losses | data.summary | forgotten, title, "nats per token")
     report_best(flags, job.out / "best")
+
+
+def choose_what_learns(model: GPT2, flags: Flags) -> None:
+    if not flags.adapter:
+        common.choose_what_learns(model, flags.learns, flags.blocks, flags.lora)
+    elif flags.learns == "lora":
+        load_adapter(model, flags.adapter)
+    else:
+        raise ValueError(
+            f"--method {flags.learns} does not train an adapter: leave it out to go on with "
+            f"{flags.adapter}, or --adapter to train the model itself"
+        )
+
+
+def find_rating(job: common.Job, model: GPT2) -> RewardFunction | None:
+    """The function that --reward names."""
+    name = job.flags.records.reward
+    if name is None:
+        return None
+    sys.path.append(str(Path.cwd()))  # where --reward my_rewards:politeness is looked for
+    # an adapter's base must stay as it is
+    base = deepcopy(model) if holds_adapter(Path(name)) else None
+    return find_reward(name, job.device, base)
 
 
 def report_losses(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -155,7 +222,7 @@ def report_losses(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def report_best(flags: Flags, best: Path) -> None:
-    if flags.method == "lora":
+    if flags.learns == "lora":
         size = sum(file.stat().st_size for file in best.iterdir())
         print(f"adapter: {best}, {size / 1e6:.2f} MB, in PEFT's format")
         print(f"  gpt2mini generate --model {flags.model} --adapter {best}")
@@ -174,8 +241,10 @@ class Data:
     validation: Callable[[], Iterable[Batch]]
     description: str
     prompts: list[str]  # to answer before and after
-    held_out_text: str
+    trained_length: int  # tokens that the model reads at once in training, at most
     summary: dict[str, Any]
+    held_out_text: str | None = None  # plain, to measure where the model was not trained
+    prompts_to_rate: list[str] = field(default_factory=list)  # held out, with --reward
 
 
 def read_text(job: common.Job, tokenizer: Tokenizer, context_length: int) -> Data:
@@ -199,9 +268,10 @@ def read_text(job: common.Job, tokenizer: Tokenizer, context_length: int) -> Dat
         validation=lambda: sequential_batches(others, scored, size, window),
         description=f"{sum(map(len, training)):,} tokens to learn from, "
         f"{sum(map(len, held_out)):,} held out{where}; batches of {size} x {window} tokens",
-        prompts=[flags.text.prompt or first_words],
-        held_out_text="\n\n".join(texts),
+        prompts=list(flags.prompt) or [first_words],
+        trained_length=window - 1,  # the last token of a window is predicted, not read
         summary={},
+        held_out_text="\n\n".join(texts),
     )
 
 
@@ -230,7 +300,11 @@ def read_records(job: common.Job, tokenizer: Tokenizer, context_length: int) -> 
         f"batches of {size} of {len(batches.rows)} rows of at most {longest} tokens, of which "
         f"{batches.padding_share:.1%} is padding; the loss counts "
         f"{'completions' if records.train_on == 'completion' else 'prompts and completions'}",
-        prompts=[one.prompt for one in held_out[: records.answers]] + OUTSIDE,
-        held_out_text="\n\n".join(one.prompt + one.completion for one in held_out),
+        prompts=[
+            *(one.prompt for one in held_out[: records.answers]),
+            *(flags.prompt or OUTSIDE),
+        ],
+        trained_length=max(len(one.token_ids) for one in batches.encoded) - 1,
         summary={"padding_share": batches.padding_share},
+        prompts_to_rate=[*dict.fromkeys(one.prompt for one in held_out)][: flags.rating.compare],
     )

@@ -4,6 +4,7 @@ Examples:
   gpt2mini inspect trace --text "The capital of France is"
   gpt2mini inspect attention --layer 5
   gpt2mini inspect lens --model gpt2
+  gpt2mini inspect lens --adapter runs/finetune/best
   gpt2mini inspect compare --model gpt2 --other runs/finetune/best
 
 trace      sizes of what every layer adds to the residual stream, names and shapes of activations
@@ -29,7 +30,7 @@ from tyro.conf import Positional
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import holds_adapter
-from gpt2mini.cli import common, options
+from gpt2mini.cli import common, models, options
 from gpt2mini.data.samples import sample
 from gpt2mini.device import pick_device
 from gpt2mini.files import writable_folder, write_json
@@ -74,11 +75,17 @@ class CompareFlags:
 class Flags:
     what: Positional[Literal["trace", "compare", "attention", "lens"]]  # what to look at
     model: str = "gpt2-nano"  # a model's folder or name
+    adapter: str | None = None  # folder of an adapter that was trained on --model
     text: str = "The old keeper lit the lamp. Then the old keeper"  # what the model reads
     out: str = "runs/inspect"  # folder for results
     layers: LayerFlags = options.group(LayerFlags, "inspect trace", "inspect attention")
     comparison: CompareFlags = options.group(CompareFlags, "inspect compare")
     computing: options.Computing = options.group(options.Computing)
+
+    @property
+    def name(self) -> str:
+        """Of the model, for headings."""
+        return models.describe(self.model, self.adapter)
 
     @property
     def conditions(self) -> set[str]:
@@ -91,8 +98,7 @@ def run(flags: Flags) -> None:
     writable_folder(flags.out)
     torch.manual_seed(flags.computing.seed)
     device = pick_device(flags.computing.device)
-    tokenizer = Tokenizer.from_pretrained(flags.model)
-    model = GPT2.from_pretrained(flags.model, device=device)
+    model, tokenizer = models.load(flags.model, flags.adapter, device)
     layers, layer = model.config.n_layers, flags.layers.layer
     if layer is not None and layer >= layers:
         raise ValueError(f"--layer must be from 0 to {layers - 1}, not {layer}")
@@ -169,8 +175,8 @@ def show_attention(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, flags: 
     contents = {"text": flags.text, "tokens": labels, "layer": layer}
     contents |= {"attention": attention.tolist(), "induction": scores.induction.tolist()}
     contents["previous_token"] = scores.previous_token.tolist()
-    title = f"Attention of {flags.model}, layer {layer}"
-    of_heads = f"Heads of {flags.model} on repeated random tokens"
+    title = f"Attention of {flags.name}, layer {layer}"
+    of_heads = f"Heads of {flags.name} on repeated random tokens"
     write(
         flags,
         contents,
@@ -207,7 +213,7 @@ def show_lens(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, flags: Flags
     print(f"({-mean:.2f} nats per token)")
     contents = {"text": flags.text, "lens": lens.summary(tokenizer)}
     contents["pieces"] = [{"text": p.text, "logprob": p.logprob} for p in pieces]
-    title = f"Logit lens of {flags.model}: the likeliest next token after each layer"
+    title = f"Logit lens of {flags.name}: the likeliest next token after each layer"
     write(flags, contents, lens=lambda path: plot_lens(lens, tokenizer, token_ids, path, title))
 
 
@@ -216,18 +222,18 @@ def show_lens(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, flags: Flags
 
 def show_comparison(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, flags: Flags) -> None:
     """What is different in another model: weights, and activations on the text."""
-    name = flags.comparison.other or f"{flags.model} after 10 steps"
+    name = flags.comparison.other or f"{flags.name} after 10 steps"
     if flags.comparison.other is None:
         other = trained_a_little(model, tokenizer)
     elif holds_adapter(Path(flags.comparison.other)):
-        other = deepcopy(model)
+        other, _ = models.load(flags.model, device=model.tok_emb.weight.device)
         load_adapter(other, flags.comparison.other)
     else:
         other = GPT2.from_pretrained(flags.comparison.other, device=model.tok_emb.weight.device)
     comparison = compare_models(model, other, token_ids)
-    print(f"From {flags.model} to {name}, the largest relative change first\n")
+    print(f"From {flags.name} to {name}, the largest relative change first\n")
     print(comparison.table(flags.comparison.rows))
-    title = f"Change by layer, {flags.model} to {name}"
+    title = f"Change by layer, {flags.name} to {name}"
     write(flags, comparison.summary(), compare=partial(plot_change, comparison, title=title))
 
 

@@ -134,7 +134,8 @@ def change_beyond(
     at which tuning has not trained the model. None where the text or the context is too short for
     any."""
     longest = check_comparable(base, tuned).config.context_length
-    windows = rolling_windows([after_eos(encode(tokenizer, text), tokenizer)], longest)
+    ids = torch.tensor(tokenizer.encode(text), dtype=torch.long)
+    windows = rolling_windows([after_eos(ids, tokenizer)], longest)
     rows = [
         Window(row.token_ids, max(row.n_context, trained_length + 1))
         for row in windows
