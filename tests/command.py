@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "gpt2mini"]
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
+HANGS = 7200  # seconds after which a process counts as one that never ends; no measure of speed
+
 Done = subprocess.CompletedProcess[str]
 
 
@@ -33,12 +35,12 @@ def run(job: str, *arguments: str | Path, stdin: str = "") -> Done:
     return Done(command, code, out.getvalue(), said)
 
 
-def run_apart(*command: str | Path, launch: list[str] = COMMAND, timeout: float = 300) -> Done:
+def run_apart(*command: str | Path, launch: list[str] = COMMAND) -> Done:
     """`gpt2mini command` in a process of its own, warnings shown, offline by environment."""
     return subprocess.run(
         [*launch, *map(str, command)],
         capture_output=True,
         encoding="utf-8",
         env=OFFLINE,
-        timeout=timeout,
+        timeout=HANGS,
     )

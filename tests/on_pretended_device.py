@@ -158,17 +158,23 @@ RUNS = [
     "inspect trace",
     "inspect attention",
     "inspect lens",
-    "inspect compare --other gpt2-nano",
+    "inspect compare --other MODEL",
 ]
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_jobs(
-    device: torch.device, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: torch.device,
+    run: str,
+    word_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    job, *flags = run.replace("KEEPER", KEEPER).split()
+    job, *flags = run.replace("KEEPER", KEEPER).replace("MODEL", str(word_folder)).split()
     if job != "generate":
         flags += ["--out", str(tmp_path)]
+    if job != "pretrain":
+        flags += ["--model", str(word_folder)]
     module = importlib.import_module(f"gpt2mini.cli.{job}")
     monkeypatch.setattr(module, "pick_device", lambda name: device, raising=False)
     monkeypatch.setattr(common, "pick_device", lambda name: device)

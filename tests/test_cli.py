@@ -7,7 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-import time
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -317,19 +317,30 @@ def test_samples_may_be_longer_than_the_context(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+STOPPED = """
+import os, signal
+from gpt2mini.cli import main
+from gpt2mini.training.checkpoints import RunCheckpoints
+
+def save_and_be_stopped(self, *arguments, **named):
+    RunCheckpoints.save = save  # once
+    save(self, *arguments, **named)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+save, RunCheckpoints.save = RunCheckpoints.save, save_and_be_stopped
+main()
+"""  # however slow the machine, the signal comes after the first checkpoint
+
+
 def test_a_job_that_was_stopped_goes_on(tmp_path: Path, word_folder: Path) -> None:
-    short = ["--steps", "40", "--batch-size", "1", "--model", str(word_folder)]
+    short = ["--steps", "6", "--batch-size", "1", "--model", str(word_folder)]
     short += ["--max-new-tokens", "2"]
-    command = [*COMMAND, "finetune", *short, "--out", str(tmp_path / "stopped")]
-    stopped = subprocess.Popen(
-        [*command, "--save-every", "1"], env=OFFLINE, stderr=subprocess.PIPE, text=True
-    )
-    while not list((tmp_path / "stopped").glob("checkpoints/step-*[0-9]")):
-        assert stopped.poll() is None
-        time.sleep(0.01)
-    stopped.send_signal(signal.SIGTERM)
-    said = stopped.communicate(timeout=60)[1]
-    assert stopped.returncode == 128 + signal.SIGTERM and "the same command with --resume" in said
+    stopped = run_apart(
+        "finetune", *short, "--out", tmp_path / "stopped", "--save-every", "2",
+        launch=[sys.executable, "-c", STOPPED],
+    )  # fmt: skip
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    assert "the same command with --resume" in stopped.stderr
     for name, more in (("stopped", ["--resume"]), ("straight", [])):
         done = run_apart("finetune", *short, "--out", tmp_path / name, *more)
         assert done.returncode == 0, done.stderr

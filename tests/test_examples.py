@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import HANGS
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer
 
@@ -53,7 +54,7 @@ def test_an_example_runs(script: str, small_model: Path, tmp_path: Path) -> None
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         encoding="utf-8",
-        timeout=600,
+        timeout=HANGS,
     )
     assert done.returncode == 0, done.stderr
     for words in printed:

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import torch
+from command import HANGS
 from torch import nn
 
 import gpt2mini
@@ -227,7 +228,7 @@ def test_what_a_page_cannot_show_is_refused(word_model: GPT2, tokenizer: Tokeniz
 
 def explore(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command: Sequence[str | Path] = [sys.executable, "-m", "gpt2mini", "explore", *arguments]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=HANGS)
 
 
 def test_the_command_writes_a_page_and_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
@@ -248,7 +249,7 @@ def seen_in_a_browser(page: Path, folder: Path, actions: str) -> dict[str, Any]:
     acted.write_text(text, encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
     flags += [f"--user-data-dir={folder / 'profile'}", "--dump-dom", acted.as_uri()]
-    done = subprocess.run([browser, *flags], capture_output=True, encoding="utf-8", timeout=120)
+    done = subprocess.run([browser, *flags], capture_output=True, encoding="utf-8", timeout=HANGS)
     assert "CONSOLE" not in done.stderr
     found = re.search(r'id="seen">([^<]*)<', done.stdout)
     assert found, done.stderr

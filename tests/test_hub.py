@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
 import torch
+from command import HANGS
 from conftest import TINY
 from fixtures.make_openai_folders import FOLDERS
 from loopback import Loopback, serving
@@ -55,6 +56,7 @@ def on_the_hub(tiny_model: GPT2, web: Loopback) -> Path:
 
 def environment(web: Loopback, cache: Path, **changes: str) -> dict[str, str]:
     settings = {
+        "HF_HUB_OFFLINE": "0",  # whatever the suite runs with
         "HF_ENDPOINT": web.address,
         "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1",
@@ -76,7 +78,7 @@ def start(code: str, environment: dict[str, str]) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANGS)
     assert process.returncode == 0, err
     return out
 
@@ -164,7 +166,7 @@ def test_another_kind_of_model_is_refused_before_its_weights_are_downloaded(
     contents = json.loads(config.read_text(encoding="utf-8")) | {"model_type": "llama"}
     config.write_text(json.dumps(contents), encoding="utf-8")
     process = start(SUM.format(name="someone/tiny"), environment(web, tmp_path / "cache"))
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANGS)
     assert "CheckpointError" in err
     assert "model of type 'llama'; expected 'gpt2'" in err
     assert not web.downloads_of("safetensors")
@@ -172,7 +174,7 @@ def test_another_kind_of_model_is_refused_before_its_weights_are_downloaded(
 
 def test_a_repository_that_does_not_exist_is_no_model(web: Loopback, tmp_path: Path) -> None:
     process = start(SUM.format(name="someone/nothing"), environment(web, tmp_path / "cache"))
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANGS)
     assert (
         "FileNotFoundError: someone/nothing is neither a folder here nor a model on the Hub" in err
     )
@@ -185,7 +187,7 @@ def test_without_a_network_the_error_says_how_to_place_the_files(
     web: Loopback, tmp_path: Path, changes: dict[str, str]
 ) -> None:
     settings = environment(web, tmp_path / "cache", **changes)
-    _, err = start(SUM.format(name="gpt2-medium"), settings).communicate(timeout=120)
+    _, err = start(SUM.format(name="gpt2-medium"), settings).communicate(timeout=HANGS)
     last = err.strip().splitlines()[-1]
     assert last.startswith("ConnectionError: openai-community/gpt2-medium could not be downloaded")
     for named in (
@@ -286,8 +288,7 @@ def test_a_download_that_is_killed_half_way_is_completed(
 ) -> None:
     settings = environment(web, tmp_path / "cache")
     first = start(SUM.format(name="someone/tiny"), settings)
-    wait_until(lambda: bool(web.downloads_of("model.safetensors")))
-    time.sleep(0.3)
+    wait_until(lambda: web.pieces_sent > 20, first)
     first.kill()
     first.communicate()
     found = finish(start(SUM.format(name="someone/tiny"), settings))
@@ -302,12 +303,11 @@ def one_good_copy(cache: Path, original: Path) -> bool:
     return len(large) == 1 and large[0].read_bytes() == original.read_bytes()
 
 
-def wait_until(condition) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never happened")
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """However long it takes, unless the process ends without it."""
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
 
 
 # ---- OpenAI's storage
@@ -460,12 +460,13 @@ def test_two_processes_that_download_at_once_end_in_one_good_copy(
 
 
 def test_a_killed_download_goes_on_where_it_was(web: Loopback, data: bytes, tmp_path: Path) -> None:
+    web.hold_after = 900_000  # so that it is not finished, however late it is killed
     first = start_download(web, len(data), tmp_path / "target")
-    wait_until(lambda: bool(web.downloads_of("data")))
     partial = tmp_path / "target" / "data.partial"
-    wait_until(lambda: partial.exists() and partial.stat().st_size > 0)
+    wait_until(lambda: partial.exists() and partial.stat().st_size > 0, first)
     first.kill()
     first.communicate()
+    web.go_on.set()
     kept = partial.stat().st_size
     assert 0 < kept < len(data)
     finish(start_download(web, len(data), tmp_path / "target"))

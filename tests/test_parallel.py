@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import HANGS
 from parallel_worker import (
     STEPS,
     STOP,
@@ -55,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env=environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=HANGS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -190,7 +191,7 @@ def test_no_thread_of_a_process_group_outlives_it() -> None:
         [*launch, "--no-python", sys.executable, "-c", THREADS_AFTERWARDS],
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=HANGS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "python" in done.stdout and "gloo" not in done.stdout

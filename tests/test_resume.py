@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import HANGS
 from conftest import TINY, random_ids
 from torch import Tensor
 from torch.distributed.checkpoint import metadata
@@ -822,7 +823,7 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_bits(tmp_path: Path)
     """A few; `python tests/kill_training.py --kills 50` for many."""
     script = Path(__file__).parent / "kill_training.py"
     command = [sys.executable, str(script), "--kills", "4", "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=HANGS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 kills" in done.stdout
 
