@@ -65,7 +65,7 @@ def test_greedy_text(device: torch.device, own_model: GPT2, mask: Tensor | None)
     for place in ("cpu", device):
         own_mask = None if mask is None else mask.to(place)
         answer = generate(
-            own_model.to(place), random_ids(2, 8).to(place), 70, own_mask,
+            own_model.to(place), random_ids(2, 8).to(place), 60, own_mask,
             temperature=0.0, top_k=20, top_p=0.9, repetition_penalty=1.1, no_repeat_ngram_size=3,
             stop_ids=[5], num_samples=2, overflow="slide",
         )  # fmt: skip

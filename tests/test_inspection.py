@@ -47,7 +47,7 @@ from gpt2mini.inspection import (
 from gpt2mini.inspection.compare import Difference, effective_rank
 from gpt2mini.inspection.lens import Piece, escape, read_stream
 from gpt2mini.inspection.plots import averaged, token_labels
-from gpt2mini.lora import add_lora, lora_disabled, lora_layers, merge_lora
+from gpt2mini.lora import add_lora, lora_disabled, lora_layers, merge_lora, save_adapter
 from gpt2mini.model import TransformerBlock
 
 PRECISION = 1e-5
@@ -737,3 +737,28 @@ def test_the_command_says_what_is_wrong_in_one_line(
 ) -> None:
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         inspect_here(*arguments, "--out", tmp_path)
+
+
+@pytest.mark.parametrize("what", ["trace", "compare"])
+def test_the_command_looks_at_a_model_with_its_adapter(
+    what: str, word_folder: Path, tmp_path: Path
+) -> None:
+    """Beside the base the adapter is what differs; beside itself nothing does."""
+    tuned = GPT2.from_pretrained(word_folder)
+    add_lora(tuned, rank=2)
+    for layer in lora_layers(tuned).values():
+        nn.init.normal_(layer.lora_B)
+    adapter = tmp_path / "adapter"
+    save_adapter(tuned, adapter)
+    model = ["--model", str(word_folder), "--adapter", str(adapter), "--text", "The old keeper"]
+    done = run("inspect", what, *model, "--other" if what == "compare" else "--layer",
+               str(adapter) if what == "compare" else "0", "--out", tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / f"{what}.json").read_text(encoding="utf-8"))
+    if what == "compare":
+        assert f"{word_folder} with the adapter {adapter}" in done.stdout
+        assert max(row["relative"] for row in found["layers"]) < 1e-6
+    else:
+        ids = torch.tensor([Tokenizer.from_pretrained(word_folder).encode("The old keeper")])
+        best = tuned(ids)[0, -1].softmax(dim=0).max().item()
+        assert max(found["next_token"].values()) == pytest.approx(best, rel=1e-4)
