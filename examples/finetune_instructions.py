@@ -8,7 +8,7 @@ of the question are IGNORED. <|endoftext|> belongs to the answer: so the model l
     python examples/finetune_instructions.py --model gpt2 --data answers.jsonl --lr 5e-5
 
 The data are JSONL with prompt and completion; the bundled ones are answers of a lighthouse keeper.
-Prints the held-out loss and answers before and after, and what the model has forgotten. Writes the
+Prints held-out loss and answers before and after, and what the model has forgotten. Writes the
 tuned model to runs/finetune_instructions.
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gpt2mini import GPT2, Tokenizer, complete
 from gpt2mini.data.samples import sample
+from gpt2mini.data.text import Batch
 from gpt2mini.device import pick_device
 from gpt2mini.evaluation import forgetting
 from gpt2mini.losses import IGNORED, next_token_loss
@@ -49,8 +50,8 @@ examples: list[tuple[Tensor, Tensor]] = []
 for record in records:
     prompt_ids = tokenizer.encode(f"Question: {record['prompt']}\nAnswer:")
     answer_ids = [*tokenizer.encode(" " + record["completion"]), tokenizer.eos_id]
-    labels = [IGNORED] * len(prompt_ids) + answer_ids
-    examples.append((torch.tensor(prompt_ids + answer_ids), torch.tensor(labels)))
+    labels = torch.tensor([IGNORED] * len(prompt_ids) + answer_ids)
+    examples.append((torch.tensor(prompt_ids + answer_ids), labels))
 held_out, training = examples[:20], examples[20:]
 
 
@@ -65,7 +66,6 @@ def answer_loss(examples: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 with torch.no_grad():
     print(f"before    held-out loss {answer_loss(held_out):.3f} nats per token")
-
 # ---- the loop
 optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1)
 for step in range(args.steps):
@@ -84,7 +84,7 @@ for question in (f"Question: {record['prompt']}\nAnswer:" for record in records[
     for name, which in (("before", base), ("after", model)):
         print(f"\n--- {name}\n{complete(which, tokenizer, question, 60, temperature=0.7)}")
 general = sample("general.txt").read_text(encoding="utf-8")
-new = "\n\n".join(record["completion"] for record in records[:20])
-print(forgetting(base, model, tokenizer, general, new))
+answers = [Batch(ids[None], labels[None]) for ids, labels in held_out]  # whose labels count
+print(forgetting(base, model, tokenizer, general, answers))
 model.save_pretrained("runs/finetune_instructions")
 tokenizer.save_pretrained("runs/finetune_instructions")
