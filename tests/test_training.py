@@ -26,7 +26,6 @@ from gpt2mini import GPT2, generate
 from gpt2mini.data.text import Batch, TokenBatches, pad_batch, sequential_batches
 from gpt2mini.device import autocast, pick_device
 from gpt2mini.losses import IGNORED
-from gpt2mini.model import TiedHead
 from gpt2mini.training import (
     Settings,
     adamw,
@@ -751,13 +750,4 @@ def test_frozen_weights_may_have_fewer_bits(own_model: GPT2) -> None:
     frozen = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16), requires_grad=False)
     own_model.frozen = frozen
     optimizer = SGD(own_model.parameters(), LR)  # it may hold frozen parameters as well
-    train(own_model, ragged_batches(), [optimizer], settings(1))
-
-
-def test_a_head_tied_to_an_embedding_that_is_gone_is_not_trained(own_model: GPT2) -> None:
-    own_model.tok_emb = nn.Embedding(TINY.vocab_size, TINY.emb_dim)
-    optimizer = SGD(own_model.parameters(), LR)
-    with pytest.raises(ValueError, match=r"model.out_head = TiedHead\(model.tok_emb\)"):
-        train(own_model, ragged_batches(), [optimizer], settings(1))
-    own_model.out_head = TiedHead(own_model.tok_emb)
     train(own_model, ragged_batches(), [optimizer], settings(1))

@@ -3,7 +3,6 @@
 from torch import nn
 from torch.optim import Optimizer
 
-from gpt2mini.model import GPT2, TiedHead
 from gpt2mini.training.optimizers import check_learning_precision
 
 
@@ -17,15 +16,4 @@ def check_can_be_trained(model: nn.Module, optimizers: list[Optimizer]) -> None:
             "model and would not be saved with it: make them part of it, or make the optimizer "
             "after the last change to the model"
         )
-    for part in model.modules():
-        if isinstance(part, GPT2) and has_lost_its_tie(part):
-            raise ValueError(
-                "the output head is tied to an embedding that is no longer part of the model and "
-                "would not be trained: model.out_head = TiedHead(model.tok_emb) ties it again"
-            )
     check_learning_precision(p for p in optimized if p.requires_grad)
-
-
-def has_lost_its_tie(model: GPT2) -> bool:
-    head = model.out_head
-    return type(head) is TiedHead and head.weight is not model.tok_emb.weight
