@@ -628,9 +628,9 @@ def test_the_reward_is_that_of_the_response_as_it_is(response: str, prompt: str)
     model = GPT2(config).eval()
     give_reward_head(model, torch.Generator().manual_seed(0))
     ids = tokenizer.encode(prompt) or [tokenizer.eos_id]
-    ids = torch.tensor([[*ids, *tokenizer.encode(response), tokenizer.eos_id]])
+    whole = torch.tensor([[*ids, *tokenizer.encode(response), tokenizer.eos_id]])
     found = score_with_reward(model, tokenizer, [prompt], [response])
-    assert_close(found, model(ids)[:, -1, 0].detach(), atol=1e-5, rtol=0)
+    assert_close(found, model(whole)[:, -1, 0].detach(), atol=1e-5, rtol=0)
 
 
 def test_only_a_reward_model_gives_rewards(text_model: GPT2, tokenizer: Tokenizer) -> None:

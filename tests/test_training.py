@@ -720,7 +720,7 @@ def test_a_list_and_a_data_loader_are_read_again_after_each_epoch(own_model: GPT
 
     def loader() -> DataLoader:
         generator = torch.Generator().manual_seed(0)
-        data = [{"rows": (row, 0)} for row in rows]
+        data: Any = [{"rows": (row, 0)} for row in rows]  # a list is a dataset to DataLoader
         return DataLoader(data, batch_size=2, shuffle=True, generator=generator)
 
     for batches in (loader(), list(loader())):
