@@ -83,7 +83,8 @@ class QuantizedBlock(nn.Module):
         if last_only:
             rows, query = x[:, -1], query[:, :, -1:]
             attn_mask = None if attn_mask is None else attn_mask[..., -1:, :]
-        is_causal = attn_mask is None and query.shape[2] > 1
+        # A plain bool, as in `MultiHeadAttention`.
+        is_causal = True if attn_mask is None and query.shape[2] == key.shape[2] else False  # noqa: SIM210
         context = F.scaled_dot_product_attention(  # (batch, heads, tokens, head_dim)
             query, key, value, attn_mask=attn_mask, is_causal=is_causal
         )

@@ -73,14 +73,15 @@ def test_greedy_text(device: torch.device, own_model: GPT2, mask: Tensor | None)
     assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
-def test_a_new_token_is_waited_for_once(device: torch.device, own_model: GPT2) -> None:
+def test_a_new_token_is_waited_for_twice(device: torch.device, own_model: GPT2) -> None:
+    """Once to see that its logits are numbers, once that it is in the vocabulary."""
     model, prompt = own_model.to(device), random_ids(2, 8).to(device)
     counts = []
     for tokens in (10, 20):
         waits.clear()
         generate(model, prompt, tokens, temperature=0.0)
         counts.append(waits.total())
-    assert counts[1] - counts[0] <= 10, waits
+    assert counts[1] - counts[0] <= 20, waits
 
 
 @pytest.mark.parametrize("weights", ["fp16", "bf16", "int8"])
