@@ -152,10 +152,18 @@ def place() -> str:
 
 
 class Generator(torch.Generator):
-    """Of any device: they are all the CPU's."""
+    """Of any device by its word; its numbers are the CPU's."""
+
+    of: torch.device
 
     def __new__(cls, device: torch.device | str = "cpu") -> "Generator":
-        return super().__new__(cls)
+        found = super().__new__(cls)
+        found.of = torch.device(device)
+        return found
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self.of
 
 
 class Backend(backend_registration._DummyBackendModule):

@@ -84,6 +84,7 @@ def is_decorated(value: object) -> bool:
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -260,7 +261,6 @@ def test_six_lengths_take_two_graphs_without_a_break(tiny_model: GPT2, masked: b
 
 
 def test_compiled_blocks_of_six_lengths_have_no_break(tiny_model: GPT2) -> None:
-    torch._dynamo.utils.counters.clear()
     with compiled_blocks(tiny_model):
         for block in tiny_model.trf_blocks:
             block.compile(backend="eager")  # the same without a C++ compiler
