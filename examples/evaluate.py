@@ -69,7 +69,8 @@ for name, scores in (("sum", logprobs), ("mean per token", logprobs / lengths)):
 
 # ---- its own writing
 eos = torch.tensor([[tokenizer.eos_id]], device=device)
-out = generate(model, eos, 100, num_samples=args.samples)
+missing = tokenizer.missing_ids(model.config.vocab_size)  # of a padded vocabulary
+out = generate(model, eos, 100, num_samples=args.samples, forbidden_ids=missing)
 texts = [tokenizer.decode(row[1:].tolist()) for row in out.token_ids]
 print(f"\nits own writing, temperature 1, begins: {texts[0][:120]!r}")
 print(generation_quality(model, tokenizer, texts))

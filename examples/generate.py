@@ -34,6 +34,7 @@ tokenizer = Tokenizer.from_pretrained(args.model)
 model = GPT2.from_pretrained(args.model, device=device).eval()
 prompt_ids = torch.tensor([tokenizer.encode(args.prompt)], device=device)  # (1, tokens)
 top_k = 50
+missing = tokenizer.missing_ids(model.config.vocab_size)  # ids of a padded vocabulary: no tokens
 
 # ---- by hand: the whole text goes through the model for every new token
 torch.manual_seed(args.seed)
@@ -42,6 +43,7 @@ began = time.perf_counter()
 with torch.no_grad():
     for _ in range(args.tokens):
         logits = model(token_ids)[:, -1] / args.temperature  # (1, vocab): below 1, bolder
+        logits[:, missing] = float("-inf")
         kth_largest = logits.topk(top_k).values[:, -1:]  # (1, 1)
         logits = logits.masked_fill(logits < kth_largest, float("-inf"))
         next_id = torch.multinomial(logits.softmax(dim=1), num_samples=1)  # (1, 1)
@@ -52,7 +54,8 @@ print(tokenizer.decode(token_ids[0].tolist()))
 
 # ---- generate: keys and values of earlier tokens are kept, only the new one is computed
 began = time.perf_counter()
-out = generate(model, prompt_ids, args.tokens, temperature=args.temperature, top_k=top_k)
+sampling = {"temperature": args.temperature, "top_k": top_k, "forbidden_ids": missing}
+out = generate(model, prompt_ids, args.tokens, **sampling)
 seconds = time.perf_counter() - began
 print(f"\n--- generate, with a key/value cache: {args.tokens / seconds:.0f} tokens a second")
 print(tokenizer.decode(out.token_ids[0].tolist()))

@@ -43,18 +43,19 @@ policy = GPT2.from_pretrained(args.model, device=device)
 reference = deepcopy(policy).requires_grad_(False)
 reward = find_reward(args.reward, device)  # (prompts, responses) -> a number for each
 prompts = [one.prompt for one in read_preferences(sample("preferences.jsonl"))]
-encoded = [torch.tensor(tokenizer.encode(prompt)) for prompt in prompts]
+missing = tokenizer.missing_ids(policy.config.vocab_size)  # of a padded vocabulary
 optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.0)
 
 for number in range(args.rollouts):
     # ---- 1. `group` responses to each prompt, in neighboring rows
-    chosen = torch.randperm(len(prompts))[: rows // group].tolist()
-    rollout = roll_out(policy, [encoded[i] for i in chosen], tokenizer.eos_id, settings, reference)
+    chosen = [prompts[i] for i in torch.randperm(len(prompts))[: rows // group]]
+    ids = [torch.tensor(tokenizer.encode(prompt)) for prompt in chosen]
+    rollout = roll_out(policy, ids, tokenizer.eos_id, settings, reference, forbidden_ids=missing)
     mask = rollout.response_mask  # (batch, tokens): True at the responses' tokens
 
     # ---- 2. advantages: (reward - mean of the group) / standard deviation (section 4.1.2)
     responses = response_texts(rollout, tokenizer)
-    asked = [prompts[i] for i in chosen for _ in range(group)]
+    asked = [prompt for prompt in chosen for _ in range(group)]
     scores = torch.tensor([float(r) for r in reward(asked, responses)], device=device)  # (batch)
     advantages = group_advantages(scores, group)[:, None] * mask  # the same for all its tokens
 

@@ -35,7 +35,8 @@ token_ids = torch.tensor([tokenizer.encode(args.text)], device=device)  # (1, to
 
 # ---- the residual stream, and the logit lens on it: what would be said after each block?
 activations = trace(model, token_ids)
-lens = logit_lens(model, token_ids, k=3)
+missing = tokenizer.missing_ids(model.config.vocab_size)  # of a padded vocabulary
+lens = logit_lens(model, token_ids, k=3, forbidden_ids=missing)
 print(f"{args.text!r}, the last token: what each block adds, and the likeliest next tokens\n")
 print("            attention   MLP   stream")
 for layer, (ids, shares) in enumerate(zip(lens.token_ids, lens.probabilities, strict=True)):

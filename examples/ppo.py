@@ -43,27 +43,27 @@ reference = deepcopy(policy).requires_grad_(False)
 actor_critic = ActorCritic(policy)  # a value head beside the output head, 0 at first
 reward = find_reward(args.reward, device)  # (prompts, responses) -> a number for each
 prompts = [one.prompt for one in read_preferences(sample("preferences.jsonl"))]
-encoded = [torch.tensor(tokenizer.encode(prompt)) for prompt in prompts]
+missing = tokenizer.missing_ids(policy.config.vocab_size)  # of a padded vocabulary
 optimizer = torch.optim.AdamW(actor_critic.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0)
 
 for number in range(args.rollouts):
     # ---- 1. responses to some prompts, with log pi_old and log pi_ref of each of their tokens
-    chosen = torch.randperm(len(prompts))[:rows].tolist()
-    rollout = roll_out(policy, [encoded[i] for i in chosen], tokenizer.eos_id, settings, reference)
+    asked = [prompts[i] for i in torch.randperm(len(prompts))[:rows]]
+    ids = [torch.tensor(tokenizer.encode(prompt)) for prompt in asked]
+    rollout = roll_out(policy, ids, tokenizer.eos_id, settings, reference, forbidden_ids=missing)
     inputs = (rollout.token_ids, rollout.attention_mask, rollout.response_mask)
     mask = rollout.response_mask  # (batch, tokens): True at the responses' tokens
 
     # ---- 2. rewards: KL at every token, the response's at its last (Ziegler et al., equation 2)
     responses = response_texts(rollout, tokenizer)
-    scores = torch.tensor([float(r) for r in reward([prompts[i] for i in chosen], responses)])
+    scores = torch.tensor([float(r) for r in reward(asked, responses)])
     kl = rollout.logprobs - rollout.reference_logprobs  # (batch, tokens), an estimate: "k1"
     rewards = -args.kl * kl  # (batch, tokens)
     last = (mask * torch.arange(mask.shape[1], device=device)).argmax(dim=1)  # (batch)
     rewards[torch.arange(rows), last] += scores.to(device)
 
     # ---- 3. advantages (Schulman et al. 2016, equation 16): how much better than expected
-    with torch.no_grad():
-        _, values = actor_critic(*inputs)  # (batch, tokens): the rest of the answer, as expected
+    values = actor_critic(*inputs)[1].detach()  # (batch, tokens): the rest, as the critic expects
     advantages = generalized_advantages(rewards, values, mask, gamma=1.0, gae_lambda=0.95)
     returns = advantages + values
     advantages = whiten(advantages, mask)  # mean 0, variance 1

@@ -14,6 +14,7 @@ from hypothesis import settings
 from torch import nn
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer
+from gpt2mini.surgery import resize_vocab
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # side by side, a thread for each core in every worker would be more threads than cores, which
@@ -93,6 +94,21 @@ def word_model(tokenizer: Tokenizer) -> GPT2:
     model = GPT2(GPT2Config(tokenizer.vocab_size, 64, emb_dim=16, n_heads=2, n_layers=3))
     enlarge(model)
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def padded_model(word_model: GPT2) -> GPT2:
+    """The word model with 47 more ids for which there is no token, most of them likelier than all
+    others: read it, do not change it."""
+    model = deepcopy(word_model)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        resize_vocab(model, model.config.vocab_size + 47)
+        model.final_norm.bias.copy_(model.tok_emb.weight[5])
+        model.tok_emb.weight[-47:] = 3 * model.tok_emb.weight[5] + torch.randn(
+            47, model.config.emb_dim
+        )
+    return model
 
 
 @pytest.fixture(scope="session")

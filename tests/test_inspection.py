@@ -45,6 +45,7 @@ from gpt2mini.inspection import (
     trace,
 )
 from gpt2mini.inspection.compare import Difference, effective_rank
+from gpt2mini.inspection.explorer import page_data
 from gpt2mini.inspection.lens import Piece, escape, read_stream
 from gpt2mini.inspection.plots import averaged, token_labels
 from gpt2mini.lora import add_lora, lora_disabled, lora_layers, merge_lora, save_adapter
@@ -502,6 +503,34 @@ def test_the_nearest_token_of_an_embedding_is_itself(tiny_model: GPT2) -> None:
     assert nearest_tokens(tiny_model, torch.tensor(17)) == nearest_tokens(tiny_model, 17)
 
 
+def test_ids_without_a_token_are_in_no_lens_and_no_neighborhood(
+    padded_model: GPT2, tokenizer: Tokenizer
+) -> None:
+    missing = tokenizer.missing_ids(padded_model.config.vocab_size)
+    ids = torch.tensor([tokenizer.encode("The lamp")])
+    assert logit_lens(padded_model, ids).token_ids.max() >= tokenizer.vocab_size
+    lens = logit_lens(padded_model, ids, k=5, forbidden_ids=missing)
+    with torch.no_grad():
+        best = padded_model(ids)[..., : tokenizer.vocab_size].softmax(dim=2).topk(5)
+    assert torch.equal(lens.token_ids[-1], best.indices)
+    assert_close(lens.probabilities[-1], best.values)
+    assert max(i for i, _ in nearest_tokens(padded_model, 5)) >= tokenizer.vocab_size
+    near = nearest_tokens(padded_model, 5, len(padded_model.tok_emb.weight), missing)
+    assert sorted(i for i, _ in near) == list(range(tokenizer.vocab_size)) and near[0][0] == 5
+
+
+def test_inspecting_a_padded_model_shows_only_tokens(
+    padded_model: GPT2, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    padded_model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    for what in ("trace", "lens", "attention", "compare"):
+        main(["inspect", what, "--model", str(tmp_path / "model"), "--out", str(tmp_path)])
+        assert json.loads((tmp_path / f"{what}.json").read_text(encoding="utf-8"))
+    page = page_data(padded_model, tokenizer, "The lamp", "padded")
+    assert len(page["next"]["tokens"]) == 20
+
+
 @pytest.mark.usefixtures("no_shape_checks")
 def test_a_vector_of_another_shape_has_no_neighbors(tiny_model: GPT2) -> None:
     with pytest.raises(ValueError, match=r"must have the shape \(48,\) of an embedding"):
@@ -526,11 +555,10 @@ def test_pieces_of_a_text_have_its_log_probabilities(
 def test_texts_that_cannot_be_scored_are_refused(word_model: GPT2, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="the text is empty"):
         score_text(word_model, tokenizer, "")
-    with pytest.raises(ValueError, match="at most 63 fit the context of 64"):
-        score_text(word_model, tokenizer, "word " * 80)
-    text = tokenizer.decode(tokenizer.encode("a word " * 80)[:64])
-    with pytest.raises(ValueError, match=r"has 64 tokens; .* at most 63 fit"):
-        score_text(word_model, tokenizer, text)
+    ids = tokenizer.encode("a word " * 80)
+    assert len(score_text(word_model, tokenizer, tokenizer.decode(ids[:64]))) == 64
+    with pytest.raises(ValueError, match="has 65 tokens; the context is of 64"):
+        score_text(word_model, tokenizer, tokenizer.decode(ids[:65]))
 
 
 def test_a_classifier_predicts_no_next_token(own_model: GPT2, tokenizer: Tokenizer) -> None:

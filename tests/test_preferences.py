@@ -85,6 +85,7 @@ from gpt2mini.preferences.rollouts import (
     response_texts,
     roll_out,
 )
+from gpt2mini.surgery import resize_vocab
 from gpt2mini.tokenizer import END_OF_TEXT, byte_characters
 from gpt2mini.training import Figures, Settings, adamw, recompute_activations, train
 
@@ -814,6 +815,25 @@ def small_rollout(
 def make_likely(model: GPT2, token_id: int, strength: float) -> None:
     """Let every hidden state point at a token."""
     model.final_norm.bias.copy_(strength * model.tok_emb.weight[token_id])
+
+
+def test_ids_without_a_token_are_never_sampled(text_model: GPT2, tokenizer: Tokenizer) -> None:
+    """Of a padded vocabulary; one of them is likelier than any token."""
+    policy = deepcopy(text_model)
+    resize_vocab(policy, tokenizer.vocab_size + 47)
+    make_likely(policy, tokenizer.vocab_size + 5, 700.0)
+    assert len(answer_prompts(policy, tokenizer, PROMPTS, 6)) == 3
+    batches = OnPolicyBatches(
+        policy,
+        tokenizer,
+        PROMPTS,
+        positive_share,
+        lambda rollout, rewards: Experience(**vars(rollout), advantages=rollout.logprobs),
+        SMALL,
+        torch.Generator().manual_seed(0),
+        reference=deepcopy(policy),
+    )
+    assert all(batch.token_ids.max() < tokenizer.vocab_size for batch in batches)
 
 
 def test_a_response_goes_up_to_and_including_the_end_of_text(

@@ -51,6 +51,7 @@ from gpt2mini.inspection import (
 )
 from gpt2mini.lora import load_adapter
 from gpt2mini.losses import next_token_loss
+from gpt2mini.sampling import FORBIDDEN
 from gpt2mini.training import adamw
 
 
@@ -127,7 +128,9 @@ def show_trace(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, flags: Flag
         print(f"{'block ' + str(row['layer']):<10}{lengths}")
     following: dict[str, float] = {}
     if found["logits"].shape[2] == model.config.vocab_size:  # a classifier names no next token
-        best = found["logits"][0, -1].float().softmax(dim=0).topk(5)
+        logits = found["logits"][0, -1].float()  # (vocab)
+        logits[tokenizer.missing_ids(len(logits))] = FORBIDDEN
+        best = logits.softmax(dim=0).topk(5)
         labels = token_labels(tokenizer, best.indices.tolist())
         following = dict(zip(labels, best.values.tolist(), strict=True))
         print(f"\nAfter {flags.text!r}: ", end="")
@@ -198,7 +201,8 @@ def print_last_looks(attention: Tensor, tokens: list[str], layer: int) -> None:
 
 def show_lens(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, flags: Flags) -> None:
     """What each layer would say next, and how the model finds the text."""
-    lens = logit_lens(model, token_ids)
+    missing = tokenizer.missing_ids(model.config.vocab_size)
+    lens = logit_lens(model, token_ids, forbidden_ids=missing)
     print(f"What would come after {flags.text!r}, read after each layer:\n")
     for layer, ids, shares in zip(
         lens.layers, lens.token_ids[:, 0, -1].tolist(), lens.probabilities[:, 0, -1], strict=True

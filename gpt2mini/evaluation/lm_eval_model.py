@@ -119,6 +119,7 @@ class HarnessModel(TemplateLM):
             is_real,
             stop_ids=[self.eot_token_id],
             generator=self.generator,
+            forbidden_ids=self.tokenizer.missing_ids(self.model.config.vocab_size),
             **sampling,
         )
         until = asked.get("until") or []

@@ -54,7 +54,9 @@ def page_data(model: GPT2, tokenizer: Tokenizer, text: str, name: str) -> dict[s
     token_ids = torch.tensor([ids], device=model.tok_emb.weight.device)
     found = trace(model, token_ids)
     logits = found["logits"][0, -1].float().cpu()  # (vocab)
-    best = logits.topk(min(20, len(logits)))
+    known = sorted(set(range(len(logits))) & {*tokenizer.vocab.values()})
+    likeliest = logits[known].sort(descending=True)  # (known)
+    best = [known[i] for i in likeliest.indices[:20].tolist()]
     attention, norms = packed_attention(found), vector_norms(found)
     return {
         "name": name,
@@ -67,8 +69,8 @@ def page_data(model: GPT2, tokenizer: Tokenizer, text: str, name: str) -> dict[s
         "lens": lens_rows(model, tokenizer, token_ids),
         "norms": norms,
         "next": {
-            "tokens": token_labels(tokenizer, best.indices.tolist()),
-            "logits": packed(logits.sort(descending=True).values, "<f4"),
+            "tokens": token_labels(tokenizer, best),
+            "logits": packed(likeliest.values, "<f4"),
         },
     }
 
@@ -86,7 +88,8 @@ def packed(numbers: Tensor, dtype: str) -> str:
 
 def lens_rows(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor) -> list[Any]:
     """For each layer and position, [token, probability] of the five most likely tokens."""
-    lens = logit_lens(model, token_ids, k=5)
+    missing = tokenizer.missing_ids(model.config.vocab_size)
+    lens = logit_lens(model, token_ids, k=5, forbidden_ids=missing)
     return [
         [
             [[label, round(p, 5)] for label, p in zip(token_labels(tokenizer, i), ps, strict=True)]

@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt2mini.checks import check_predicts_tokens
+from gpt2mini.evaluation.continuations import Continuation, score_continuations
 from gpt2mini.inspection.tracing import trace
-from gpt2mini.losses.sequence_logprobs import token_logprobs
 from gpt2mini.model import GPT2, accepts_shortcut
 from gpt2mini.modes import evaluating
+from gpt2mini.sampling import FORBIDDEN
 from gpt2mini.tokenizer import Tokenizer
 
 # ---- the logit lens
@@ -53,18 +54,23 @@ def logit_lens(
     token_ids: Int[Tensor, "batch tokens"],
     attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
     k: int = 5,
+    forbidden_ids: Sequence[int] = (),
 ) -> Lens:
     """The k most likely next tokens after each layer, at each position (all logits would be layers
-    x tokens x vocab numbers). Raises ValueError for a classifier."""
+    x tokens x vocab numbers). forbidden_ids: tokens that cannot come next, as in `generate`, such
+    as `tokenizer.missing_ids(model.config.vocab_size)` of a padded vocabulary. Raises ValueError
+    for a classifier."""
     check_predicts_tokens(model)
-    k = min(k, model.config.vocab_size)
+    forbidden = torch.tensor(forbidden_ids, dtype=torch.long, device=model.tok_emb.weight.device)
+    k = min(k, model.config.vocab_size - len(forbidden.unique()))
     names = ["embedding", "blocks.*.stream"]
     streams = trace(model, token_ids, attention_mask, names)
+    best = []
     with evaluating(model):
-        best = [
-            read_stream(model, streams[name], attention_mask).float().softmax(dim=2).topk(k, dim=2)
-            for name in streams
-        ]
+        for name in streams:
+            logits = read_stream(model, streams[name], attention_mask).float()
+            allowed = logits.index_fill(2, forbidden, FORBIDDEN)  # (batch, tokens, vocab)
+            best.append(allowed.softmax(dim=2).topk(k, dim=2))
     return Lens(
         streams.names,
         torch.stack([layer.indices for layer in best]).cpu(),
@@ -90,10 +96,14 @@ def read_stream(
 
 @torch.no_grad()
 def nearest_tokens(
-    model: GPT2, token: int | Int[Tensor, ""] | Float[Tensor, " emb"], k: int = 10
+    model: GPT2,
+    token: int | Int[Tensor, ""] | Float[Tensor, " emb"],
+    k: int = 10,
+    forbidden_ids: Sequence[int] = (),
 ) -> list[tuple[int, float]]:
     """(token id, cosine similarity), the most similar first, for the embedding of a token (itself
-    included) or for any vector of the width of the residual stream."""
+    included) or for any vector of the width of the residual stream. forbidden_ids: left out, as in
+    `logit_lens`."""
     table = model.tok_emb.weight
     if not isinstance(token, Tensor) or token.ndim == 0:
         token_id = int(token)
@@ -106,8 +116,11 @@ def nearest_tokens(
             f"not {tuple(token.shape)}"
         )
     cosines = F.cosine_similarity(token.to(table)[None], table, dim=1)  # (vocab)
-    best = cosines.topk(min(k, len(table)))
-    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    allowed = torch.ones(len(table), dtype=torch.bool)
+    allowed[list(forbidden_ids)] = False
+    ids = allowed.nonzero()[:, 0].to(cosines.device)  # (allowed)
+    best = cosines[ids].topk(min(k, len(ids)))
+    return list(zip(ids[best.indices].tolist(), best.values.tolist(), strict=True))
 
 
 # ---- log-probabilities of a text
@@ -131,17 +144,12 @@ def score_text(model: GPT2, tokenizer: Tokenizer, text: str) -> list[Piece]:
     if not text:
         raise ValueError("the text is empty: there is nothing to score")
     ids, context = tokenizer.encode(text), model.config.context_length
-    if len(ids) >= context:
-        raise ValueError(
-            f"the text has {len(ids)} tokens; with the <|endoftext|> before it at most "
-            f"{context - 1} fit the context of {context}: shorten it"
-        )
-    token_ids = torch.tensor([[tokenizer.eos_id, *ids]], device=model.tok_emb.weight.device)
-    asked = torch.ones_like(token_ids, dtype=torch.bool)
-    asked[:, 0] = False
-    with evaluating(model):
-        logprobs = token_logprobs(model, token_ids, None, asked)[0, 1:]  # (tokens - 1)
-    return list(whole_characters(tokenizer, ids, logprobs.tolist()))
+    if len(ids) > context:
+        raise ValueError(f"the text has {len(ids)} tokens; the context is of {context}: shorten it")
+    # the last token is predicted, and not read
+    one = Continuation([tokenizer.eos_id], ids)
+    (score,) = score_continuations(model, [one])
+    return list(whole_characters(tokenizer, ids, score.logprobs.tolist()))
 
 
 def whole_characters(

@@ -45,6 +45,7 @@ def answer_prompts(
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     encoded = encode_prompts(model, tokenizer, prompts, max_new_tokens)
+    missing = tokenizer.missing_ids(model.config.vocab_size)
     responses: list[str] = []
     size = max(1, BATCH_ROWS // num_samples)
     for start in range(0, len(encoded), size):
@@ -55,6 +56,7 @@ def answer_prompts(
             stop_ids=[tokenizer.eos_id, *stop_ids],
             num_samples=num_samples,
             generator=generator,
+            forbidden_ids=missing,
             **sampling,
         )
         responses += response_texts(generated, tokenizer)

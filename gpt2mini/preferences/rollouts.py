@@ -2,6 +2,7 @@
 
 PPO and GRPO learn from these. Responses are sampled from the full distribution at temperature 1:
 top-k or a lower temperature would sample from a policy other than the one whose gradient is taken.
+(Only ids of a padded vocabulary for which there is no token are left out.)
 All log-probabilities come from `token_logprobs`, on minibatches of the same rows as in training,
 and not from generation, whose cached steps round differently: so the first ratio of new to old
 probability is exactly 1, and the first KL exactly 0.
@@ -154,9 +155,11 @@ def roll_out(
     settings: RolloutSettings,
     reference: GPT2 | None = None,
     generator: torch.Generator | None = None,
+    forbidden_ids: Sequence[int] = (),
 ) -> Rollout:
     """Sample `num_samples` responses to each prompt, in neighboring rows, and compute their
-    log-probabilities under the policy and the reference (default: the policy without adapters)."""
+    log-probabilities under the policy and the reference (default: the policy without adapters).
+    forbidden_ids: never sampled, as in `generate`."""
     with autocast(policy.tok_emb.weight.device, settings.precision):
         sampled = sample_responses(
             policy,
@@ -165,6 +168,7 @@ def roll_out(
             stop_ids=[eos_id],
             num_samples=settings.num_samples,
             generator=generator,
+            forbidden_ids=forbidden_ids,
         )
         rows = (sampled.token_ids, sampled.attention_mask, sampled.response_mask)
         with evaluating(policy):
@@ -258,6 +262,7 @@ class OnPolicyBatches:
             settings,
             self.reference,
             self.generator,
+            self.tokenizer.missing_ids(self.policy.config.vocab_size),
         )
         prompts = [self.prompts[i] for i in indices for _ in range(settings.num_samples)]
         responses = response_texts(rollout, self.tokenizer)
