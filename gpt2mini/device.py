@@ -46,6 +46,12 @@ def pick_device(device: torch.device | str | int = "auto") -> torch.device:
     )
 
 
+def weight_device(device: torch.device | str | int) -> torch.device:
+    """The device of that name or number that weights may lie on: `pick_device`'s, and "meta", for
+    weights without numbers."""
+    return torch.device("meta") if device == "meta" else pick_device(device)
+
+
 def available_devices() -> list[str]:
     """Names of the devices here, the best first."""
     here = []

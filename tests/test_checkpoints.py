@@ -546,3 +546,9 @@ def test_a_format_of_ones_own_is_read_through_the_published_names(
     del own["transformer.wte.weight"]
     with pytest.raises(CheckpointError, match="1 missing"):
         model_from_tensors(tiny_model.config, own, source="model.npz")
+
+
+@pytest.mark.parametrize("device", ["meta", torch.device("meta")])
+def test_a_model_without_numbers_is_loaded_on_meta(folder: Path, device: str) -> None:
+    model = GPT2.from_pretrained(folder, device=device)
+    assert all(p.is_meta for p in model.parameters()) and model.config == TINY

@@ -548,6 +548,12 @@ def test_convert_makes_a_hugging_face_folder_of_openai_s(tmp_path: Path) -> None
 def test_convert_takes_a_checkpoint_of_a_run(tmp_path: Path, own_model: GPT2) -> None:
     settings = Settings(steps=1, schedule=lambda step: 1.0, save_every=1, progress=False)
     ids = torch.arange(20)[None]
+    own_model.save_pretrained(tmp_path / "base")
+    said = {"eos_token_id": [210, 7], "my_note": "kept"}
+    for name in ("config.json", "generation_config.json"):
+        contents = json.loads((tmp_path / "base" / name).read_text(encoding="utf-8"))
+        (tmp_path / "base" / name).write_text(json.dumps(contents | said), encoding="utf-8")
+    own_model = GPT2.from_pretrained(tmp_path / "base")
     optimizer = torch.optim.SGD(own_model.parameters(), lr=0.1)
     train(own_model, [Batch(ids, ids)], [optimizer], settings, out=tmp_path)
     checkpoint = tmp_path / "checkpoints" / "step-00000001"
@@ -555,6 +561,9 @@ def test_convert_takes_a_checkpoint_of_a_run(tmp_path: Path, own_model: GPT2) ->
     assert done.returncode == 0, done.stderr
     found = GPT2.from_pretrained(tmp_path / "out").state_dict()
     assert_close(found, own_model.state_dict(), rtol=0, atol=0)
+    for name in ("config.json", "generation_config.json"):
+        written = json.loads((tmp_path / "out" / name).read_text(encoding="utf-8"))
+        assert {field: written[field] for field in said} == said
     progress = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
     progress["config"]["n_layers"] = 2
     (checkpoint / "progress.json").write_text(json.dumps(progress), encoding="utf-8")

@@ -24,7 +24,7 @@ from gpt2mini.checkpoints.stored import (
 )
 from gpt2mini.checkpoints.tokenizer_config import complete_tokenizer_config
 from gpt2mini.config import GPT2Config
-from gpt2mini.device import pick_device, weight_dtype
+from gpt2mini.device import weight_device, weight_dtype
 from gpt2mini.files import local_path
 from gpt2mini.model import GPT2
 
@@ -53,7 +53,7 @@ def load_model(
     dtype that weights cannot have, or a device that is not there.
     """
     dtype = weight_dtype(torch.float32 if dtype is None else dtype)
-    device = pick_device("cpu" if device is None else device)
+    device = weight_device("cpu" if device is None else device)
     folder = find_model(name_or_folder)
     if (folder / "hparams.json").is_file() and not (folder / "config.json").is_file():
         # Imported here: only these files need what it needs.
@@ -83,7 +83,7 @@ def model_from_tensors(
         for name, tensor in tensors.items()
     }
     checkpoint = Checkpoint(Path(source), config, without_wrappers(stored))
-    return build_model(checkpoint, weight_dtype(dtype), pick_device(device))
+    return build_model(checkpoint, weight_dtype(dtype), weight_device(device))
 
 
 def save_model(

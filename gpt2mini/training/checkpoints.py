@@ -2,7 +2,8 @@
 
 Each is a folder, `step-00000120`; the last few are kept:
 
-    progress.json           how far the run was, the model's config, the other files' lengths
+    progress.json           how far the run was, the model's config and what else its files said,
+                            the other files' lengths
     .metadata, *.distcp     weights and optimizer states (torch.distributed.checkpoint), which any
                             number of ranks can read
     process-0.pt, ...       random generators, gradient scaler and the like, of each rank
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from gpt2mini.checkpoints.origin import Origin, origin_of, remember_origin
 from gpt2mini.config import GPT2Config
 from gpt2mini.files import read_json, write_json
 from gpt2mini.model import GPT2
@@ -110,9 +112,8 @@ class RunCheckpoints:
             barrier()
             if get_rank() == 0:
                 sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
-                config = vars(model.config) if isinstance(model, GPT2) else None
-                facts = {"progress": asdict(progress), "config": config, "files": sizes}
-                write_json(aside / PROGRESS, facts)
+                facts = {"progress": asdict(progress), "config": None, "files": sizes}
+                write_json(aside / PROGRESS, facts | describe(model))
                 self.put_in_place(aside, whole)
         except Exception as error:  # torch reports a full disk in many ways
             shutil.rmtree(aside, ignore_errors=True)
@@ -250,6 +251,18 @@ def is_checkpoint(folder: str | Path) -> bool:
     return (Path(folder) / PROGRESS).is_file()
 
 
+def describe(model: nn.Module) -> dict[str, Any]:
+    """What a GPT-2 is, besides its tensors: its config, and what its files said of it."""
+    if not isinstance(model, GPT2):
+        return {}
+    origin = origin_of(model)
+    return {
+        "config": vars(model.config),
+        "settings": origin.settings,
+        "generation": origin.generation,
+    }
+
+
 def model_of_checkpoint(folder: str | Path) -> GPT2:
     """The model of a checkpoint, of a run that trained all of its parameters.
 
@@ -258,8 +271,11 @@ def model_of_checkpoint(folder: str | Path) -> GPT2:
     from gpt2mini.training.state_tensors import load_tensors
 
     try:
-        model = GPT2(GPT2Config(**(read_facts(Path(folder))["config"] or {})))
+        facts = read_facts(Path(folder))
+        model = GPT2(GPT2Config(**(facts["config"] or {})))
         load_tensors(Path(folder), model, [])
+        settings, generation = facts.get("settings", {}), facts.get("generation", {})
+        remember_origin(model, Origin(settings=settings, generation=generation))
     except Exception as error:  # whatever a broken file makes the readers raise
         raise ValueError(f"{folder} holds no whole GPT-2 ({error}): resume its run") from error
     return model.eval()
