@@ -15,6 +15,7 @@ class GPT2Config:
     n_layers: int = 12  # transformer blocks
     drop_rate: float = 0.0  # dropout; OpenAI trained with 0.1, 0 is as good where data abound
     qkv_bias: bool = True  # OpenAI's query, key and value projections have a bias
+    gelu: str = "tanh"  # form of the activation; "none": the exact one, as nanoGPT's (F.gelu)
     eos_id: int | None = None  # the token <|endoftext|>; None: the last of the vocabulary
 
     def __post_init__(self) -> None:
@@ -26,6 +27,10 @@ class GPT2Config:
             raise ValueError(
                 f"emb_dim {self.emb_dim} cannot be divided evenly among {self.n_heads} heads: "
                 "choose n_heads so that it divides emb_dim"
+            )
+        if self.gelu not in ("tanh", "none"):
+            raise ValueError(
+                f"gelu must be 'tanh' or, for the exact form, 'none', not {self.gelu!r}"
             )
         if self.eos_id is not None and not 0 <= self.eos_id < self.vocab_size:
             raise ValueError(f"eos_id {self.eos_id} is not in the vocabulary of {self.vocab_size}")

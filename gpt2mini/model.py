@@ -90,12 +90,13 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
+        self.gelu = config.gelu
         self.mlp_in = nn.Linear(config.emb_dim, 4 * config.emb_dim)
         self.mlp_out = nn.Linear(4 * config.emb_dim, config.emb_dim)
 
     def forward(self, x: Float[Tensor, "batch tokens emb"]) -> Float[Tensor, "batch tokens emb"]:
         # GPT-2 was trained with the tanh form of GELU. The exact (erf) form moves every logit.
-        hidden = F.gelu(self.mlp_in(x), approximate="tanh")  # (batch, tokens, 4 * emb)
+        hidden = F.gelu(self.mlp_in(x), approximate=self.gelu)  # (batch, tokens, 4 * emb)
         return self.mlp_out(hidden)  # (batch, tokens, emb)
 
 

@@ -44,7 +44,7 @@ class QuantizedBlock(nn.Module):
     def __init__(self, block: TransformerBlock, weights: str) -> None:
         super().__init__()
         attn, mlp = block.attn, block.mlp
-        self.n_heads = attn.n_heads
+        self.n_heads, self.gelu = attn.n_heads, mlp.gelu
         self.norm1, self.norm2 = block.norm1, block.norm2
         parts = [attn.query, attn.key, attn.value]
         biases: list[Tensor] = [part.bias for part in parts if part.bias is not None]
@@ -89,7 +89,7 @@ class QuantizedBlock(nn.Module):
             query, key, value, attn_mask=attn_mask, is_causal=is_causal
         )
         rows = rows + attn_out(context.transpose(1, 2).reshape(-1, emb))
-        rows = rows + mlp_out(F.gelu(mlp_in(norm2(rows)), approximate="tanh"))
+        rows = rows + mlp_out(F.gelu(mlp_in(norm2(rows)), approximate=self.gelu))
         return rows.view(batch, -1, emb)
 
 

@@ -28,7 +28,7 @@ LAST_ATTENTION_LAYER = "        self.attn_out = nn.Linear(config.emb_dim, config
 USE_CACHE = "        if cache is not None:\n            key, value = cache.append(key, value)"
 ADD_ATTENTION = "        x = x + self.dropout(attended)\n"
 ADD_MLP = "        x = x + self.dropout(self.mlp(self.norm2(x)))\n"
-GELU = 'F.gelu(self.mlp_in(x), approximate="tanh")'
+GELU = "F.gelu(self.mlp_in(x), approximate=self.gelu)"
 HEAD = "TiedHead(self.tok_emb)\n"
 END_OF_INIT = "        self.apply(self.init_weights)\n"
 LOGITS = """\

@@ -413,7 +413,7 @@ def test_another_kind_of_model_is_refused_by_name(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("activation_function", "gelu"),  # the erf form
+        ("activation_function", "relu"),
         ("layer_norm_epsilon", 1e-6),
         ("scale_attn_weights", False),
         ("scale_attn_by_inverse_layer_idx", True),
@@ -463,7 +463,7 @@ def test_the_file_that_is_read_stands_for_its_folder(
     assert_same_weights(GPT2.from_pretrained(folder / name), tiny_model)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "README.md"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.onnx", "README.md"])
 def test_another_file_does_not(folder: Path, name: str) -> None:
     """pytorch_model.bin would not be read beside model.safetensors."""
     (folder / name).write_bytes(b"")

@@ -124,11 +124,36 @@ def test_defaults_are_those_of_transformers() -> None:
         assert getattr(theirs, name) == value
 
 
-def test_the_activations_that_are_taken_are_one_function() -> None:
-    x = torch.linspace(-6, 6, 1001)
-    expected = nn.functional.gelu(x, approximate="tanh")
+@pytest.mark.parametrize("form", ["tanh", "none"])
+def test_the_activations_that_are_taken_are_one_function(form: str) -> None:
+    x = torch.linspace(-12, 12, 2001)
+    expected = nn.functional.gelu(x, approximate=form)
     same = {n for n in ACT2FN if n != "prelu" and torch.allclose(ACT2FN[n](x), expected, atol=2e-6)}
-    assert same == config_json.SAME_FUNCTION
+    assert same == {*config_json.ACTIVATIONS[form]}
+
+
+def test_the_exact_gelu_computes_what_transformers_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = TheirConfig(
+        vocab_size=97,
+        n_positions=32,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        activation_function="gelu",
+    )
+    theirs = enlarge(GPT2LMHeadModel(config)).eval()
+    theirs.save_pretrained(tmp_path / "model")
+    ours, token_ids = GPT2.from_pretrained(tmp_path / "model"), ids % 97
+    assert ours.config.gelu == "none"
+    with torch.no_grad():
+        assert_close(ours(token_ids), theirs(token_ids).logits, atol=1e-4, rtol=1e-5)
+        expected = ours(token_ids)
+    again = saved_again(tmp_path / "model")
+    assert read(again)["activation_function"] == "gelu"
+    with torch.no_grad():
+        assert_close(GPT2.from_pretrained(again)(token_ids), expected, atol=0, rtol=0)
+        assert_close(ours.quantize("fp16")(token_ids), expected, atol=0.2, rtol=0.02)
 
 
 # ---- refused
@@ -194,7 +219,9 @@ KEPT = {
 def test_every_field_of_transformers_is_accounted_for() -> None:
     """Who reads a new version of theirs: decide what becomes of its new fields."""
     numbers = {name for names in config_json.NUMBERS.values() for name in names}
-    known = numbers | {*config_json.FIXED} | {*config_json.REFUSED} | {*KEPT}
+    known = (
+        numbers | {"activation_function"} | {*config_json.FIXED} | {*config_json.REFUSED} | {*KEPT}
+    )
     known |= {"tie_word_embeddings", "architectures", "model_type", "dtype", "id2label", "label2id"}
     # how transformers calls the model; no numbers
     known |= {"output_hidden_states", "output_attentions", "return_dict", "_name_or_path"}

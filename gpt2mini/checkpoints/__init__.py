@@ -1,6 +1,7 @@
 """Files <-> model: find a model by name or folder, load it, save it.
 
-Read in this order: names, stored, build, huggingface, tensorflow, openai, hub.
+Read in this order: names, stored, build, huggingface, tensorflow, openai, nanogpt,
+llmc, gguf, hub.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from gpt2mini.checkpoints.build import build_model
 from gpt2mini.checkpoints.config_json import read_class_names
 from gpt2mini.checkpoints.hub import base_name, find_model
 from gpt2mini.checkpoints.huggingface import read_folder, write_folder
+from gpt2mini.checkpoints.single_files import find_single_file, read_single_file
 from gpt2mini.checkpoints.stored import (
     Checkpoint,
     CheckpointError,
@@ -44,7 +46,8 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | int | None = None,
 ) -> GPT2:
-    """A model in eval mode, from a folder (Hugging Face's or OpenAI's) or by its name.
+    """A model in eval mode, from a folder (Hugging Face's or OpenAI's), from a file of nanoGPT, of
+    llm.c or in GGUF, or by its name.
 
     dtype: of the weights, a torch.dtype or its name; the default is float32, whatever the files
     hold. device: a torch.device, its name, or the number of an accelerator; the default is the CPU.
@@ -55,7 +58,9 @@ def load_model(
     dtype = weight_dtype(torch.float32 if dtype is None else dtype)
     device = weight_device("cpu" if device is None else device)
     folder = find_model(name_or_folder)
-    if (folder / "hparams.json").is_file() and not (folder / "config.json").is_file():
+    if file := find_single_file(local_path(name_or_folder)):
+        checkpoint = read_single_file(file)
+    elif (folder / "hparams.json").is_file() and not (folder / "config.json").is_file():
         # Imported here: only these files need what it needs.
         from gpt2mini.checkpoints.openai import read_openai_folder
 

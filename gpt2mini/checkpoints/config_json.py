@@ -28,14 +28,14 @@ NUMBERS = {
 }
 # What a config.json may say of the architecture, and the one value that GPT-2 has.
 FIXED = {
-    "activation_function": "gelu_new",  # the tanh form
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
-SAME_FUNCTION = {  # transformers' other names for the tanh form
-    *("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"),
+ACTIVATIONS = {  # a form of GELU -> transformers' names for it; the first is written
+    "tanh": ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"),
+    "none": ("gelu", "gelu_python"),  # the exact form
 }
 REFUSED = {
     "quantization_config": "the weights are in a quantized form; take the model that was quantized",
@@ -62,7 +62,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} describes a model of type {kind!r}; expected 'gpt2'")
         for name, expected in FIXED.items():
             found = contents.get(name, expected)
-            if found != expected and not (name == "activation_function" and found in SAME_FUNCTION):
+            if found != expected:
                 raise CheckpointError(
                     f"{path}: {name} is {found!r}; GPT-2 has {expected!r} and gpt2mini only that"
                 )
@@ -127,7 +127,18 @@ def parse_config(contents: dict[str, Any]) -> GPT2Config:
         raise ValueError(f"n_inner is {contents['n_inner']}; GPT-2's MLP is 4 * n_embd wide")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         check_token_ids(name, contents.get(name))
-    return replace(config, eos_id=find_eos_id(contents, config.vocab_size))
+    eos_id = find_eos_id(contents, config.vocab_size)
+    return replace(config, gelu=find_activation(contents), eos_id=eos_id)
+
+
+def find_activation(contents: dict[str, Any]) -> str:
+    """Which form of GELU the activation function is."""
+    found = contents.get("activation_function", ACTIVATIONS["tanh"][0])
+    for form, names in ACTIVATIONS.items():
+        if found in names:
+            return form
+    known = ", ".join(name for names in ACTIVATIONS.values() for name in names)
+    raise ValueError(f"activation_function is {found!r}; GPT-2 has a GELU, one of {known}")
 
 
 def one_value(contents: dict[str, Any], names: Sequence[str]) -> Any:
@@ -201,12 +212,19 @@ def describe_model(config: GPT2Config, settings: dict[str, Any]) -> dict[str, An
         "model_type": "gpt2",
         **numbers,
         "n_ctx": config.context_length,
+        "activation_function": describe_activation(config, settings),
         **{name: settings.get(name, value) for name, value in FIXED.items()},
         **{name: config.drop_rate or settings.get(name, 0.0) for name in DROPOUTS},
         **describe_token_ids(config, settings),
     }
     rest = {n: v for n, v in settings.items() if n not in contents and n not in written}
     return contents | rest
+
+
+def describe_activation(config: GPT2Config, settings: dict[str, Any]) -> str:
+    """The name in the settings, if it means the same function."""
+    names, found = ACTIVATIONS[config.gelu], settings.get("activation_function")
+    return found if found in names else names[0]
 
 
 def effective_eos_id(config: GPT2Config) -> int:

@@ -19,6 +19,7 @@ from gpt2mini.checkpoints.config_json import (
 )
 from gpt2mini.checkpoints.download import cache_folder, download_files
 from gpt2mini.checkpoints.names import published_shape, rules
+from gpt2mini.checkpoints.single_files import find_single_file
 from gpt2mini.checkpoints.stored import (
     WEIGHT_FILES,
     CheckpointError,
@@ -63,7 +64,8 @@ def find_model(name_or_folder: str | Path, weights: bool = True) -> Path:
         )
     folder, name = local_path(name_or_folder), str(name_or_folder)
     if folder.is_dir():
-        if not weights and not has_tokenizer(folder) and (advice := where_the_model_is(folder)):
+        lacks_tokenizer = not weights and not has_tokenizer(folder) and not find_single_file(folder)
+        if lacks_tokenizer and (advice := where_the_model_is(folder)):
             raise CheckpointError(advice)
         return folder
     if folder.is_file():
@@ -91,6 +93,8 @@ def is_repository(name: str) -> bool:
 def folder_of_file(file: Path) -> Path:
     """The folder of a model whose config or weights were given. Raises CheckpointError for another
     file than the one that is read."""
+    if find_single_file(file):
+        return file.parent
     names = {entry.name for entry in file.parent.iterdir()}
     read = {CONFIG, "hparams.json", weight_file(names)}
     if file.name not in read:

@@ -8,10 +8,11 @@ import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -23,6 +24,8 @@ from gpt2mini.config import GPT2Config
 from gpt2mini.files import read_json, refuse_placeholder
 
 REMAP_AFTER = 2**24  # bytes
+# Where a training program puts the weights beside other things.
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
 
 # What `write_folder` leaves in a folder, and what PEFT and `save_adapter` leave in another. Never
 # both in one: `transformers` would apply the adapter to the model beside it.
@@ -41,6 +44,11 @@ class StoredTensor:
     file: Path
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+
+
+def transposed(stored: StoredTensor) -> StoredTensor:
+    """A matrix with its axes exchanged: from (out, in), as others store it, to (in, out)."""
+    return replace(stored, shape=stored.shape[::-1], read=lambda: stored.read().T)
 
 
 @dataclass(frozen=True)
@@ -141,15 +149,23 @@ def check_archive(path: Path) -> None:
         raise CheckpointError(f"{path} claims to hold more data than the file has")
 
 
-def load_state_dict(path: Path, mmap: bool) -> dict[str, Tensor]:
-    """A dictionary of ordinary tensors, from a pickle in which nothing else is allowed."""
+def load_torch_file(path: Path, mmap: bool) -> Any:
+    """Whatever `torch.save` wrote of tensors, numbers, texts, lists and dictionaries."""
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:  # whose text advises to read the file unsafely
         raise CheckpointError(
             f"{path} holds more than tensors, or is damaged: expected a state dict that torch.save "
             "has written; nothing else in it is executed"
         ) from error
+
+
+def load_state_dict(path: Path, mmap: bool) -> dict[str, Tensor]:
+    """A dictionary of ordinary tensors: the whole file, or what lies in it under a usual key."""
+    contents = load_torch_file(path, mmap)
+    if isinstance(contents, dict):
+        inner = [contents[key] for key in STATE_DICT_KEYS if isinstance(contents.get(key), dict)]
+        contents = inner[0] if inner else contents
     if not isinstance(contents, dict):
         raise CheckpointError(
             f"{path} holds a {type(contents).__name__}; expected a dictionary of tensors"

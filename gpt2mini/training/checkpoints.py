@@ -205,8 +205,8 @@ def read_states(folder: Path) -> dict[str, Any]:
 def check_config(stored: dict[str, Any] | None, model: nn.Module) -> None:
     """Raise ValueError for another config: shapes alone do not tell the number of heads."""
     if stored is not None and isinstance(model, GPT2):
-        own = vars(model.config)
-        differing = sorted(name for name in own if own[name] != stored.get(name))
+        own, theirs = vars(model.config), vars(GPT2Config(**stored))
+        differing = sorted(name for name in own if own[name] != theirs[name])
         if differing:
             raise ValueError(f"it belongs to a model with another {' and '.join(differing)}")
 
