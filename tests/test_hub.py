@@ -248,7 +248,8 @@ def test_all_that_the_tokenizer_reads_is_downloaded(
         (tmp_path / "empty").mkdir()
         Tokenizer.from_pretrained(tmp_path / "empty")
     read = {name for name in asked if name.endswith((".json", ".txt", ".jinja"))}
-    model_s = {*CONFIG_FILES, *ADAPTER_FILES, "hparams.json"}  # looked for, to say what a folder holds instead
+    # looked for, to say what a folder holds instead
+    model_s = {*CONFIG_FILES, *ADAPTER_FILES, "hparams.json"}
     others = {*hub.OPENAI_TOKENIZER_FILES, *FOREIGN_FILES}  # looked for, likewise
     assert read - others - model_s <= {*TOKENIZER_FILES}
 

@@ -276,15 +276,25 @@ class DoRALinear(LoRALinear):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.lora_magnitude = nn.Parameter(self.weight.norm(dim=1, keepdim=True))  # (out, 1)
+        norms = self.weight.float().norm(dim=1, keepdim=True)  # (out, 1)
+        self.lora_magnitude = nn.Parameter(norms)
 
     def merged_weight(self) -> torch.Tensor:
         direction = super().merged_weight()
         length = direction.norm(dim=1, keepdim=True).detach()  # a constant (section 4.3)
-        return self.lora_magnitude * direction / length
+        return (self.lora_magnitude * direction / length).to(self.weight.dtype)
 
     def adapted(self, input: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(input, self.merged_weight(), self.bias)
+
+
+def test_another_kind_learns_in_float32_on_a_base_of_half_precision(own_model: GPT2) -> None:
+    model = own_model.bfloat16()
+    add_lora(model, layer=DoRALinear)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in learning} == {torch.float32}
+    model(ids).float().sum().backward()
+    assert all(parameter.grad is not None for parameter in learning)
 
 
 DORA_TARGETS = {  # ours -> published, one to one

@@ -135,6 +135,7 @@ FORMS = [
     torch_shards,
     wrapped("module."),  # DataParallel, DistributedDataParallel
     wrapped("_orig_mod."),  # torch.compile
+    wrapped("model."),  # Lightning
     wrapped("module._orig_mod."),
     wrapped("_orig_mod.module."),
     head_alone,

@@ -57,9 +57,9 @@ OWN_HEAD = [Rule("lm_head.weight", "vocab emb", ("out_head.weight",))]
 CLASS_HEAD = [Rule("score.weight", "classes emb", ("out_head.weight",))]
 CLASS_HEAD_BIAS = [Rule("score.bias", "classes", ("out_head.bias",))]  # transformers has none
 
-# What wrappers put in front of every name, in any order: data parallelism, torch.compile, and the
-# language model around `transformers`' inner model.
-WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|transformer\.)+")
+# What wrappers put in front of every name, in any order: data parallelism, Lightning,
+# torch.compile, and the language model around `transformers`' inner model.
+WRAPPERS = re.compile(r"^(module\.|model\.|_orig_mod\.|transformer\.)+")
 
 # Buffers that old files carry: the causal mask, under a misleading name, and its fill value.
 KNOWN_AND_UNUSED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")

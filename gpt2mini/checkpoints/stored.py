@@ -210,7 +210,8 @@ def check_name(path: Path, name: object) -> str:
 
 
 def without_wrappers(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Names as published: what DataParallel, torch.compile and `transformers` add is taken off."""
+    """Names as published: what DataParallel, Lightning, torch.compile and `transformers` add
+    is taken off."""
     plain: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         short = WRAPPERS.sub("", name)

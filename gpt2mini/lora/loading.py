@@ -119,7 +119,7 @@ def check_plain_lora(config: dict[str, Any]) -> None:
     if not isinstance(rank, int) or rank < 1:
         raise ValueError(f"r is {rank!r}; expected a rank, an integer of at least 1")
     if unknown := {*(config.get("modules_to_save") or [])} - {"score", "classifier"}:
-        raise ValueError(f"modules_to_save has {unknown}; only a head is supported")
+        raise ValueError(f"modules_to_save has {unknown}; only a classifier's head is supported")
 
 
 def adapter_file(folder: Path) -> Path:
