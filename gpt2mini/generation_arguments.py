@@ -91,6 +91,8 @@ def as_ids(name: str, ids: Any) -> list[int]:
 
 def as_texts(name: str, texts: Any) -> list[str]:
     """One text, several, or none; an empty one is left out."""
+    if texts is not None and not isinstance(texts, Iterable):
+        raise TypeError(f"{name} must be text, not {texts!r}")
     texts = [] if texts is None else [texts] if isinstance(texts, str) else list(texts)
     if strange := [text for text in texts if not isinstance(text, str)]:
         raise TypeError(f"{name} must be text, not {strange[0]!r}")

@@ -164,6 +164,8 @@ class Tokenizer:
         """The bytes of one token; they need not be whole characters."""
         try:
             return self.encoding.decode_single_token_bytes(operator.index(token_id))
+        except TypeError:
+            raise TypeError(f"token ids are whole numbers, not {token_id!r}") from None
         except (KeyError, OverflowError):
             raise ValueError(
                 f"token id {token_id} is not in the vocabulary of {self.vocab_size}: "

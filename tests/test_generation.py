@@ -459,6 +459,7 @@ def test_arguments_of_complete(talker: GPT2, tokenizer: Tokenizer) -> None:
         ({"streamer": 1}, "no argument streamer; write stream"),
         ({"top_n": 3}, "no argument top_n; did you mean top_"),
         ({"stop_strings": [3]}, "stop_strings must be text, not 3"),
+        ({"stop_strings": 3}, "stop_strings must be text, not 3"),
     ):
         with pytest.raises(TypeError, match=message):
             stream(talker, tokenizer, "The", **arguments)

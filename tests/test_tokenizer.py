@@ -511,3 +511,10 @@ def test_a_merges_file_that_is_cut_off_is_refused(lines: int, tmp_path: Path) ->
     (tmp_path / "merges.txt").write_text("\n".join(merges[:lines]), encoding="utf-8")
     with pytest.raises(ValueError, match="come from no merge: the merges file is cut off"):
         Tokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+@pytest.mark.parametrize("ids", [[1.0], [None]])
+def test_ids_that_are_no_whole_numbers_are_refused_in_words(trained: Tokenizer, ids: list) -> None:
+    with pytest.raises(TypeError, match="token ids are whole numbers, not "):
+        trained.decode(ids)
