@@ -107,6 +107,14 @@ def test_nanogpt_s_checkpoint_computes_what_nanogpt_does(
     assert_close(logits(GPT2.from_pretrained(tmp_path / "out")), expected, atol=2e-4, rtol=1e-5)
 
 
+def test_a_padded_vocabulary_of_nanogpt_ends_texts_as_gpt2_s(tmp_path: Path) -> None:
+    theirs = NanoGPT(50304, 4, 2, 1, 1, bias=True)
+    numbers = {"n_layer": 1, "n_head": 1, "n_embd": 2, "block_size": 4, "vocab_size": 50304}
+    contents = {"model": theirs.state_dict(), "model_args": numbers | {"bias": True}}
+    torch.save(contents, tmp_path / "ckpt.pt")
+    assert GPT2.from_pretrained(tmp_path).config.eos_id == 50256
+
+
 def test_a_state_dict_alone_is_no_checkpoint_of_nanogpt(tmp_path: Path, tiny_model: GPT2) -> None:
     torch.save(tiny_model.state_dict(), tmp_path / "ckpt.pt")
     with pytest.raises(CheckpointError, match=r"no checkpoint of nanoGPT.*pytorch_model.bin"):

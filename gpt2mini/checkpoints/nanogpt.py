@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2mini.checkpoints.config_json import find_eos_id
 from gpt2mini.checkpoints.names import published_shape, rules
 from gpt2mini.checkpoints.stored import (
     Checkpoint,
@@ -62,7 +63,7 @@ def read_nanogpt(path: Path) -> Checkpoint:
 
 def read_model_args(model_args: dict[str, Any]) -> GPT2Config:
     numbers = {ours: model_args[theirs] for theirs, ours in MODEL_ARGS.items()}
-    return GPT2Config(**numbers, gelu="none")
+    return GPT2Config(**numbers, gelu="none", eos_id=find_eos_id({}, numbers["vocab_size"]))
 
 
 def as_stored(path: Path, tensor: Tensor) -> StoredTensor:
