@@ -1,5 +1,6 @@
 """Evaluation: every figure equals what a plainer computation over all logits gives."""
 
+import gzip
 import json
 import math
 from copy import deepcopy
@@ -26,7 +27,7 @@ from gpt2mini.evaluation.detokenizers import (
 )
 from gpt2mini.evaluation.forgetting import change_beyond, compare_predictions
 from gpt2mini.evaluation.generation_quality import distinct_n, repetition_rate, script_shares
-from gpt2mini.evaluation.lambada import stop_word_ids
+from gpt2mini.evaluation.lambada import read_passages, stop_word_ids
 from gpt2mini.evaluation.multiple_choice import read_childrens_books, read_hellaswag
 from gpt2mini.evaluation.windows import rolling_windows
 from gpt2mini.lora import add_lora, lora_layers, save_adapter
@@ -379,6 +380,20 @@ def test_hellaswag_as_published_is_read_as_by_the_harness(tmp_path: Path) -> Non
     assert question.endings == [" rests."]
 
 
+def test_empty_rows_of_a_task_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    question = {"ctx": "A man rests.", "endings": ["He sleeps.", "He runs."], "label": 0}
+    rows = [question, {**question, "ctx": ""}, {**question, "endings": ["", "He runs."]}]
+    assert len(read_hellaswag(write_lines(tmp_path / "h.jsonl", rows))) == 1
+    assert "1 of 3 records left out: 'ctx' is empty" in caplog.text
+    assert "1 of 3 records left out: 'endings' has an empty text" in caplog.text
+    passages = [{"text": "the torn net", "id": 1}, {"text": None, "id": 2}]
+    assert read_passages(write_lines(tmp_path / "l.jsonl", passages)) == [("the torn", " net")]
+    assert "1 of 2 records left out: 'text' is empty" in caplog.text
+    assert "not used" not in caplog.text
+
+
 def childrens_book(query: str, answer: str, candidates: list[str]) -> list[str]:
     lines = [f"{i} the boat was old , number {i} ." for i in range(1, 21)]
     return [*lines, f"21 {query}\t{answer}\t\t{'|'.join(candidates)}", ""]
@@ -416,7 +431,8 @@ def test_childrens_books_are_scored_by_word_and_rest(
         ("cbt-ne", childrens_book("no gap", "a", ["a", "b"]), "expected one XXXXX"),
         ("cbt-ne", childrens_book("XXXXX .", "c", ["a", "b"]), "expected one XXXXX"),
         ("cbt-ne", ["1 XXXXX", *childrens_book("XXXXX .", "a", ["a", "b"])[1:]], "expected one XX"),
-        ("text", [""], "only white space"),
+        ("lambada", [{"text": " "}], "all records are left out: 'text' is empty"),
+        ("enwik8", [""], "there is no text in"),
     ],
 )
 def test_zero_shot_names_what_is_wrong_in_a_file(
@@ -443,7 +459,7 @@ def test_zero_shot_refuses_before_it_begins(
         zero_shot(model, tokenizer, {}, context_length=65)
     empty = tmp_path / "empty.txt"
     empty.touch()
-    with pytest.raises(ValueError, match=r"empty.txt is empty"):
+    with pytest.raises(ValueError, match=r"there is no text in .*empty.txt"):
         zero_shot(model, tokenizer, {"text": empty})
 
 
@@ -453,7 +469,9 @@ def test_running_texts_and_the_table(model: GPT2, tokenizer: Tokenizer, tmp_path
     wiki.write_text(wikitext, encoding="utf-8")
     plain = tmp_path / "plain.txt"
     plain.write_bytes(CHINESE.encode() + "门".encode()[:2])  # cut in the middle of a character
-    files = {"wikitext-2": wiki, "enwik8": plain, "text8": plain, "text": plain}
+    whole_file = tmp_path / "whole.txt"
+    whole_file.write_text(CHINESE, encoding="utf-8")
+    files = {"wikitext-2": wiki, "enwik8": plain, "text8": plain, "text": whole_file}
     table = zero_shot(model, tokenizer, files, context_length=32, stride=8)
     values = {(row.task, row.metric): row.value for row in table.rows}
     prose = perplexity(model, tokenizer, detokenize_wikitext(wikitext), 32, 8)
@@ -463,11 +481,38 @@ def test_running_texts_and_the_table(model: GPT2, tokenizer: Tokenizer, tmp_path
     assert values["enwik8", "bits per byte"] == pytest.approx(whole.bits_per_byte)
     bits = whole.nats / math.log(2)
     assert values["text8", "bits per character"] == pytest.approx(bits / len(CHINESE))
-    assert values["plain.txt", "perplexity per word"] == pytest.approx(whole.per_word)
+    assert values["whole.txt", "perplexity per word"] == pytest.approx(whole.per_word)
     shown = str(table)
     assert "context 32, stride 8" in shown and "29.41" in shown and "1542M" in shown
     first = json.loads(json.dumps(table.as_dicts()))[0]
     assert first["paper"]["1542M"] == 18.34
+
+
+def test_a_text_is_measured_alike_in_every_form_of_file(
+    model: GPT2, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    text = "The net was torn.\nShe mended it.\n\nIt held.\n"
+    windows = text.replace("\n", "\r\n")
+    forms = {
+        "plain.txt": text.encode(),
+        "windows.txt": b"\xef\xbb\xbf" + windows.encode(),
+        "utf16.txt": windows.encode("utf-16"),
+        "packed.txt.gz": gzip.compress(text.encode()),
+    }
+    figures = set()
+    for name, content in forms.items():
+        (tmp_path / name).write_bytes(content)
+        table = zero_shot(model, tokenizer, {"text": tmp_path / name})
+        assert "1542M" not in str(table)  # the paper has no figures for it
+        figures.add(tuple((row.metric, row.value, row.count) for row in table.rows))
+    assert len(figures) == 1
+    (tmp_path / "old.txt").write_bytes("torn.\ncaf\xe9".encode("latin1"))
+    with pytest.raises(ValueError, match=r"old.txt, line 2: not UTF-8"):
+        zero_shot(model, tokenizer, {"text": tmp_path / "old.txt"})
+    records = tmp_path / "records.jsonl"
+    records.write_text(json.dumps({"text": text}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"records.jsonl holds records: write the texts"):
+        zero_shot(model, tokenizer, {"text": records})
 
 
 # ---- de-tokenizers

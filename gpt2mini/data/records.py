@@ -10,11 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gpt2mini.data.decoding import numbered_lines
 from gpt2mini.data.json_rows import shorten
 from gpt2mini.data.rows import read_rows
 
-__all__ = ["HUB", "EmptyField", "Omissions", "Record", "numbered_lines", "read_records", "shorten"]
+__all__ = ["HUB", "EmptyField", "Omissions", "Record", "read_records", "shorten"]
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,12 @@ passage a line, tokenized into words, lower case).
 
 from pathlib import Path
 
-from gpt2mini.data.records import numbered_lines, read_records
+from gpt2mini.data.decoding import numbered_lines
+from gpt2mini.data.records import Record
 from gpt2mini.evaluation.continuations import Continuation, score_continuations
 from gpt2mini.evaluation.perplexity import exponential
 from gpt2mini.evaluation.table import PAPER, Options, Row, percent
+from gpt2mini.evaluation.task_files import read_examples
 from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
 
@@ -67,18 +69,22 @@ def lambada(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) -> 
 def read_passages(path: Path) -> list[tuple[str, str]]:
     """(the text before the last word, a space and the last word) of each passage."""
     if path.suffix == ".jsonl":
-        texts = [(one.required_text("text"), one.place) for one in read_records(path)]
-    else:
-        texts = [(line, f"{path}, line {number}") for number, line in numbered_lines(path)]
-    found = []
-    for text, place in texts:
-        before, space, word = text.rstrip().rpartition(" ")
-        if not before.strip():
-            raise ValueError(f"{place}: a passage needs a word before its last, not {text!r}")
-        found.append((before, space + word))
+        return read_examples(path, read_passage)
+    found = [divide(line, f"{path}, line {number}") for number, line in numbered_lines(path)]
     if not found:
         raise ValueError(f"{path} has no passage")
     return found
+
+
+def read_passage(record: Record) -> tuple[str, str]:
+    return divide(record.required_text("text"), record.place)
+
+
+def divide(passage: str, place: str) -> tuple[str, str]:
+    before, space, word = passage.rstrip().rpartition(" ")
+    if not before.strip():
+        raise ValueError(f"{place}: a passage needs a word before its last, not {passage!r}")
+    return before, space + word
 
 
 def stop_word_ids(tokenizer: Tokenizer) -> set[int]:

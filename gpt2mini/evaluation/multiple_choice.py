@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2mini.data.records import Record, numbered_lines, read_records
+from gpt2mini.data.decoding import numbered_lines
+from gpt2mini.data.records import EmptyField, Record
 from gpt2mini.evaluation.continuations import Continuation, score_continuations
 from gpt2mini.evaluation.detokenizers import detokenize_penn
 from gpt2mini.evaluation.table import PAPER, Options, Row, percent
+from gpt2mini.evaluation.task_files import read_examples
 from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
 
@@ -88,13 +90,15 @@ def accuracy(scores: Sequence[Sequence[float]], questions: Sequence[Question]) -
 
 def read_hellaswag(path: Path) -> list[Question]:
     """JSONL with `ctx`, `endings` and `label`, the index of the right ending; or as published."""
-    return [read_hellaswag_record(record) for record in read_records(path)]
+    return read_examples(path, read_hellaswag_record)
 
 
 def read_hellaswag_record(record: Record) -> Question:
     endings, label = record.fields.get("endings"), record.fields.get("label")
-    if not isinstance(endings, list) or not all(isinstance(e, str) and e.strip() for e in endings):
+    if not isinstance(endings, list) or not all(isinstance(ending, str) for ending in endings):
         raise ValueError(f"{record.place}: 'endings' must be a list of texts")
+    if not all(ending.strip() for ending in endings):
+        raise EmptyField(record.place, "'endings' has an empty text")
     if not str(label).isdecimal() or int(str(label)) >= len(endings):
         raise ValueError(f"{record.place}: 'label' must be 0 to {len(endings) - 1}, not {label!r}")
     context = record.required_text("ctx")

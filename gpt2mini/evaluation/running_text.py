@@ -4,6 +4,8 @@ import codecs
 import math
 from pathlib import Path
 
+from gpt2mini.data.decoding import read_text
+from gpt2mini.data.rows import is_file_of_records
 from gpt2mini.evaluation.detokenizers import count_wikitext_tokens, detokenize_wikitext
 from gpt2mini.evaluation.perplexity import Perplexity, exponential, perplexity
 from gpt2mini.evaluation.table import PAPER, Options, Row
@@ -17,8 +19,8 @@ def wikitext(
 ) -> list[Row]:
     """Perplexity per original token: the nats of the de-tokenized text, divided by the number of
     tokens in the file, not of GPT-2's (Radford et al. 2019, section 3.1)."""
-    text = read_text(path, options.limit)
-    found = measure(model, tokenizer, detokenize_wikitext(text), options)
+    text = beginning(read_plain(path), options.limit)
+    found = measure(model, tokenizer, detokenize_wikitext(text), path, options)
     tokens = count_wikitext_tokens(text)
     value = exponential(found.nats / tokens)
     setting = f"{describe_window(model, options)}, de-tokenized, per original token"
@@ -28,8 +30,8 @@ def wikitext(
 def bits(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options, task: str) -> list[Row]:
     """Bits per byte (enwik8) or per character (text8) of the file as it is. The paper does not say
     which part it used; the usual test set is the last 5 MB."""
-    text = read_text(path, options.limit)
-    found = measure(model, tokenizer, text, options)
+    text = beginning(read_bytes(path), options.limit)
+    found = measure(model, tokenizer, text, path, options)
     setting = f"{describe_window(model, options)}, the file as it is"
     if task == "enwik8":
         value, count, unit = found.bits_per_byte, found.bytes, "byte"
@@ -40,8 +42,8 @@ def bits(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options, task: 
 
 def any_text(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) -> list[Row]:
     """Perplexity per token and word, bits per byte and character, of a file of your own."""
-    text = read_text(path, options.limit)
-    found = measure(model, tokenizer, text, options)
+    text = beginning(read_plain(path), options.limit)
+    found = measure(model, tokenizer, text, path, options)
     setting = describe_window(model, options)
     per_character = found.nats / math.log(2) / len(text)
     return [
@@ -55,9 +57,11 @@ def any_text(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) ->
     ]
 
 
-def measure(model: GPT2, tokenizer: Tokenizer, text: str, options: Options) -> Perplexity:
+def measure(
+    model: GPT2, tokenizer: Tokenizer, text: str, path: Path, options: Options
+) -> Perplexity:
     if not text.strip():
-        raise ValueError("the text is only white space")
+        raise ValueError(f"there is no text in {path}")
     return perplexity(
         model,
         tokenizer,
@@ -76,18 +80,25 @@ def describe_window(model: GPT2, options: Options) -> str:
     return f"context {length}, {windows}"
 
 
-def read_text(path: Path, limit: int | None) -> str:
-    """The text of a UTF-8 file, or its first `limit` thousand characters up to the end of a line.
+def read_plain(path: Path) -> str:
+    """The characters of a text in any encoding and with any line ends that training reads."""
+    if is_file_of_records(path):
+        raise ValueError(f"{path} holds records: write the texts to measure to a .txt file")
+    return read_text(path)
 
-    An incomplete character at the end, as in files cut after a number of bytes, is dropped.
-    """
+
+def read_bytes(path: Path) -> str:
+    """The UTF-8 text of a file as it is, whose bytes are counted. An incomplete character at the
+    end, as in files cut after a number of bytes, is dropped."""
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(path.read_bytes())
+        return codecs.getincrementaldecoder("utf-8")().decode(path.read_bytes())
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
-    if not text:
-        raise ValueError(f"{path} is empty: there is nothing to score")
-    if limit is not None and len(text) > 1000 * limit:
-        end = text.find("\n", 1000 * limit, 1000 * limit + 10_000) + 1
-        text = text[: end or 1000 * limit]
-    return text
+
+
+def beginning(text: str, limit: int | None) -> str:
+    """The first `limit` thousand characters, up to the end of a line."""
+    if limit is None or len(text) <= 1000 * limit:
+        return text
+    end = text.find("\n", 1000 * limit, 1000 * limit + 10_000) + 1
+    return text[: end or 1000 * limit]

@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows, printed as a table."""
+    """Rows, printed as a table; the columns of the paper where it has any of these figures."""
 
     rows: list[Row]
 
@@ -65,10 +65,11 @@ class Table:
         ]
 
     def __str__(self) -> str:
-        head = ["task", "metric", "ours", *SIZES, "of", "setting"]
-        cells = [head, *(as_cells(row) for row in self.rows)]
+        sizes = SIZES if any(row.paper for row in self.rows) else ()
+        head = ["task", "metric", "ours", *sizes, "of", "setting"]
+        cells = [head, *(as_cells(row, len(sizes)) for row in self.rows)]
         widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-        is_number = [False, False, *[True] * 6, False]
+        is_number = [False, False, *[True] * (2 + len(sizes)), False]
         return "\n".join(
             "  ".join(
                 cell.rjust(width) if right else cell.ljust(width)
@@ -78,8 +79,10 @@ class Table:
         )
 
 
-def as_cells(row: Row) -> list[str]:
-    paper = ["-" if figure is None else f"{figure:.2f}" for figure in row.paper or [None] * 4]
+def as_cells(row: Row, sizes: int) -> list[str]:
+    """sizes: columns for the paper's figures."""
+    figures = row.paper or [None] * sizes
+    paper = ["-" if figure is None else f"{figure:.2f}" for figure in figures]
     if math.isinf(row.value):  # per word, where a text has no spaces
         ours = "-"
     else:

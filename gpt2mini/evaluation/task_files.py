@@ -3,13 +3,18 @@
 import hashlib
 import logging
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from gpt2mini.checkpoints.download import cache_folder, download_files
+from gpt2mini.data.records import EmptyField, Omissions, Record, read_records
 from gpt2mini.files import write_aside
 
 logger = logging.getLogger(__name__)
+
+Example = TypeVar("Example")
 
 # The first of these names that exists is used.
 USUAL_NAMES = {
@@ -108,3 +113,19 @@ def unpack(file: Path) -> bytes:
         return file.read_bytes()
     with zipfile.ZipFile(file) as archive:
         return archive.read(archive.namelist()[0])
+
+
+def read_examples(path: Path, read: Callable[[Record], Example]) -> list[Example]:
+    """What `read` makes of each record. Those with an empty field are left out; a warning gives
+    their number. Raises ValueError if none is left."""
+    left_out, found = Omissions(path), []
+    for record in read_records(path):
+        try:
+            found.append(read(record))
+        except EmptyField as error:
+            left_out.drop(error.reason, error.place)
+    left_out.records += len(found)
+    left_out.log()
+    if not found:
+        raise ValueError(f"{path}: all records are left out: {next(iter(left_out.reasons))}")
+    return found
