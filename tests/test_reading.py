@@ -247,6 +247,20 @@ def test_empty_records_are_left_out_and_counted(
         exchanges(tmp_path, *empty)
 
 
+def test_turns_without_an_answer_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    user, answer = MESSAGES[1], MESSAGES[2]
+    empty = {**answer, "content": " "}
+    rows = [{"messages": turns} for turns in ([user, answer], [user, answer, user])]
+    found = exchanges(tmp_path, *rows, {"messages": [user, empty, user, answer]})
+    assert len(found) == 3
+    assert "2 turns in dialogues have no answer: nothing is learned of them" in caplog.text
+    caplog.clear()
+    exchanges(tmp_path, rows[0])
+    assert not caplog.text
+
+
 def test_blank_rows_of_a_table_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("id,prompt,completion\n1,a,b\n\n,,\n ,\n2,c,d\n", encoding="utf-8")

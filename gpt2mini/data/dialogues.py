@@ -89,6 +89,12 @@ def responses(messages: Sequence[Message], start: int = 0) -> Iterator[tuple[str
             yield divide(ASSISTANT, before_response(messages[:i]), one.content)
 
 
+def count_unanswered(messages: Sequence[Message]) -> int:
+    """Turns of the user from which nothing is learned: before an empty answer, or at the end."""
+    empty = sum(one.role == "assistant" and not one.content.strip() for one in messages)
+    return empty + (messages[-1].role == "user")
+
+
 def split_dialogue(dialogue: str, place: str) -> tuple[str, str]:
     """(the text up to the last "Assistant:", the response after it), of a dialogue as text. Empty
     lines before its first turn are left out."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gpt2mini.data.dialogues import (
     Message,
+    count_unanswered,
     ends_before_response,
     holds_messages,
     read_messages,
@@ -66,6 +67,8 @@ def read_exchanges(
             left_out.drop(error.reason, error.place)
             continue
         found += [Exchange(prompt, completion, record.place) for prompt, completion in exchanges]
+        if holds_messages(turns := record.value(*MESSAGES_NAMES)):
+            left_out.unanswered += count_unanswered(read_messages(turns, record.place))
         left_out.see(record)
     left_out.log()
     if not found:

@@ -156,6 +156,7 @@ class Omissions:
         self.first: dict[str, str] = {}  # reason -> the first place
         self.columns: Counter[str] = Counter()  # how many records have a value in each unused one
         self.with_returns = 0  # records in which \r is learned
+        self.unanswered = 0  # turns of dialogues
 
     def see(self, record: Record) -> None:
         """A record that has been read: its other fields are not used."""
@@ -179,6 +180,9 @@ class Omissions:
             shown = ", ".join(f"{name} ({count})" for name, count in self.columns.items())
             message = "%s: columns that are not used, with the number of records: %s"
             logger.warning(message, self.source, shown)
+        if self.unanswered:
+            message = "%s: %d turns in dialogues have no answer: nothing is learned of them"
+            logger.warning(message, self.source, self.unanswered)
         if self.with_returns:
             message = r"%s: %d of %d records hold carriage returns (\r), learned as they stand"
             logger.warning(message, self.source, self.with_returns, self.records)
