@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,20 @@ def test_text_of_a_file_is_held_out(word_folder: Path, tmp_path: Path) -> None:
         assert f"held out ({where})" in done.stdout
 
 
+def test_copies_of_the_training_text_in_the_file_held_out_are_counted(
+    word_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, half = tmp_path / "data.txt", " ".join(str(i) for i in range(200, 260))
+    data.write_text(" ".join(str(i) for i in range(100, 260)), encoding="utf-8")
+    (tmp_path / "other.txt").write_text(f"{half} {half[::-1]}", encoding="utf-8")
+    flags = ["--data", data, "--held-out", tmp_path / "other.txt", "--out", tmp_path / "out"]
+    short = ["--steps", "1", "--max-new-tokens", "2", "--sequence-length", "16"]
+    done = run("finetune", "--model", word_folder, *flags, *short)
+    assert done.returncode == 0, done.stderr
+    (share,) = re.findall(r"(\d+) % of the text held out is learned from too", caplog.text)
+    assert 40 <= int(share) <= 60
+
+
 def test_pretrain_validates_on_the_file_given(tmp_path: Path) -> None:
     data, other = tmp_path / "a.txt", tmp_path / "b.txt"
     data.write_text("one two three " * 200, encoding="utf-8")
@@ -90,7 +105,7 @@ def test_pretrain_validates_on_the_file_given(tmp_path: Path) -> None:
     small += ["--context-length", "16", "--steps", "1"]
     done = run("pretrain", "--data", data, "--held-out", other, "--out", tmp_path / "out", *small)
     assert done.returncode == 0, done.stderr
-    assert "bits a byte on 1 documents held out" in done.stdout
+    assert "held out (b.txt)" in done.stdout and "bits a byte on the text held out" in done.stdout
 
 
 # ---- predict

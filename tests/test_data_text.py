@@ -17,6 +17,7 @@ from torch import Tensor
 from gpt2mini import Tokenizer
 from gpt2mini.data import corpus as corpus_module
 from gpt2mini.data import documents as documents_module
+from gpt2mini.data import overlap
 from gpt2mini.data.corpus import (
     TokenFile,
     hold_out,
@@ -26,6 +27,7 @@ from gpt2mini.data.corpus import (
     tokenize_group,
 )
 from gpt2mini.data.documents import cut, holds_text
+from gpt2mini.data.overlap import count_copied_blocks
 from gpt2mini.data.text import TokenBatches, pad_batch, sequential_batches, sliding_windows
 from gpt2mini.losses import IGNORED
 from gpt2mini.tokenizer import END_OF_TEXT, train_tokenizer
@@ -725,3 +727,34 @@ def test_a_batch_moves_as_a_whole(lengths: list[int]) -> None:
     moved = pad_batch([random_ids(length) for length in lengths]).to(torch.device("meta"))
     parts = [moved.token_ids, moved.labels, moved.attention_mask]
     assert all(part is None or part.device.type == "meta" for part in parts)
+
+
+# ---- text held out that is learned from too
+
+
+@given(
+    st.lists(st.integers(0, 2), max_size=60), st.lists(st.integers(0, 2), max_size=60), st.data()
+)
+def test_copied_blocks_are_those_a_plain_search_finds(
+    learned: list[int], held_out: list[int], data: st.DataObject
+) -> None:
+    copy = data.draw(st.integers(0, len(learned)))
+    learned, held_out = [*learned, *range(20)], [*held_out, *learned[copy:], *range(20)]
+    cut = len(held_out) // 3
+    parts = [range(cut), range(cut, len(held_out))]
+    blocks = [
+        held_out[start : start + 16]
+        for part in parts
+        for start in range(part.start, part.stop - 15, 16)
+    ]
+    windows = [learned[i : i + 16] for i in range(len(learned) - 15)]
+    arrays = (np.array(learned, np.uint16), np.array(held_out, np.uint16))
+    found = count_copied_blocks(arrays[0], [range(len(learned))], arrays[1], parts)
+    assert found == (sum(block in windows for block in blocks), len(blocks))
+
+
+def test_copies_are_found_across_the_pieces_of_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "AT_ONCE", 7)
+    tokens = np.arange(100, dtype=np.uint16)
+    assert count_copied_blocks(tokens, [range(100)], tokens[3:], [range(90)]) == (5, 5)
+    assert count_copied_blocks(tokens, [range(10)], tokens, [range(10)]) == (0, 0)

@@ -9,12 +9,13 @@ Examples:
   gpt2mini finetune --data answers.jsonl --reward runs/reward/best      # rated before and after
   gpt2mini finetune --data hf:owner/name:train --columns prompt=question
 
-The data are a text file or a folder of .txt files; or records: .jsonl, .json, .csv or hf:. Of
-records the loss counts the completion and the <|endoftext|> behind it, so that the tuned model
-stops by itself. Prints continuations before and after, the loss on data held out, and what the
-model has forgotten of general prose; with --reward, how answers to held-out prompts are rated
-before and after. Writes metrics.jsonl, summary.json, loss.png and best/, the model or adapter with
-the lowest validation loss, to --out.
+The data are a file of text or a folder of them; or records of prompts and completions or of
+dialogues (.jsonl, .json, .csv, .tsv, .parquet, hf:owner/name:split). Of records the loss counts the
+completion and the <|endoftext|> behind it, so that the tuned model stops by itself. Prints
+continuations before and after, the loss on data held out, and what the model has forgotten of
+general prose; with --reward, how answers to held-out prompts are rated before and after. Writes
+metrics.jsonl, summary.json, loss.png and best/, the model or adapter with the lowest validation
+loss, to --out.
 """
 
 import math
@@ -61,8 +62,7 @@ class TextFlags:
 
 @dataclass(frozen=True)
 class ExchangeFlags(RecordFlags):
-    """With records: prompt and completion; instruction, input and output; or dialogues in "chosen",
-    whose last answer is learned."""
+    """With records: prompts and completions, or dialogues, whose answers are learned."""
 
     longest: options.Count = 512  # tokens per row, at most
     train_on: Literal["completion", "all"] = "completion"  # all: the prompt too
@@ -82,7 +82,7 @@ class RatingFlags:
 @dataclass(frozen=True)
 class Flags:
     model: str = "gpt2-nano"  # a model's folder or name
-    data: str = str(sample("sample.txt"))  # a text file, a folder of .txt files, or records
+    data: str = str(sample("sample.txt"))  # text, a folder of it, or records
     out: str = "runs/finetune"  # folder for results
     adapter: str | None = None  # folder of an adapter on --model, to go on with it
     # what learns; None: full, or lora with --adapter
@@ -133,7 +133,8 @@ def run(flags: Flags) -> None:
     learning, total = common.how_many_learn(model)
     per_step = flags.accumulate * get_world_size()
     steps = flags.steps or math.ceil(flags.epochs * len(data.batches) / per_step)
-    print(f"{data.description}\n{steps} steps of {per_step} batches on {job.device}")
+    print(data.description)
+    print(f"steps: {steps}, batches per step: {per_step}, on {job.device}")
     print(f"{learning:,} of {total:,} parameters learn: {learning / total:.2%} ({flags.learns})")
 
     prompts = [*data.prompts, *(data.prompts_to_rate if reward else [])]
@@ -262,12 +263,10 @@ def read_text(job: common.Job, tokenizer: Tokenizer, context_length: int) -> Dat
     beginnings = (document[:5000] for document in held_out[:20])
     texts = [tokenizer.decode(others[d.start : d.stop].tolist()) for d in beginnings]
     first_words = tokenizer.decode(others[held_out[0].start :][:8].tolist())
-    where = f" ({', '.join(file.name for file in files[1])})" if files[1] else ""
     return Data(
         batches=TokenBatches(split.corpus.tokens, training, size, window, seed),
         validation=lambda: sequential_batches(others, scored, size, window),
-        description=f"{sum(map(len, training)):,} tokens to learn from, "
-        f"{sum(map(len, held_out)):,} held out{where}; batches of {size} x {window} tokens",
+        description=f"{split}\nbatches of {size} x {window} tokens",
         prompts=list(flags.prompt) or [first_words],
         trained_length=window - 1,  # the last token of a window is predicted, not read
         summary={},
@@ -293,17 +292,16 @@ def read_records(job: common.Job, tokenizer: Tokenizer, context_length: int) -> 
         for part in parts
     )
     training, held_out = parts
+    # with --reward prompts are answered and shown with their rewards instead
+    answered = [] if records.reward else [one.prompt for one in held_out[: records.answers]]
     return Data(
         batches=batches,
         validation=validation.in_order,
-        description=f"{len(training)} records to learn from, {len(held_out)} held out ({where}); "
-        f"batches of {size} of {len(batches.rows)} rows of at most {longest} tokens, of which "
-        f"{batches.padding_share:.1%} is padding; the loss counts "
+        description=f"{len(training)} records to learn from, {len(held_out)} held out ({where})\n"
+        f"batches of {min(size, len(batches.rows))} x at most {longest} tokens, "
+        f"{len(batches)} an epoch ({batches.padding_share:.1%} padding)\nthe loss counts "
         f"{'completions' if records.train_on == 'completion' else 'prompts and completions'}",
-        prompts=[
-            *(one.prompt for one in held_out[: records.answers]),
-            *(flags.prompt or OUTSIDE),
-        ],
+        prompts=[*answered, *(flags.prompt or OUTSIDE)],
         trained_length=max(len(one.token_ids) for one in batches.encoded) - 1,
         summary={"padding_share": batches.padding_share},
         prompts_to_rate=[*dict.fromkeys(one.prompt for one in held_out)][: flags.rating.compare],

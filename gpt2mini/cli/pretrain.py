@@ -34,7 +34,7 @@ from gpt2mini.training.distributed import get_rank, rank_zero_first
 
 @dataclass(frozen=True)
 class Flags:
-    data: str = str(sample("sample.txt"))  # a text file or a folder of .txt files
+    data: str = str(sample("sample.txt"))  # text, or a folder of it: gpt2mini/data/README.md
     out: str = "runs/pretrain"  # folder for results
     init_from: str | None = None  # start from this model's folder, its vocabulary and its width
     fraction: float = 1.0  # seeded share of the text to use
@@ -79,8 +79,8 @@ def run(flags: Flags) -> None:
     context, parameters = model.config.context_length, sum(p.numel() for p in model.parameters())
     flags.parallel.apply(model, job.precision)
     print(
-        f"{parameters:,} parameters, {tokenizer.vocab_size:,} kinds of token; "
-        f"{sum(map(len, split.training)):,} tokens to learn from, on {job.device}"
+        f"{parameters:,} parameters, {tokenizer.vocab_size:,} kinds of token, on {job.device}\n"
+        f"{split}"
     )
 
     def validate() -> float:
@@ -113,7 +113,7 @@ def run(flags: Flags) -> None:
     text = complete(model, tokenizer, "The ", 100, top_k=50, generator=generator, overflow="slide")
     print_rows(rows, ["loss", "validation_loss"])
     print(f"{text}\n\nvalidation loss {losses[0]:.3f} -> {best:.3f} nats a token")
-    print(f"{bits:.3f} bits a byte on {len(scored)} documents held out")
+    print(f"{bits:.3f} bits a byte on the text held out")
     summary = {
         "parameters": parameters,
         "validation_loss": best,

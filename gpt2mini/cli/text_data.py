@@ -1,13 +1,18 @@
 """The text that jobs read: tokenized, and divided into what is learned and what is held out."""
 
+import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2mini import Tokenizer
 from gpt2mini.data.corpus import TokenFile, hold_out, text_files, tokenize_files
 from gpt2mini.data.folders import PURPOSES, by_purpose
+from gpt2mini.data.overlap import count_copied_blocks
 from gpt2mini.data.rows import is_file_of_records, split_files
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -18,20 +23,26 @@ class TextSplit:
     training: list[range]
     held_out_corpus: TokenFile
     held_out: list[range]
+    source: str  # of the text held out
+
+    def __str__(self) -> str:
+        return (
+            f"{sum(map(len, self.training)):,} tokens to learn from, "
+            f"{sum(map(len, self.held_out)):,} held out ({self.source})"
+        )
 
 
 def training_and_held_out_files(data: str, held_out: str | None) -> tuple[list[Path], list[Path]]:
     """Text files to learn from, and those held out: of `held_out`; else of the folder `data`, if
     every file in it says what it is for (train.txt beside valid.txt); else none."""
     files, folder = text_files(data), Path(data)
+    given = text_files(held_out) if held_out else []
     if not folder.is_dir() or not all(names_purpose(file, folder) for file in files):
-        return files, text_files(held_out) if held_out else []
+        return files, given
     parts = split_files(folder) if is_file_of_records(files[0]) else by_purpose(files, folder)
     if not parts["train"]:
-        return files, text_files(held_out) if held_out else []
-    return parts["train"], text_files(held_out) if held_out else parts["validation"] or parts[
-        "test"
-    ]
+        return files, given
+    return parts["train"], given or parts["validation"] or parts["test"]
 
 
 def names_purpose(file: Path, folder: Path) -> bool:
@@ -57,12 +68,28 @@ def split_text(
         training, held_out = documents, other.documents()
         if not any(len(document) > 1 for document in held_out):
             raise ValueError(f"{held_out_files[0]} is too short: there is no token to predict")
+        source = in_words(held_out_files)
     else:
-        other = corpus
+        other, source = corpus, f"{validation_share:.3g} of the text"
         training, held_out = hold_out(documents, validation_share, seed)
     if fraction != 1:
         training = intersection(corpus.documents(fraction, seed), training)
-    return TextSplit(corpus, training, other, held_out)
+    if held_out_files:
+        warn_of_copies(*count_copied_blocks(corpus.tokens, training, other.tokens, held_out))
+    return TextSplit(corpus, training, other, held_out, source)
+
+
+def in_words(files: Sequence[Path]) -> str:
+    """Their names, or the first ones."""
+    names = [file.name for file in files]
+    return ", ".join(names if len(names) < 4 else [*names[:2], f"... {len(names)} files"])
+
+
+def warn_of_copies(copied: int, blocks: int) -> None:
+    """Say how much of the text held out is learned from, if that is more than a chance phrase."""
+    if copied > blocks / 100:
+        message = "%.0f %% of the text held out is learned from too: its loss says less"
+        logger.warning(message, 100 * copied / blocks)
 
 
 def intersection(first: list[range], second: list[range]) -> list[range]:
