@@ -97,7 +97,7 @@ def test_only_the_last_blocks_learn_if_asked(
     assert summary["peak_learning_rates"] == [pytest.approx(1e-3)]
     assert "step 2: loss" in done.stdout and rows[-1]["learning_rate"] > 0
     again = run("align", *arguments)
-    assert "an earlier run: resume it, choose another folder, or overwrite it" in again.stderr
+    assert "an earlier run: resume it (--resume), choose another folder" in again.stderr
     done = run("align", *arguments, "--lora", "--overwrite")
     assert "--lora trains adapters, --train-blocks the last blocks" in done.stderr
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import run
+from transformers import AutoTokenizer
 
 from gpt2mini.files import read_json
 
@@ -161,3 +162,28 @@ def test_predict_says_what_is_wrong(
     ):
         done = run("predict", *flags)
         assert done.returncode and message in done.stderr
+
+
+def test_predict_cuts_texts_as_in_training(word_folder: Path, tmp_path: Path) -> None:
+    data, out = messages(tmp_path / "a.tsv", 0, 40), tmp_path / "found.jsonl"
+    flags = ["--data", data, "--steps", "1", "--longest", "6", "--keep", "tail"]
+    done = run("classify", "--model", word_folder, "--out", tmp_path / "out", *flags)
+    assert done.returncode == 0, done.stderr
+    texts = [f"{start} how are you and all of us" for start in ("one", "see you at six")]
+    asked = [flag for text in texts for flag in ("--text", text)]
+
+    def probabilities(*flags: str) -> list[dict[str, float]]:
+        model = ["--model", tmp_path / "out" / "best"]
+        done = run("predict", *model, *asked, "--out", out, *flags)
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        assert [row["text"] for row in rows] == texts
+        return [row["probabilities"] for row in rows]
+
+    alike, other = probabilities()
+    assert alike == pytest.approx(other, rel=1e-4)  # they end alike
+    first, second = probabilities("--keep", "head")
+    assert first != pytest.approx(second, rel=1e-4)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out" / "best")
+    cut = theirs(texts, truncation=True)["input_ids"]
+    assert cut[0] == cut[1] and len(cut[0]) == 6

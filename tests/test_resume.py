@@ -374,7 +374,7 @@ def test_a_finished_run_is_not_replaced_in_silence(
     Run().train(tmp_path, evaluate=lambda: 1.0, **few)
     best = tmp_path / "best" / "model.safetensors"
     before = best.read_bytes()
-    with pytest.raises(FileExistsError, match=r"holds best of an earlier run: resume it, .*over"):
+    with pytest.raises(FileExistsError, match=r"holds best of an earlier run: resume it .*over"):
         Run().train(tmp_path, evaluate=lambda: 1.0, **few)
     assert best.read_bytes() == before
     (tmp_path / "summary.json").write_text("{}", encoding="utf-8")

@@ -31,3 +31,20 @@ def complete_tokenizer_config(folder: Path) -> None:
 def has_padding_token(special_tokens_map: Path) -> bool:
     """Whether the file of earlier versions of `transformers` is there and names a padding token."""
     return special_tokens_map.is_file() and "pad_token" in read_json(special_tokens_map)
+
+
+def write_truncation(folder: str | Path, longest: int, keep: str) -> None:
+    """Note how texts are cut for a classifier: to `longest` tokens, of which they keep the "head"
+    or the "tail". `transformers` cuts alike, if asked to."""
+    path = Path(folder) / TOKENIZER_CONFIG
+    side = {"head": "right", "tail": "left"}[keep]  # which is cut off
+    write_json(path, {**read_json(path), "model_max_length": longest, "truncation_side": side})
+
+
+def read_truncation(folder: str | Path) -> tuple[int | None, str]:
+    """(longest, keep) of `write_truncation`; None if there is no limit."""
+    path = Path(folder) / TOKENIZER_CONFIG
+    config = read_json(path) if path.is_file() else {}
+    longest = config.get("model_max_length")
+    keep = "tail" if config.get("truncation_side") == "left" else "head"
+    return longest if isinstance(longest, int) and longest > 0 else None, keep

@@ -28,6 +28,7 @@ from torch import nn
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import holds_adapter
+from gpt2mini.checkpoints.tokenizer_config import write_truncation
 from gpt2mini.classification import ClassificationReport, Prediction, predict
 from gpt2mini.classification.frozen import (
     LabeledBatches,
@@ -106,6 +107,7 @@ def run(flags: Flags) -> None:
     best = job.out / "best"
     model = load_classifier(job, names)
     tokenizer.save_pretrained(best)
+    write_truncation(best, longest, flags.keep)  # for predict
     with autocast(job.device, job.precision):  # all as it was in training and validation
         found = predict(model, tokenizer, parts.test.texts, names, flags.keep, longest)
     summary, report = report_on(parts.test, found)

@@ -20,7 +20,7 @@ Where the files of the tasks come from:
   enwik8, text8      http://mattmahoney.net/dc/textdata.html (the usual test part: the last 5 MB)
   cbt-cn, cbt-ne     the Children's Book Test: Hill et al. 2016 (the paper's are the valid files)
   hellaswag          JSONL with ctx, endings, label: https://github.com/rowanz/hellaswag
-  text               any UTF-8 file: text=path
+  text               any file of text: text=path
 """
 
 from collections.abc import Sequence
@@ -58,8 +58,8 @@ class Flags:
     model: str = "gpt2-nano"  # a model's folder or name
     adapter: str | None = None  # folder of an adapter that was trained on --model
     # files whose perplexity is measured in both kinds of windows (sliding: by half, or --stride)
-    text: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()  # task=path, or a task in --data; none: prose and own writing
+    text: options.Several = ()
+    tasks: options.Several = ()  # task=path, or a task in --data; none: prose and own writing
     data: str | None = None  # a folder with the tasks' files under their usual names
     out: str = "runs/evaluate"  # folder for results
     limit: options.OptionalCount = (
@@ -78,8 +78,8 @@ class Flags:
 
 def run(flags: Flags) -> None:
     out = writable_folder(flags.out)
-    tasks = find_files(flags.tasks, flags.data)
-    usual = {} if tasks or flags.text else {"text": sample("general.txt")}
+    tasks, texts = find_files(options.flat(flags.tasks), flags.data), options.flat(flags.text)
+    usual = {} if tasks or texts else {"text": sample("general.txt")}
     device = pick_device(flags.machine.device)
     model, tokenizer = models.load(flags.model, flags.adapter, device)
     evaluate = partial(
@@ -93,7 +93,7 @@ def run(flags: Flags) -> None:
     )
     rows = evaluate(tasks=tasks or usual, stride=flags.stride).rows
     sliding = flags.stride or max(1, (flags.context_length or model.config.context_length) // 2)
-    for text in flags.text:
+    for text in texts:
         for stride in (None, sliding):
             rows += evaluate(tasks={"text": text}, stride=stride).rows
     table = Table(rows)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
+from tyro.conf import UseAppendAction
 from tyro.constructors import PrimitiveConstructorSpec
 
 from gpt2mini import GPT2
@@ -59,6 +60,14 @@ OptionalNotNegative = Annotated[float | None, AT_LEAST_0]
 Share = Annotated[float, number(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")]
 BelowOne = Annotated[float, number(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")]
 Multiple = Annotated[float, number(float, lambda x: x == 0 or x > 1, "0 or a number above 1")]
+
+# --text A B and --text A --text B alike
+Several = UseAppendAction[tuple[tuple[str, ...], ...]]
+
+
+def flat(several: Several) -> list[str]:
+    return [one for group in several for one in group]
+
 
 # ---- groups of flags
 

@@ -19,6 +19,7 @@ from typing import Literal
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import read_class_names
+from gpt2mini.checkpoints.tokenizer_config import read_truncation
 from gpt2mini.classification import Prediction, predict
 from gpt2mini.classification.label_files import read_texts
 from gpt2mini.classification.labeled import read_labeled
@@ -34,13 +35,13 @@ DEFAULT = "runs/classify/best"
 @dataclass(frozen=True)
 class Flags:
     model: str = DEFAULT  # folder of a classifier
-    text: tuple[str, ...] = ()  # texts to classify; - reads them from stdin, one a line
+    text: options.Several = ()  # texts to classify; - reads them from stdin, one a line
     data: str | None = None  # a file of them: records with a text, or else a text on each line
     evaluate: str | None = None  # labeled texts, as in classify --data
     columns: str | None = None  # fields called otherwise: text=theirs,label=theirs
     out: str | None = None  # a file for text, class and probabilities of each, as JSON lines
-    longest: options.OptionalCount = None  # tokens per text, as in classify; None: the context
-    keep: Literal["head", "tail"] = "head"  # of a text that is longer, as in classify
+    longest: options.OptionalCount = None  # tokens per text; None: as in training
+    keep: Literal["head", "tail"] | None = None  # of a text that is longer; None: as in training
     computing: options.Computing = options.group(options.Computing)
 
 
@@ -64,8 +65,10 @@ def run(flags: Flags) -> None:
     texts = labeled.texts if labeled else asked_texts(flags)
     model = GPT2.from_pretrained(flags.model, device=pick_device(flags.computing.device))
     tokenizer = Tokenizer.from_pretrained(flags.model)
-    longest = min(flags.longest or model.config.context_length, model.config.context_length)
-    found = predict(model, tokenizer, texts, names, flags.keep, longest)
+    trained_longest, trained_keep = read_truncation(flags.model)
+    context = model.config.context_length
+    longest = min(flags.longest or trained_longest or context, context)
+    found = predict(model, tokenizer, texts, names, flags.keep or trained_keep, longest)
     if labeled:
         report_on(labeled, found)
     else:
@@ -76,8 +79,9 @@ def run(flags: Flags) -> None:
 
 
 def asked_texts(flags: Flags) -> list[str]:
-    texts = [] if flags.text == ("-",) else list(flags.text)
-    if flags.text == ("-",):
+    given = options.flat(flags.text)
+    texts = [] if given == ["-"] else given
+    if given == ["-"]:
         texts += [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
     if flags.data:
         texts += read_texts(flags.data, parse_columns(flags.columns))

@@ -57,7 +57,7 @@ def zero_shot(
         if name not in TASKS:
             raise ValueError(f"there is no task {name!r}: choose among {', '.join(TASKS)}")
         if not Path(file).is_file():
-            raise FileNotFoundError(f"the file of the task {name} is not there: {file}")
+            raise FileNotFoundError(f"there is no file {file} for the task {name}")
     options = Options(context_length, stride, limit, batch_size, precision, progress)
     return Table(
         [

@@ -47,8 +47,8 @@ def check_free(folder: Path, resume: bool) -> None:
         left.insert(0, "checkpoints")
     if left:
         raise FileExistsError(
-            f"{folder} holds {' and '.join(left)} of an earlier run: resume it, choose another "
-            "folder, or overwrite it"
+            f"{folder} holds {' and '.join(left)} of an earlier run: resume it (--resume), choose "
+            "another folder (--out), or overwrite it (--overwrite)"
         )
 
 
