@@ -32,15 +32,16 @@ class Sampling:
         for name in ("no_repeat_ngram_size", "top_k"):
             whole = whole_number(name, getattr(self, name), optional=name == "top_k")
             object.__setattr__(self, name, whole)  # 50.0 becomes 50
-        for holds, rule in (
-            (self.repetition_penalty > 0, "repetition_penalty must be above 0 (1 changes nothing)"),
-            (self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size must be 0 (off) or more"),
-            (0 <= self.temperature < float("inf"), "temperature must be 0 (greedy) or more"),
-            (self.top_k is None or self.top_k >= 0, "top_k must be 0 (off) or more"),
-            (self.top_p is None or 0 < self.top_p <= 1, "top_p must lie in (0, 1]; 1 is off"),
+        for name, holds, rule in (
+            ("repetition_penalty", lambda x: x > 0, "must be above 0 (1 changes nothing)"),
+            ("no_repeat_ngram_size", lambda n: n >= 0, "must be 0 (off) or more"),
+            ("temperature", lambda x: 0 <= x < float("inf"), "must be 0 (greedy) or more"),
+            ("top_k", lambda k: k is None or k >= 0, "must be 0 (off) or more"),
+            ("top_p", lambda p: p is None or 0 < p <= 1, "must lie in (0, 1] (1 is off)"),
         ):
-            if not holds:
-                raise ValueError(f"{rule}; got {self}")
+            value = getattr(self, name)
+            if not holds(value):
+                raise ValueError(f"{name} {rule}, not {value}")
 
     def choose(
         self,

@@ -212,7 +212,9 @@ def report_losses(rows: list[dict[str, Any]]) -> dict[str, float]:
         f"validation loss {first:.3f} -> {best:.3f} nats per token "
         f"(perplexity {math.exp(first):.1f} -> {math.exp(best):.1f})"
     )
-    if not losses[-1] <= best + 0.01:  # nor is NaN
+    if best == first:
+        print("(no step has lowered it, so best/ is the model as it was: a lower --lr may do)")
+    elif not losses[-1] <= best + 0.01:  # nor is NaN
         print(f"(it had risen again to {losses[-1]:.3f} at the end: fewer epochs would do)")
     return {
         "validation_loss_before": first,

@@ -43,4 +43,5 @@ def log_left_out(folder: Path, files: Sequence[Path], why: str) -> None:
     if files:
         names = [file.relative_to(folder).as_posix() for file in files]
         shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-        logger.warning("%s: %d files left out, %s: %s", folder, len(files), why, shown)
+        count = "1 file" if len(files) == 1 else f"{len(files)} files"
+        logger.warning("%s: %s left out, %s: %s", folder, count, why, shown)

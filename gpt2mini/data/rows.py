@@ -100,5 +100,5 @@ def training_files(folder: Path) -> list[Path]:
         raise ValueError(f"{folder} holds no records: {ENDINGS}")
     held_out = [file for file in records if file not in chosen]
     log_left_out(folder, held_out, "by their names not for training")
-    log_left_out(folder, [file for file in files if file not in records], "which hold no records")
+    log_left_out(folder, [file for file in files if file not in records], "without records")
     return chosen

@@ -1,12 +1,15 @@
 """CSV and tab-separated files -> rows, each a dictionary under the names of the header."""
 
 import csv
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gpt2mini.data.decoding import open_text
+
+logger = logging.getLogger(__name__)
 
 Rows = Iterator[tuple[str, dict[str, Any]]]  # each with its place in the file, for error messages
 
@@ -39,7 +42,10 @@ def read_tsv(path: Path) -> Rows:
     if quoted is None and literal is None:
         list(read_table(path, "\t"))  # raises
     # A quote that is part of the text joins lines until the next one, each whole by itself.
-    joined = quoted and literal and len(quoted) < len(literal)
+    joined = bool(quoted and literal) and len(quoted or []) < len(literal or [])
+    if joined:
+        message = "%s: quotes are read as part of the text: as Excel's they would join %d lines"
+        logger.warning(message, path, 1 + len(literal or []) - len(quoted or []))
     yield from literal if quoted is None or joined else quoted  # type: ignore[misc]
 
 

@@ -105,8 +105,8 @@ class SideBySide:
         difference = self.mean_after - self.mean_before
         note = "" if low > 0 or high < 0 else "; not significant"
         return (
-            f"mean reward {self.mean_before:.4f} before, {self.mean_after:.4f} after: "
-            f"{difference:+.4f} ({low:+.4f} to {high:+.4f}){note}\n"
+            f"mean reward {self.mean_before:.4f} before, {self.mean_after:.4f} after\n"
+            f"difference: {difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f}){note}\n"
             f"better after than before: {self.win_rate:.1%} ({least:.1%} to {most:.1%}) "
             f"of {len(self.prompts)} prompts"
         )

@@ -26,7 +26,7 @@ from gpt2mini.training.distributed import (
 )
 from gpt2mini.training.fingerprint import fingerprint
 from gpt2mini.training.folder import check_free, only_run_in, remove_results
-from gpt2mini.training.metrics import MetricsLog, in_words
+from gpt2mini.training.metrics import MetricsLog
 from gpt2mini.training.refusals import check_can_be_trained
 from gpt2mini.training.resuming import check_same_data, settings_at, warn_of_other_settings
 from gpt2mini.training.settings import Settings
@@ -250,7 +250,7 @@ class Run:
             **(self.figures() if self.figures else {}),
         }
         self.log.write(row)
-        self.bar.set_postfix_str(in_words(row))
+        self.bar.set_postfix_str(f"loss {loss:.4g}")
 
     def validate(self) -> None:
         """Evaluate and log the result; save the model if its validation loss is the lowest so far.
