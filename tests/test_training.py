@@ -708,6 +708,8 @@ def test_batches_that_cannot_be_read_again_are_an_error_in_words(own_model: GPT2
         train(own_model, itertools.islice(ragged_batches(), 3), optimizers, settings(4))
     with pytest.raises(ValueError, match="there are no batches to train on"):
         train(own_model, [], optimizers, settings(4))
+    with pytest.raises(TypeError, match=r"got a Tensor: make one, Batch\(token_ids"):
+        train(own_model, [random_ids(2, 8)], optimizers, settings(4))
 
 
 def test_a_list_and_a_data_loader_are_read_again_after_each_epoch(own_model: GPT2) -> None:

@@ -20,6 +20,11 @@ LossFunction = Callable[[Any, Any], tuple[Tensor, Tensor | int]]
 
 def next_token_step(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
     """(sum, count) of a batch's next-token loss; the full logits are never materialized."""
+    if not hasattr(batch, "token_ids"):
+        raise TypeError(
+            f"expected a Batch, with token_ids and labels; got a {type(batch).__name__}: make one, "
+            "Batch(token_ids, labels=token_ids), or give a loss_function that takes it"
+        )
     check_labels_not_shifted(batch.token_ids, batch.labels)
     hidden, head = hidden_states_and_head(model, batch.token_ids, batch.attention_mask)
     return chunked_next_token_loss(hidden, head, batch.labels)
