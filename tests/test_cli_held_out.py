@@ -84,6 +84,20 @@ def test_text_of_a_file_is_held_out(word_folder: Path, tmp_path: Path) -> None:
         assert f"held out ({where})" in done.stdout
 
 
+def test_a_run_says_that_it_has_stopped_early(word_folder: Path, tmp_path: Path) -> None:
+    data, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    data.write_text("one two three " * 100, encoding="utf-8")
+    other.write_text("four five " * 20, encoding="utf-8")
+    flags = ["--data", data, "--held-out", other, "--out", tmp_path / "out", "--lr", "0.5"]
+    short = ["--steps", "9", "--patience", "1", "--evaluate-every", "1", "--max-new-tokens", "2"]
+    done = run("finetune", "--model", word_folder, *flags, *short, "--sequence-length", "16")
+    assert done.returncode == 0, done.stderr
+    last = json.loads(
+        (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    )["step"]
+    assert f"stopped after step {last} of 9, as --patience asks" in done.stdout
+
+
 def test_copies_of_the_training_text_in_the_file_held_out_are_counted(
     word_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,9 +8,10 @@ Examples:
   gpt2mini align --reward runs/reward/adapter --lora     # one base in memory
   gpt2mini align --reward my_rewards:politeness          # any Python function
 
-The data are records with prompt, chosen and rejected, or HH's pairs of dialogues; PPO and GRPO take
-the prompts alone. Prompts that were held out are answered before and after, and both answers rated.
-Writes metrics.jsonl, summary.json, pictures and best/, the tuned model or its adapter, to --out.
+The data are records with prompt, chosen and rejected, or HH's pairs of dialogues, of which PPO and
+GRPO take the prompts alone. Prompts that were held out are answered before and after, and both
+answers rated. Writes metrics.jsonl, summary.json, pictures and best/, the tuned model or its
+adapter, to --out.
 """
 
 import sys

@@ -88,6 +88,8 @@ class Job:
                 f"no validation loss was a finite number, so there is no best model; the last one "
                 f"is in {self.out / 'checkpoints'}. Look at the data held out, or lower --lr"
             )
+        if rows[-1]["step"] < steps:
+            print(f"stopped after step {rows[-1]['step']} of {steps}, as --patience asks")
         seconds = time.perf_counter() - began
         self.summary = {"steps": rows[-1]["step"], "seconds": seconds, "peak_learning_rates": peaks}
         return rows

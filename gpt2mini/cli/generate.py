@@ -20,10 +20,9 @@ import torch
 from tyro.conf import UseAppendAction
 
 from gpt2mini import GPT2, Tokenizer
-from gpt2mini.cli import options
+from gpt2mini.cli import models, options
 from gpt2mini.device import pick_device
 from gpt2mini.generation import Sampling, stream
-from gpt2mini.lora import load_adapter, merge_lora
 
 PROMPT = "The old man looked at"
 SHOWN = 500  # characters of a prompt that are printed in a terminal
@@ -50,11 +49,7 @@ class Flags:
 
 def run(flags: Flags) -> None:
     device = pick_device(flags.computing.device)
-    tokenizer = Tokenizer.from_pretrained(flags.model)
-    model = GPT2.from_pretrained(flags.model, device=device)
-    if flags.adapter:
-        load_adapter(model, flags.adapter)
-        merge_lora(model)  # as fast as without one, and ready for --quantize
+    model, tokenizer = models.load(flags.model, flags.adapter, device)
     if flags.quantize:
         model.quantize(flags.quantize)
     generator = torch.Generator(device).manual_seed(flags.computing.seed)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from gpt2mini.checks import check_labels_not_shifted
-from gpt2mini.data.text import Batch
 from gpt2mini.device import autocast
 from gpt2mini.losses.deferred import hidden_states_and_head
 from gpt2mini.losses.next_token import chunked_next_token_loss
@@ -18,8 +17,11 @@ from gpt2mini.modes import evaluating
 LossFunction = Callable[[Any, Any], tuple[Tensor, Tensor | int]]
 
 
-def next_token_step(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(sum, count) of a batch's next-token loss; the full logits are never materialized."""
+def next_token_step(model: GPT2, batch: Any) -> tuple[Tensor, Tensor]:
+    """(sum, count) of a batch's next-token loss; the full logits are never materialized.
+
+    batch: a `Batch`. Raises TypeError for anything without token_ids.
+    """
     if not hasattr(batch, "token_ids"):
         raise TypeError(
             f"expected a Batch, with token_ids and labels; got a {type(batch).__name__}: make one, "
