@@ -76,7 +76,7 @@ for number in range(args.rollouts):
             # ratio = exp(logprobs - old); min(ratio * A, clip(ratio) * A): equation 7
             old = rollout.logprobs[part]
             policy_sum, count = ppo_loss(logprobs, old, advantages[part], mask[part], clip=0.2)
-            value_sum, _ = value_loss(new_values, values[part], returns[part], mask[part], clip=0.2)
+            value_sum = value_loss(new_values, values[part], returns[part], mask[part], clip=0.2)[0]
             loss = (policy_sum + 0.1 * value_sum) / count  # equation 9, without an entropy bonus
             loss.backward()
             torch.nn.utils.clip_grad_norm_(actor_critic.parameters(), max_norm=1.0)

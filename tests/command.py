@@ -20,7 +20,7 @@ HANGS = 7200  # seconds after which a process counts as one that never ends; no 
 Done = subprocess.CompletedProcess[str]
 
 
-def run(job: str, *arguments: str | Path, stdin: str = "") -> Done:
+def run(job: str, *arguments: object, stdin: str = "") -> Done:
     """`gpt2mini JOB arguments` in this process."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     command = [job, *map(str, arguments)]
@@ -35,7 +35,7 @@ def run(job: str, *arguments: str | Path, stdin: str = "") -> Done:
     return Done(command, code, out.getvalue(), said)
 
 
-def run_apart(*command: str | Path, launch: list[str] = COMMAND) -> Done:
+def run_apart(*command: object, launch: list[str] = COMMAND) -> Done:
     """`gpt2mini command` in a process of its own, warnings shown, offline by environment."""
     return subprocess.run(
         [*launch, *map(str, command)],

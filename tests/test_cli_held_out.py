@@ -42,7 +42,7 @@ def test_classify_tests_with_the_file_given(
     word_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data, other = messages(tmp_path / "a.tsv", 0, 32), messages(tmp_path / "b.tsv", 28, 12)
-    flags: list[str | Path] = ["--model", word_folder, "--steps", "1", "--out", tmp_path / "out"]
+    flags = ["--model", word_folder, "--steps", "1", "--out", tmp_path / "out"]
     done = run("classify", "--data", data, "--held-out", other, *flags)
     assert done.returncode == 0, done.stderr
     assert "28 to learn from, 4 to validate, 12 to test" in done.stdout and "b.tsv" in done.stdout
@@ -53,7 +53,7 @@ def test_classify_tests_with_the_file_given(
 def test_classify_uses_the_parts_of_a_folder(word_folder: Path, tmp_path: Path) -> None:
     for name, start, n in (("train", 0, 16), ("dev", 100, 4), ("test", 200, 8)):
         messages(tmp_path / "data" / f"{name}.tsv", start, n)
-    flags: list[str | Path] = ["--model", word_folder, "--steps", "1", "--out", tmp_path / "out"]
+    flags = ["--model", word_folder, "--steps", "1", "--out", tmp_path / "out"]
     done = run("classify", "--data", tmp_path / "data", *flags)
     assert done.returncode == 0, done.stderr
     assert "16 to learn from, 4 to validate, 8 to test (test.tsv)" in done.stdout
@@ -130,7 +130,7 @@ def test_pretrain_validates_on_the_file_given(tmp_path: Path) -> None:
 def classifier(word_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier")
     data = messages(folder / "a.tsv", 0, 40)
-    flags: list[str | Path] = ["--data", data, "--steps", "20", "--method", "full", "--lr", "0.01"]
+    flags = ["--data", data, "--steps", "20", "--method", "full", "--lr", "0.01"]
     done = run("classify", "--model", word_folder, "--out", folder / "out", *flags)
     assert done.returncode == 0, done.stderr
     return folder / "out" / "best"

@@ -142,7 +142,8 @@ def test_the_exact_gelu_computes_what_transformers_does(tmp_path: Path) -> None:
         n_head=2,
         activation_function="gelu",
     )
-    theirs = enlarge(GPT2LMHeadModel(config)).eval()
+    theirs = GPT2LMHeadModel(config).eval()
+    enlarge(theirs)
     theirs.save_pretrained(tmp_path / "model")
     ours, token_ids = GPT2.from_pretrained(tmp_path / "model"), ids % 97
     assert ours.config.gelu == "none"
