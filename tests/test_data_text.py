@@ -191,7 +191,7 @@ def test_a_folder_without_text_files_is_refused(tmp_path: Path) -> None:
         ("a.txt", "\ufeffIt was dark.\r\nHe went on.\r\n".encode()),
         ("a.txt", "It was dark.\rHe went on.\r".encode("utf-16")),
         ("a.md", "It was dark.\nHe went on.\n".encode("utf-16-le")),
-        ("a.txt.gz", gzip.compress(b"It was dark.\r\nHe went on.\r\n")),
+        ("a.txt.gz", gzip.compress(b"It was dark.\r\nHe went on.\r\n", mtime=0)),
         ("a.jsonl", b'{"text": "It was dark.\\nHe went on.\\n", "id": 3}\n{"text": ""}'),
         ("a.json", b'[{"Content": "It was dark.\\nHe went on.\\n"}]'),
         ("a.csv", b'title;text\r\nX;"It was dark.\nHe went on.\n"\r\n'),

@@ -95,7 +95,7 @@ OBJECTS = [{"label": label, "text": text} for label, text in ROWS]
         ("a.tsv", table([["label", "text", "source"], *([*row, "web"] for row in ROWS)], "\t")),
         ("data", table([["id", "Sentiment", "Review"], *(["1", *row] for row in ROWS)], "\t")),
         ("a.txt", table([["label", "text"], *ROWS], "\t").encode("utf-16")),  # of Excel
-        ("a.csv.gz", gzip.compress(table([["label", "text"], *ROWS], ",").encode())),
+        ("a.csv.gz", gzip.compress(table([["label", "text"], *ROWS], ",").encode(), mtime=0)),
         ("a.ndjson", "\n".join(map(json.dumps, OBJECTS))),
         ("a.json", json.dumps({"data": OBJECTS})),
     ],

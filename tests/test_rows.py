@@ -88,9 +88,9 @@ ARRANGED: dict[str, tuple[str, str | bytes]] = {
     "UTF-16, big endian": ("a.jsonl", codecs.BOM_UTF16_BE + lines(ROWS).encode("utf-16-be")),
     "a mark": ("a.jsonl", "\ufeff" + lines(ROWS)),
     "carriage returns and line feeds": ("a.jsonl", lines(ROWS).replace("\n", "\r\n")),
-    "gzip": ("a.jsonl.gz", gzip.compress(lines(ROWS).encode())),
-    "gzip of CSV": ("a.csv.GZ", gzip.compress(table(ROWS).encode("utf-16"))),
-    "gzip without its ending": ("a.json", gzip.compress(json.dumps(ROWS).encode())),
+    "gzip": ("a.jsonl.gz", gzip.compress(lines(ROWS).encode(), mtime=0)),
+    "gzip of CSV": ("a.csv.GZ", gzip.compress(table(ROWS).encode("utf-16"), mtime=0)),
+    "gzip without its ending": ("a.json", gzip.compress(json.dumps(ROWS).encode(), mtime=0)),
 }
 
 
@@ -195,7 +195,7 @@ def test_tabs_with_and_without_quotes(tmp_path: Path, caplog: pytest.LogCaptureF
         ("a.csv", b"a,b\n1,2\n1,\xa32\n", r"line 3: not UTF-8 text \(byte 0xa3 .*iconv -f latin1"),
         ("a.jsonl", b'{"a": "\xe9"}', "line 1: not UTF-8"),
         ("a.jsonl", b"\xff\xfe{\x00x", "not valid UTF-16: save it as UTF-8"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999)[:-9], "not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999, mtime=0)[:-9], "not a whole gzip file"),
         ("a.jsonl", bytes(5000), "most of its bytes are NUL"),
         ("a.csv", b"PK\x03\x04....", "not text but a zip archive, or a document of Excel"),
         ("a.xlsx", b"PK\x03\x04....", r"a\.xlsx: save it as CSV"),
@@ -264,7 +264,7 @@ def test_a_folder_without_training_files_is_read_whole(tmp_path: Path) -> None:
         lambda text: text.encode("utf-16-le"),
         lambda text: text.encode("utf-16-be"),
         lambda text: text.encode("utf-32"),
-        lambda text: gzip.compress(text.encode("utf-8-sig")),
+        lambda text: gzip.compress(text.encode("utf-8-sig"), mtime=0),
     ],
 )
 @pytest.mark.parametrize("text", ["The cat — sat.\nOn.\n", "Привет, как твои дела?\n" * 20])
