@@ -128,9 +128,9 @@ def show_trace(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, flags: Flag
         print(f"{'block ' + str(row['layer']):<10}{lengths}")
     following: dict[str, float] = {}
     if found["logits"].shape[2] == model.config.vocab_size:  # a classifier names no next token
-        logits = found["logits"][0, -1].float()  # (vocab)
-        logits[tokenizer.missing_ids(len(logits))] = FORBIDDEN
-        best = logits.softmax(dim=0).topk(5)
+        logits = found["logits"][0, -1].float().cpu()  # (vocab)
+        missing = torch.tensor(tokenizer.missing_ids(len(logits)), dtype=torch.long)
+        best = logits.index_fill(0, missing, FORBIDDEN).softmax(dim=0).topk(5)
         labels = token_labels(tokenizer, best.indices.tolist())
         following = dict(zip(labels, best.values.tolist(), strict=True))
         print(f"\nAfter {flags.text!r}: ", end="")
