@@ -112,10 +112,8 @@ def check_mask_and_cache(
     if attention_mask is None:
         return
     past = 0 if cache is None else cache.length
-    if tuple(attention_mask.shape) not in (
-        (batch, tokens),
-        (batch, past + tokens),
-    ):  # no set: symbolic sizes have no hash
+    shapes = [(batch, tokens), (batch, past + tokens)]  # no set: symbolic sizes have no hash
+    if tuple(attention_mask.shape) not in shapes:
         raise ValueError(
             f"attention_mask has the shape {tuple(attention_mask.shape)}; "
             f"expected that of token_ids, {(batch, tokens)}"
@@ -183,8 +181,7 @@ def check_positions(config: GPT2Config, position_ids: Tensor, like: Tensor) -> N
         raise ValueError(
             f"position_ids has the shape {tuple(position_ids.shape)}; expected {(batch, tokens)}"
         )
-    if holds(position_ids.max() >= config.context_length):
-        check_length(config, int(position_ids.max()) + 1)
+    check_largest_position(config, position_ids)
     if holds(position_ids.min() < 0):
         raise ValueError(f"position {int(position_ids.min())} is negative: positions count from 0")
 
@@ -196,8 +193,14 @@ def check_derived_positions(
     several segments, may keep a row that is longer than the context within it."""
     if segments is None:
         check_length(config, total)
-    elif total > config.context_length and holds(position_ids.max() >= config.context_length):
-        check_length(config, int(position_ids.max()) + 1)
+    elif total > config.context_length:
+        check_largest_position(config, position_ids)
+
+
+def check_largest_position(config: GPT2Config, position_ids: Tensor) -> None:
+    largest = position_ids.max()
+    if holds(largest >= config.context_length):
+        check_length(config, int(largest) + 1)
 
 
 def check_length(config: GPT2Config, tokens: int) -> None:
