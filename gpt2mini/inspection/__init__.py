@@ -1,8 +1,10 @@
 """Look inside: trace a forward pass, compare two models, the logit lens, heads, plots."""
 
+from gpt2mini.inspection.ablation import HeadEffects, head_effects, mean_activations
 from gpt2mini.inspection.compare import Difference, ModelComparison, compare_models
 from gpt2mini.inspection.heads import (
     HeadScores,
+    first_token_score,
     head_scores,
     induction_score,
     previous_token_score,
@@ -32,6 +34,7 @@ from gpt2mini.inspection.tracing import Trace, activation_names, patched, trace
 
 __all__ = [
     "Difference",
+    "HeadEffects",
     "HeadScores",
     "Lens",
     "ModelComparison",
@@ -39,9 +42,12 @@ __all__ = [
     "Trace",
     "activation_names",
     "compare_models",
+    "first_token_score",
+    "head_effects",
     "head_scores",
     "induction_score",
     "logit_lens",
+    "mean_activations",
     "nearest_tokens",
     "patched",
     "plot_attention",
