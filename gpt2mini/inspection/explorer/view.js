@@ -1,0 +1,228 @@
+// Starts the page, and draws its panels whenever the reader has changed something.
+
+import { announce, at, button, rovingGroup } from "./dom.js";
+import { startModels } from "./models.js";
+import { patchesOf } from "./patches.js";
+import { comparePanel } from "./panel_compare.js";
+import { diagramPanel } from "./panel_diagram.js";
+import { headsPanel } from "./panel_heads.js";
+import { insidePanel } from "./panel_inside.js";
+import { interventionsPanel } from "./panel_interventions.js";
+import { nextPanel } from "./panel_next.js";
+import { numberPanel } from "./panel_number.js";
+import { stepPanel } from "./panel_step.js";
+import { textPanel } from "./panel_text.js";
+import { tourPanel } from "./panel_tour.js";
+import { pythonCode } from "./python_code.js";
+import { FIRST, fitting, fromHash, History, toHash } from "./state.js";
+
+/** What the panels see: the state, the readings of the text, and `set` to change the state. */
+class App {
+  constructor(data, models) {
+    this.data = data;
+    this.live = models.live;
+    this.tokenizer = models.tokenizer;
+    this.sources = models.sources; // of each model, for readings without interventions
+    this.patched = models.patched; // with interventions
+    this.second = models.second; // of a second text
+    this.clearestHead = clearestHead(data.models[0]);
+    this.first = Object.freeze({ ...FIRST, text: data.text, ...this.clearestHead });
+    this.history = new History();
+    this.hover = null;
+    this.panels = [];
+  }
+
+  // ---- the state
+
+  start() {
+    this.show(fromHash(location.hash, this.first));
+    addEventListener("hashchange", () => { // a link, or an address that the reader has edited
+      this.remember({});
+      this.show(fromHash(location.hash, this.first));
+    });
+  }
+
+  /** Change the state and draw. undo: whether the undo button goes back to before. */
+  set(changes, { undo = true } = {}) {
+    if (undo) this.remember(changes);
+    this.show({ ...this.state, ...changes });
+  }
+
+  remember(changes) {
+    this.history.push(this.state, Object.keys(changes).join() === "text,token");
+  }
+
+  undo() {
+    if (!this.history.isEmpty) this.show(this.history.pop());
+  }
+
+  show(state) {
+    const fits = fitting(state, this.data.models[0].config, this.sources.length);
+    const text = this.live ? fits.text : this.data.text;
+    const none = this.live ? {} : { off: [], patch: null };
+    this.state = Object.freeze({ ...fits, ...none, text });
+    this.hover = null;
+    this.read();
+    const hash = toHash(this.state, this.first);
+    history.replaceState(null, "", hash || location.pathname + location.search);
+    this.draw();
+  }
+
+  // ---- readings
+
+  /** Run the models on the text. Each source keeps what its last text has in common with it. */
+  read() {
+    const ids = this.tokenizer.encode(this.state.text);
+    this.tokensLeftOut = Math.max(0, ids.length - this.data.most_tokens);
+    this.tokenIds = ids.length ? ids.slice(0, this.data.most_tokens) : [this.tokenizer.eosId];
+    this.tokenLabels = this.tokenIds.map((id) => this.label(id));
+    this.groups = this.tokenizer.groups(this.tokenIds);
+    this.token = Math.min(this.state.token ?? Infinity, this.tokenIds.length - 1);
+    const shown = this.state.model;
+    this.source = this.sources[shown];
+    this.config = this.source.config;
+    this.before = this.sources[shown].read(this.tokenIds);
+    this.reading = this.withInterventions(shown, this.before);
+    this.other = null;
+    if (this.sources.length > 1) {
+      this.other = this.withInterventions(1 - shown, this.sources[1 - shown].read(this.tokenIds));
+    }
+    this.target = this.tokenIds[this.token + 1] ?? this.before.lens(this.config.n_layers, this.token, 1)[0].id;
+  }
+
+  withInterventions(model, plain) {
+    const second = this.state.patch && this.readSecond(this.state.patch.text, model);
+    const patches = patchesOf(this.state, this.sources[model], second);
+    return patches.length ? this.patched[model].read(this.tokenIds, patches) : plain;
+  }
+
+  /** The reading of a second text by the shown model, without interventions. */
+  readSecond(text, model = this.state.model) {
+    const ids = this.tokenizer.encode(text).slice(0, this.data.most_tokens);
+    return ids.length ? this.second[model].read(ids) : null;
+  }
+
+  label(id) {
+    return this.tokenizer.label(id);
+  }
+
+  // ---- drawing
+
+  setHover(hover) {
+    this.hover = hover;
+    this.drawPanel(at("one-number"));
+  }
+
+  draw() {
+    for (const { root } of this.panels) this.drawPanel(root);
+  }
+
+  drawPanel(root) {
+    const panel = this.panels.find((one) => one.root === root);
+    if (panel && root.checkVisibility()) panel.draw();
+  }
+
+  add(panel, root) {
+    const { draw } = panel(this, root);
+    this.panels.push({ root, draw });
+  }
+}
+
+/** The head with the largest induction score: the one that does the clearest thing. */
+function clearestHead({ head_scores: { induction } }) {
+  let best = { layer: 0, head: 0 };
+  induction.forEach((heads, layer) => heads.forEach((score, head) => {
+    if (score > induction[best.layer][best.head]) best = { layer, head };
+  }));
+  return best;
+}
+
+// ---- the top bar and the tabs
+
+function drawTop(app) {
+  const { name, precision, n_parameters: parameters } = app.data.models[app.state.model];
+  at("name").textContent = name;
+  const size = `${(parameters / 1e6).toFixed(1)}M parameters`;
+  at("status").textContent = app.live
+    ? `${size}, runs in this page with ${precision} weights; nothing is sent or loaded`
+    : `${size}, numbers recorded from the model for this text; nothing is sent or loaded`;
+  at("undo").disabled = app.history.isEmpty;
+  at("model-choice").hidden = app.sources.length < 2;
+  at("model").value = app.state.model;
+}
+
+function buildTop(app) {
+  app.data.models.forEach(({ name }, i) => at("model").add(new Option(name, i)));
+  at("model").addEventListener("change", () => app.set({ model: Number(at("model").value) }));
+  at("undo").addEventListener("click", () => app.undo());
+  at("copy-link").addEventListener("click", () => copy(location.href, "link"));
+  at("copy-python").addEventListener("click", () => copy(pythonCode(app), "Python code"));
+  addEventListener("keydown", (event) => {
+    const writes = event.target.closest?.("textarea, input:not([type=range])");
+    if (event.key === "z" && (event.ctrlKey || event.metaKey) && !writes) {
+      event.preventDefault();
+      app.undo();
+    }
+  });
+}
+
+/** To the clipboard; where the browser does not allow it, to a box to copy from. */
+async function copy(text, what) {
+  try {
+    await navigator.clipboard.writeText(text);
+    say(`The ${what} was copied.`);
+  } catch {
+    prompt(`Copy the ${what}:`, text);
+  }
+}
+
+/** A message above the text. */
+export function say(text) {
+  at("notice").textContent = text;
+  at("notice").hidden = !text;
+  announce(text);
+}
+
+/** Tabs of one column; `field` of the state holds the id of the chosen one. */
+function buildTabs(app, column, field) {
+  const tabs = [...column.querySelectorAll("[role=tab]")];
+  const panels = tabs.map((tab) => at(tab.getAttribute("aria-controls")));
+  tabs.forEach((tab, i) => tab.addEventListener("click", () => app.set({ [field]: panels[i].id })));
+  const markTabStop = rovingGroup(column.querySelector("[role=tablist]"), "[role=tab]",
+    { onMove: (i) => app.set({ [field]: panels[i].id }) });
+  return function drawTabs() {
+    const chosen = Math.max(0, panels.findIndex((panel) => panel.id === app.state[field]));
+    tabs.forEach((tab, i) => tab.setAttribute("aria-selected", i === chosen));
+    panels.forEach((panel, i) => { panel.hidden = i !== chosen; });
+    markTabStop();
+  };
+}
+
+async function start() {
+  const data = JSON.parse(at("data").textContent);
+  const models = await startModels(data);
+  const app = new App(data, models);
+  buildTop(app);
+  const drawMiddle = buildTabs(app, at("middle"), "middle");
+  const drawRight = buildTabs(app, at("right"), "right");
+  app.panels.push({ root: document.body, draw: () => { drawTop(app); drawMiddle(); drawRight(); } });
+  app.add(textPanel, at("top"));
+  app.add(diagramPanel, at("diagram"));
+  app.add(headsPanel, at("all-heads"));
+  app.add(numberPanel, at("one-number"));
+  app.add(insidePanel, at("inside"));
+  app.add(stepPanel, at("step"));
+  app.add(nextPanel, at("next"));
+  app.add(interventionsPanel, at("off"));
+  app.add(comparePanel, at("compare"));
+  app.add(tourPanel, at("tour"));
+  app.start();
+  if (models.refusal) say(models.refusal);
+  document.documentElement.dataset.ready = "true";
+}
+
+start().catch((error) => {
+  at("status").textContent = "";
+  say(`The page could not start: ${error.message}`);
+  throw error;
+});
