@@ -1,8 +1,9 @@
 """What the page holds: its data, its tokenizer, the weights of its models.
 
 A page is live if the models run in it: their weights are in the page, and any text can be read.
-Otherwise it holds the numbers of one text. A live page has these numbers too, computed with the
-weights of the page: it shows them if its engine fails the check with which it starts.
+Otherwise it holds the numbers of one text. A live page has such numbers too, of the beginning of
+the text and computed with the weights of the page: it shows them if its engine fails the check with
+which it starts.
 """
 
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from gpt2mini.modes import evaluating
 from gpt2mini.tokenizer import Tokenizer
 
 MOST_TOKENS = 128  # attention grows with the square
+RECORDED_IF_LIVE = 16  # tokens; 128 would make gpt2-nano's page a third larger
 SMALL = 50_000_000  # parameters; "auto" makes pages of smaller models live
 PRECISIONS = {"int8": "int8", "fp16": "float16"}  # --live -> weights.py
 MEANS = ("head.*", "attn_out", "mlp_out")  # activations of which the page has the mean
@@ -91,8 +93,10 @@ def page_contents(
     if not 1 <= len(ids) <= most_tokens:
         raise ValueError(f"the page shows from 1 to {most_tokens} tokens; the text has {len(ids)}")
     forbidden_ids = tokenizer.missing_ids(model.config.vocab_size)
-    shown = TextShown(torch.tensor([ids]), forbidden_ids, tokenizer, progress)
     precision, why = choose_precision(models, live)
+    if precision is not None:
+        ids = beginning(tokenizer, ids)
+    shown = TextShown(torch.tensor([ids]), forbidden_ids, tokenizer, progress)
     if precision is None:
         found = [(recorded_model(one, shown), b"") for one in models]
     else:
@@ -102,6 +106,7 @@ def page_contents(
     data = {
         "live": precision is not None,
         "text": text,
+        "recorded_text": text if precision is None else tokenizer.decode(ids),
         "examples": examples(tokenizer, most_tokens) if precision else [],
         "most_tokens": most_tokens,
         "forbidden_ids": forbidden_ids,
@@ -110,6 +115,15 @@ def page_contents(
     }
     weights = [blob for _, blob in found if blob]
     return Contents(data, pack_tokenizer(tokenizer), weights, precision, why)
+
+
+def beginning(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """The tokens of which a live page keeps numbers: the first ones, whose text has these tokens
+    again; a text that has none such is kept whole."""
+    for n in range(min(len(ids), RECORDED_IF_LIVE), 0, -1):
+        if tokenizer.encode(tokenizer.decode(ids[:n])) == ids[:n]:
+            return ids[:n]
+    return ids
 
 
 def check_weights(model: GPT2) -> None:

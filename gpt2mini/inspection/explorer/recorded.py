@@ -6,15 +6,15 @@
     queries, keys, values    float16; the heads' outputs follow from them and the attention weights
     vectors in a block       Euclidean norms, and the first 16 numbers in float16
     logit lens               the 5 most likely tokens after each layer
-    next tokens              logits of the 200 most likely, and the sum over all tokens, so that
-                             probabilities at temperature 1 are exact
+    next tokens              at temperature 1 the probabilities of the 200 most likely
     effects                  the probability of each position's target, the token that follows in
                              the text (at the end: the most likely one), without each head,
                              attention and MLP
 
-Approximate: the other tokens are a histogram of 64 equal ranges of logits (how many, their mean).
-From it come the sum at other temperatures, and what top-k and top-p keep beyond the 200.
-A token outside of the 200, and which is not the target, has the mean probability of these others.
+Approximate: the other tokens are a histogram of 64 equal ranges of logits: how many there are, and
+the logit of as many equal ones with the same sum of exp(logit). From it come their sum at other
+temperatures, and what top-k and top-p keep beyond the 200. A token outside of the 200 that is not
+the target has the mean probability of these others.
 """
 
 import base64
@@ -207,26 +207,29 @@ def next_tokens(
     possible = int(logits[0].isfinite().sum())
     best = logits.topk(min(MOST_LIKELY, possible), dim=1)  # (tokens, 200)
     others = logits.scatter(1, best.indices, -torch.inf)  # (tokens, vocab)
-    counts, means = zip(*(histogram(row[row.isfinite()].numpy()) for row in others), strict=True)
+    rows = [histogram(row[row.isfinite()].numpy()) for row in others]
+    counts, other_logits = (np.stack(parts) for parts in zip(*rows, strict=True))
     return {
         "ids": packed(best.indices, "<i4"),
         "logits": packed(best.values, "<f4"),
-        "log_sums": packed(logits.double().logsumexp(dim=1), "<f4"),
         "targets": targets.tolist(),
         "target_logits": packed(logits.gather(1, targets[:, None])[:, 0], "<f4"),
-        "other_counts": packed(np.stack(counts), "<f4"),  # (tokens, 64), the likeliest first
-        "other_means": packed(np.stack(means), "<f4"),
+        "other_counts": packed(counts, "<f4"),  # (tokens, 64), the likeliest first
+        "other_logits": packed(other_logits, "<f4"),
     }
 
 
 def histogram(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(how many, their mean) in each of 64 equal ranges of logits, the highest first."""
+    """(how many, their logit) in each of 64 equal ranges of logits, the highest first."""
     if len(logits) == 0:
         return np.zeros(BINS), np.zeros(BINS)
     edges = np.linspace(logits.min(), logits.max(), BINS + 1)[1:-1]
     place = BINS - 1 - np.digitize(logits, edges)
     counts = np.bincount(place, minlength=BINS)
-    return counts, np.bincount(place, logits, minlength=BINS) / np.maximum(counts, 1)
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    sums = np.bincount(place, powers, minlength=BINS)
+    means = np.divide(sums, counts, out=np.ones(BINS), where=counts > 0)
+    return counts, np.log(np.maximum(means, np.finfo(np.float64).tiny)) + logits.max()
 
 
 # ---- effects

@@ -58,7 +58,7 @@ class App {
 
   show(state) {
     const fits = fitting(state, this.data.models[0].config, this.sources.length);
-    const text = this.live ? fits.text : this.data.text;
+    const text = this.live ? fits.text : this.data.recorded_text;
     const none = this.live ? {} : { off: [], patch: null };
     this.state = Object.freeze({ ...fits, ...none, text });
     this.hover = null;
