@@ -1,0 +1,80 @@
+// Activation patching: the stream of a second text, at one position after one block, takes the
+// place of this text's. What changes, changes because of that one vector.
+
+import { button, children, make, rovingGroup } from "./dom.js";
+
+const FIRST_PATCH = { text: "", layer: 0, position: 0, from: 0 };
+
+/** Returns a function that draws. What is chosen here comes into force by the button "patch"; after
+ * that every choice does at once. */
+export function secondTextPart(app, root) {
+  let chosen = null;
+  const parts = buildSecondText(app, root, choose, () => app.set({ patch: chosen }));
+
+  function choose(changes, options) {
+    chosen = { ...chosen, ...changes };
+    if (app.state.patch) app.set({ patch: chosen }, options);
+    else draw();
+  }
+
+  function draw() {
+    if (app.state.patch) chosen = app.state.patch;
+    chosen ??= { ...FIRST_PATCH, layer: app.state.layer, position: app.token };
+    if (app.state.patch) parts.details.open = true;
+    if (parts.details.open) drawSecondText(app, parts, chosen);
+  }
+
+  parts.details.addEventListener("toggle", draw);
+  return draw;
+}
+
+function buildSecondText(app, root, choose, patch) {
+  const details = make("details", null, root, { class: "second-text" });
+  make("summary", "Patch a position from a second text", details);
+  make("p", "The model reads a second text too. At one position, after one block, its stream " +
+    "takes the place of this text's: what changes comes from that one vector.", details,
+  { class: "muted" });
+  const textLabel = make("label", "second text ", details);
+  const text = make("input", null, textLabel, { type: "text", spellcheck: "false" });
+  text.addEventListener("input", () => choose({ text: text.value, from: 0 }, { undo: false }));
+  const fromLabel = make("p", "take this token of it:", details);
+  const tokens = make("div", null, details,
+    { role: "radiogroup", "aria-label": "token of the second text", class: "row tight" });
+  const markTabStop = rovingGroup(tokens, ".token", { onMove: (from) => choose({ from }) });
+  const row = make("div", null, details, { class: "row" });
+  const layer = numberChoice("after block", row, (value) => choose({ layer: value }));
+  const position = numberChoice("in place of", row, (value) => choose({ position: value }));
+  const press = button("patch", row, patch);
+  return { details, text, fromLabel, tokens, markTabStop, layer, position, press, choose };
+}
+
+function numberChoice(name, parent, choose) {
+  const select = make("select", null, make("label", name + " ", parent));
+  select.addEventListener("change", () => choose(Number(select.value)));
+  return select;
+}
+
+function drawSecondText(app, parts, chosen) {
+  if (parts.text.value !== chosen.text) parts.text.value = chosen.text;
+  const ids = app.tokenizer.encode(chosen.text).slice(0, app.data.most_tokens);
+  parts.fromLabel.hidden = !ids.length;
+  children(parts.tokens, ids.length, (i) => button("", null, () => parts.choose({ from: i }),
+    { role: "radio", class: "token" })).forEach((element, i) => {
+    element.textContent = app.label(ids[i]);
+    element.setAttribute("aria-checked", i === chosen.from);
+    element.setAttribute("aria-label", `${app.label(ids[i])}, token ${i}`);
+  });
+  parts.markTabStop();
+  fillOptions(parts.layer, Array.from({ length: app.config.n_layers }, (_, i) => i), chosen.layer);
+  fillOptions(parts.position, app.tokenLabels.map((label, i) => `${i} ${label}`), chosen.position);
+  parts.press.hidden = app.state.patch !== null;
+  parts.press.disabled = !ids.length || chosen.position >= app.tokenIds.length;
+}
+
+/** Options are changed only where they differ, so that an open list stays open. */
+function fillOptions(select, texts, chosen) {
+  children(select, texts.length, (i) => new Option("", i)).forEach((option, i) => {
+    if (option.textContent !== String(texts[i])) option.textContent = texts[i];
+  });
+  select.value = chosen;
+}
