@@ -20,14 +20,14 @@ export const FIRST = Object.freeze({
   step: 0,
 });
 
-const NUMBER_FIELDS = ["token", "layer", "head", "key", "temperature", "topK", "topP", "seed", "model",
+const NUMERIC = ["token", "layer", "head", "key", "temperature", "topK", "topP", "seed", "model",
   "step"];
 const TEXTS = ["text", "part", "middle", "right"];
 
 /** The hash of a state: only what differs from the first one. */
 export function toHash(state, first) {
   const fields = new URLSearchParams();
-  for (const name of [...TEXTS, ...NUMBER_FIELDS]) {
+  for (const name of [...TEXTS, ...NUMERIC]) {
     if (state[name] !== first[name]) fields.set(name, state[name] ?? "last");
   }
   if (state.off.length) fields.set("off", state.off.map(offToText).join(","));
@@ -45,7 +45,7 @@ export function fromHash(hash, first) {
   const fields = new URLSearchParams(hash.replace(/^#/, ""));
   const state = { ...first };
   for (const name of TEXTS) if (fields.has(name)) state[name] = fields.get(name);
-  for (const name of NUMBER_FIELDS) {
+  for (const name of NUMERIC) {
     const value = fields.get(name);
     if (value === "last") state[name] = null;
     else if (value !== null && value !== "" && Number(value) >= 0) state[name] = Number(value);
