@@ -20,14 +20,14 @@ export const FIRST = Object.freeze({
   step: 0,
 });
 
-const NUMERIC = ["token", "layer", "head", "key", "temperature", "topK", "topP", "seed", "model",
+const NUMBER_FIELDS = ["token", "layer", "head", "key", "temperature", "topK", "topP", "seed", "model",
   "step"];
-const TEXTS = ["text", "part", "middle", "right"];
+const TEXT_FIELDS = ["text", "part", "middle", "right"];
 
 /** The hash of a state: only what differs from the first one. */
 export function toHash(state, first) {
   const fields = new URLSearchParams();
-  for (const name of [...TEXTS, ...NUMERIC]) {
+  for (const name of [...TEXT_FIELDS, ...NUMBER_FIELDS]) {
     if (state[name] !== first[name]) fields.set(name, state[name] ?? "last");
   }
   if (state.off.length) fields.set("off", state.off.map(offToText).join(","));
@@ -44,8 +44,8 @@ export function toHash(state, first) {
 export function fromHash(hash, first) {
   const fields = new URLSearchParams(hash.replace(/^#/, ""));
   const state = { ...first };
-  for (const name of TEXTS) if (fields.has(name)) state[name] = fields.get(name);
-  for (const name of NUMERIC) {
+  for (const name of TEXT_FIELDS) if (fields.has(name)) state[name] = fields.get(name);
+  for (const name of NUMBER_FIELDS) {
     const value = fields.get(name);
     if (value === "last") state[name] = null;
     else if (value !== null && value !== "" && Number(value) >= 0) state[name] = Number(value);
