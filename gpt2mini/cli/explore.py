@@ -86,10 +86,10 @@ def named(model: str, adapter: str | None) -> str:
 
 
 def end_of_path(name_or_folder: str) -> str:
-    """The last part of a folder's path, of `runs/tuned/best` with the part before: many are called
-    best. A published name (org/name) is left as it is."""
+    """The last part of a path, of `runs/tuned/best` with the part before: many are called best. A
+    published name (org/name) is left as it is."""
     path = local_path(name_or_folder)
-    if not path.is_dir():
+    if not path.exists():
         return name_or_folder
     path = path.resolve()
-    return "/".join(path.parts[-2:]) if path.name in ("best", "last") else path.name
+    return "/".join(path.parts[-2:]) if path.name == "best" else path.name

@@ -16,7 +16,7 @@ from typing import Any
 
 from gpt2mini.files import local_path, write_text
 from gpt2mini.inspection.ablation import Progress
-from gpt2mini.inspection.explorer.contents import Contents, page_contents
+from gpt2mini.inspection.explorer.contents import Contents, page_contents, well_formed
 from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
 
@@ -77,7 +77,7 @@ def refuse_folder(path: Path) -> None:
 def page(contents: Contents, name: str) -> str:
     """The text of the HTML file."""
     parts = {
-        "title": html.escape(f"{utf8(name)}: inside a GPT-2"),
+        "title": html.escape(f"{well_formed(name)}: inside a GPT-2"),
         "style": read("style.css"),
         "script": bundle(),
         "data": json_in_html(contents.data),
@@ -86,11 +86,6 @@ def page(contents: Contents, name: str) -> str:
     frame = read("template.html").replace("<html", f"{notice()}\n<html", 1)
     # In one pass, so that nothing is looked for in what was put in.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], frame)
-
-
-def utf8(text: str) -> str:
-    """The text without halves of surrogate pairs, which a file in UTF-8 cannot hold."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def notice() -> str:
@@ -111,7 +106,7 @@ def blobs(contents: Contents) -> dict[str, bytes]:
     """Blocks of bytes by the ids of the elements that hold them."""
     found = {"tokenizer": contents.tokenizer}
     found |= {f"weights-{i}": weights for i, weights in enumerate(contents.weights)}
-    if contents.weights and (FOLDER / "kernel.wasm").exists():  # TODO
+    if contents.weights:
         found["kernel"] = (FOLDER / "kernel.wasm").read_bytes()
     return found
 
@@ -128,8 +123,6 @@ def bundle() -> str:
 def modules(name: str, before: tuple[str, ...] = ()) -> list[str]:
     """The modules that a module needs, itself last: what they define at their top level is there
     when it is used."""
-    if not (FOLDER / name).exists():  # TODO: while modules are being written
-        return list(before)
     found = list(before)
     for imported in IMPORT.findall(read(name)):
         if imported not in found:

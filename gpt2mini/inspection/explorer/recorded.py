@@ -18,19 +18,15 @@ the target has the mean probability of these others.
 """
 
 import base64
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from gpt2mini.inspection.ablation import Progress, ablation_effects, allowed
-from gpt2mini.inspection.attention_calls import AttentionCall
+from gpt2mini.inspection.explorer.block_steps import Step, complete_steps, observed_steps
 from gpt2mini.inspection.lens import logit_lens
 from gpt2mini.inspection.tracing import Trace, trace
 from gpt2mini.model import GPT2
@@ -40,8 +36,10 @@ MOST_LIKELY = 200
 BINS = 64
 MOST_PARAMETERS_FOR_EFFECTS = 200_000_000  # beyond, a pass without each head takes too long
 # The vectors of a block in the order of its forward pass.
-STEPS = ("before", "norm1", "query", "key", "value", "context", "attn_out", "middle", "norm2")
-STEPS += ("hidden", "mlp_out", "stream")
+STEPS = (
+    *("before", "norm1", "query", "key", "value", "context", "attn_out"),
+    *("middle", "norm2", "hidden", "mlp_out", "stream"),
+)
 
 
 def recorded_numbers(
@@ -59,7 +57,7 @@ def recorded_numbers(
     with observed_steps(model, steps):
         found = trace(model, token_ids)
     check_activations(found)
-    complete_steps(steps, found)
+    complete_steps(steps, found, model.config.n_heads)
     logits = allowed(found["logits"][0].float(), forbidden_ids).cpu()  # (tokens, vocab)
     targets = torch.cat([token_ids[0, 1:].cpu(), logits[-1:].argmax(dim=1)])  # (tokens)
     lens = logit_lens(model, token_ids, k=5, forbidden_ids=forbidden_ids)
@@ -99,72 +97,6 @@ def check_activations(found: Trace) -> None:
 
 
 # ---- the vectors of each block
-
-Step = dict[str, Float[Tensor, "tokens width"]]
-
-
-@contextmanager
-def observed_steps(model: GPT2, steps: list[Step]) -> Iterator[None]:
-    """Inside, a forward pass of one text writes the vectors that `trace` has no name for into
-    `steps`, a dict for each block. A block of your own may lack some."""
-    with ExitStack() as hooks:
-        for block, step in zip(model.trf_blocks, steps, strict=True):
-            for module, name, of_input in (
-                ("norm1", "norm1", False),
-                ("norm2", "middle", True),
-                ("norm2", "norm2", False),
-                ("mlp.mlp_out", "hidden", True),
-            ):
-                if has_submodule(block, module):
-                    hook = keep_vectors(step, name, of_input)
-                    hooks.enter_context(block.get_submodule(module).register_forward_hook(hook))
-        calls = hooks.enter_context(AttentionCalls(model.config.n_heads))
-        yield
-    for call, step in zip(calls.found, steps, strict=False):
-        key, value = (call.for_each_query_head(x) for x in (call.key, call.value))
-        for name, x in (("query", call.query), ("key", key), ("value", value)):
-            step[name] = x[0].transpose(0, 1).flatten(1).detach().float()  # (tokens, emb)
-
-
-def has_submodule(module: nn.Module, path: str) -> bool:
-    return path in dict(module.named_modules())
-
-
-def keep_vectors(step: Step, name: str, of_input: bool) -> Any:
-    """A forward hook that keeps a module's input or output."""
-
-    def keep(module: nn.Module, arguments: Any, output: Any) -> None:
-        step[name] = (arguments[0] if of_input else output)[0].detach().float().clone()
-
-    return keep
-
-
-class AttentionCalls(TorchFunctionMode):
-    """Keeps the arguments of each call of `F.scaled_dot_product_attention` with so many heads."""
-
-    def __init__(self, n_heads: int) -> None:
-        super().__init__()
-        self.n_heads = n_heads
-        self.found: list[AttentionCall] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            call = AttentionCall(*args, **(kwargs or {}))
-            if call.query.ndim == 4 and call.query.shape[1] == self.n_heads:
-                self.found.append(call)
-        return func(*args, **(kwargs or {}))
-
-
-def complete_steps(steps: list[Step], found: Trace) -> None:
-    """Add what `trace` has found."""
-    heads = [name for name in found if ".head." in name]
-    stream = found["embedding"][0]
-    for layer, step in enumerate(steps):
-        own = [found[name][0] for name in heads if name.startswith(f"blocks.{layer}.")]
-        step["before"], step["context"] = stream, torch.cat(own, dim=1)
-        for part in ("attn_out", "mlp_out", "stream"):
-            step[part] = found[f"blocks.{layer}.{part}"][0]
-        stream = step["stream"]
 
 
 def rows_of(steps: list[Step], name: str) -> Float[Tensor, "layers tokens width"]:

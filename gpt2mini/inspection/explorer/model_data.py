@@ -1,0 +1,119 @@
+"""The data of one model: its numbers of a text and, if the page is live, its weights."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2mini.data.samples import sample
+from gpt2mini.inspection.ablation import Progress, mean_activations
+from gpt2mini.inspection.explorer.recorded import packed, recorded_numbers
+from gpt2mini.inspection.explorer.weights import (
+    PackedModel,
+    StoredTensor,
+    packed_difference,
+    packed_model,
+    plain_model,
+    stored_model,
+)
+from gpt2mini.inspection.heads import head_scores
+from gpt2mini.model import GPT2
+from gpt2mini.modes import evaluating
+from gpt2mini.tokenizer import Tokenizer
+
+MEANS = ("head.*", "attn_out", "mlp_out")  # activations of which the page has the mean
+TEXT_LENGTH = 128  # tokens of a text, for means
+
+
+@dataclass(frozen=True)
+class TextShown:
+    """The text with which the page begins."""
+
+    token_ids: Tensor  # (1, tokens)
+    forbidden_ids: list[int]
+    tokenizer: Tokenizer
+    progress: Progress | None
+
+
+def recorded_model(model: GPT2, shown: TextShown) -> dict[str, Any]:
+    """The data of a model that the page has numbers of, and no weights."""
+    token_ids = shown.token_ids.to(model.tok_emb.weight.device)
+    names = ("n_layers", "n_heads", "emb_dim", "vocab_size", "context_length", "gelu")
+    return {
+        "config": {name: getattr(model.config, name) for name in names},
+        "tensors": {},
+        "adapters": {},
+        "head_scores": scores_of_heads(model),
+        "recorded": recorded_numbers(model, token_ids, shown.forbidden_ids, shown.progress),
+        "check": None,
+    }
+
+
+def live_models(
+    models: list[GPT2], precision: str, shown: TextShown
+) -> list[tuple[dict[str, Any], bytes]]:
+    """(data, gzipped weights) of each model. All numbers are computed with the packed weights."""
+    first = packed_model(models[0], precision)
+    packed_models = [first]
+    packed_models += [packed_difference(models[0], first, one, precision) for one in models[1:]]
+    return [live_model(*pair, shown) for pair in zip(models, packed_models, strict=True)]
+
+
+def live_model(
+    model: GPT2, packed_weights: PackedModel, shown: TextShown
+) -> tuple[dict[str, Any], bytes]:
+    plain = plain_model(model, packed_weights.weights)
+    packed_weights.tensors.update(means(plain, shown.tokenizer))
+    index, adapters, blob = stored_model(packed_weights)
+    data = recorded_model(plain, shown)
+    return data | {"tensors": index, "adapters": adapters, "check": check(plain, shown)}, blob
+
+
+def scores_of_heads(model: GPT2) -> dict[str, list[list[float]]]:
+    """[layer][head], from 0 to 1; zeros where the context is too short to measure them."""
+    kinds = ("previous_token", "induction", "first_token")
+    period = min(32, model.config.context_length // 2)
+    if period < 2:
+        zeros = [[0.0] * model.config.n_heads] * model.config.n_layers
+        return dict.fromkeys(kinds, zeros)
+    scores = head_scores(model, period)
+    return {
+        kind: [[round(score, 4) for score in layer] for layer in getattr(scores, kind).tolist()]
+        for kind in kinds
+    }
+
+
+def means(model: GPT2, tokenizer: Tokenizer) -> dict[str, StoredTensor]:
+    """For mean ablation: the means over all positions of a bundled text of the heads' outputs
+    ("context", heads one after another) and of what attention and the MLP add."""
+    text = tokenizer.encode(sample("general.txt").read_text(encoding="utf-8"))
+    width = min(TEXT_LENGTH, model.config.context_length)
+    rows = max(1, len(text) // width)
+    token_ids = torch.tensor(text[: rows * width]).view(rows, -1)  # (rows, width)
+    found = mean_activations(model, token_ids, [f"blocks.*.{part}" for part in MEANS])
+    stored = {}
+    for layer, heads in enumerate(by_layer(found, model)):
+        stored[f"means.blocks.{layer}.context"] = torch.cat(heads)
+        for part in MEANS[1:]:
+            stored[f"means.blocks.{layer}.{part}"] = found[f"blocks.{layer}.{part}"]
+    return {name: StoredTensor(mean.numpy()) for name, mean in stored.items()}
+
+
+def by_layer(found: dict[str, Tensor], model: GPT2) -> list[list[Tensor]]:
+    """Of each block the activations of its heads."""
+    layers, heads = range(model.config.n_layers), range(model.config.n_heads)
+    return [[found[f"blocks.{layer}.head.{head}"] for head in heads] for layer in layers]
+
+
+def check(model: GPT2, shown: TextShown) -> dict[str, Any]:
+    """Logits at some positions of the text, with which the page compares those of its engine."""
+    n_tokens = shown.token_ids.shape[1]
+    positions = sorted({0, n_tokens // 2, n_tokens - 1})
+    with evaluating(model):
+        logits = model(shown.token_ids)[0, positions]  # (positions, vocab)
+    return {
+        "token_ids": shown.token_ids[0].tolist(),
+        "positions": positions,
+        "logits": packed(logits, "<f4"),
+    }
