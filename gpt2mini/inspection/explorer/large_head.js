@@ -1,0 +1,165 @@
+// The attention of one head in full: a row for each token that reads (query), a column for each
+// that is read (key), with the tokens along both sides.
+
+import { announce, children, make } from "./dom.js";
+import { attentionArithmetic, fixed } from "./attention_arithmetic.js";
+import { cellInWords, shownCell, tokenText } from "./cell.js";
+import { paintTriangle, shades } from "./shades.js";
+
+const SMALLEST_CELL = 9, LARGEST_CELL = 26; // pixels; a label has to fit beside a cell
+const SCROLLED_CELL = 12; // where even the smallest do not fit: the picture is scrolled
+const LABELS = 58; // pixels for the labels on each side
+const MOST_WIDTH = 460; // of the whole picture without scrolling: it also has to fit in height
+
+/** draw(kind): the weights "after" or "before" the interventions, or their "difference". */
+export function largeHead(app, parent) {
+  const scroll = make("div", null, parent, { class: "large-head" });
+  make("span", "reads \u2193 from \u2192", scroll,
+    { class: "large-corner", "aria-hidden": "true" });
+  const keys = make("div", null, scroll, { class: "large-keys", "aria-hidden": "true" });
+  const queries = make("div", null, scroll, { class: "large-queries", "aria-hidden": "true" });
+  const cells = make("div", null, scroll, {
+    class: "large-cells", tabindex: 0, role: "application", "aria-describedby": "large-head-said",
+  });
+  const canvas = make("canvas", null, cells, { "aria-hidden": "true" });
+  const row = make("div", null, cells, { class: "row-outline" });
+  const cell = make("div", null, cells, { class: "cell-outline" });
+  const said = make("p", null, parent, { id: "large-head-said", class: "cell-said" });
+  const formula = make("p", null, parent, { class: "cell-said muted" });
+
+  function draw(kind) {
+    const size = cellSize(parent.clientWidth, app.reading.nTokens);
+    scroll.style.setProperty("--cell", size + "px");
+    cells.style.setProperty("--tokens", app.reading.nTokens);
+    paintLarge(app, canvas, kind);
+    for (const labels of [keys, queries]) drawTokenLabels(app, labels);
+    cells.setAttribute("aria-label", `attention of head ${app.state.layer}.${app.state.head}: ` +
+      "arrow keys move over the weights, Enter chooses one");
+    drawShown();
+    scrollToCell(scroll, cell);
+  }
+
+  /** The outlines of the chosen query's row and of the shown cell, and the cell in words. */
+  function drawShown() {
+    const { query, key } = shownCell(app);
+    placeOutline(row, app.token, 0, app.token + 1);
+    placeOutline(cell, query, key, 1);
+    markLabel(queries, query);
+    markLabel(keys, key);
+    said.textContent = cellInWords(app, { query, key }) + ".";
+    formula.textContent = cellFormula(app, { query, key });
+  }
+
+  addCellPointer(app, cells, drawShown);
+  addCellKeys(app, cells, () => {
+    drawShown();
+    scrollToCell(scroll, cell);
+    announce(cellInWords(app, shownCell(app)));
+  });
+  return { draw };
+}
+
+/** How the weight of a cell is made, in one line; the panel below shows it in full. */
+function cellFormula(app, { query, key }) {
+  const { layer, head } = app.state;
+  const { sums, scores, size } = attentionArithmetic(app.reading, layer, head, query);
+  return `query \u00b7 key = ${fixed(sums[key])}, divided by sqrt(${size}): ` +
+    `${fixed(scores[key])}, then softmax over the row (in full below).`;
+}
+
+/** The largest cells with which the picture fits, within limits. */
+function cellSize(width, nTokens) {
+  const room = Math.min(width, MOST_WIDTH) - LABELS - 4;
+  const fits = Math.floor(room / nTokens);
+  return fits < SMALLEST_CELL ? SCROLLED_CELL : Math.min(LARGEST_CELL, fits);
+}
+
+function paintLarge(app, canvas, kind) {
+  const { layer, head } = app.state, { reading, before } = app;
+  const weight = {
+    after: (query, key) => reading.attention(layer, head, query, key),
+    before: (query, key) => before.attention(layer, head, query, key),
+    difference: (query, key) => reading.attention(layer, head, query, key) -
+      before.attention(layer, head, query, key),
+  }[kind];
+  const negative = shades("--heat-negative");
+  paintTriangle(canvas, reading.nTokens, weight, shades("--heat-full"), { negative });
+}
+
+function drawTokenLabels(app, parent) {
+  const labels = children(parent, app.reading.nTokens, () => make("span"));
+  labels.forEach((element, t) => {
+    const text = tokenText(app, t);
+    if (element.textContent !== text) element.textContent = text;
+  });
+}
+
+/** Put an outline around `width` cells of a row, from column `key`. */
+function placeOutline(outline, query, key, width) {
+  outline.style.setProperty("--query", query);
+  outline.style.setProperty("--key", key);
+  outline.style.setProperty("--width", width);
+}
+
+function markLabel(labels, t) {
+  labels.querySelector(".label-shown")?.classList.remove("label-shown");
+  labels.children[t]?.classList.add("label-shown");
+}
+
+function addCellPointer(app, cells, drawShown) {
+  const cellAt = (event) => {
+    const { left, top, width } = cells.getBoundingClientRect();
+    const size = width / app.reading.nTokens;
+    const query = Math.floor((event.clientY - top) / size);
+    const key = Math.floor((event.clientX - left) / size);
+    return query >= 0 && key >= 0 && key <= query && query < app.reading.nTokens
+      ? { query, key } : null; // above the diagonal: a later token, which cannot be read
+  };
+  const hover = (cell) => {
+    if (cell?.query === app.hover?.query && cell?.key === app.hover?.key) return;
+    app.setHover(cell);
+    drawShown();
+  };
+  cells.addEventListener("pointermove", (event) => hover(cellAt(event)));
+  cells.addEventListener("pointerleave", () => hover(null));
+  cells.addEventListener("click", (event) => {
+    const cell = cellAt(event);
+    if (cell) app.set({ token: cell.query, key: cell.key });
+  });
+}
+
+function addCellKeys(app, cells, drawMoved) {
+  const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+  cells.addEventListener("keydown", (event) => {
+    const { query, key } = shownCell(app);
+    if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      app.set({ token: query, key });
+    }
+    const step = steps[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const moved = movedCell({ query, key }, step, app.reading.nTokens);
+    app.setHover(moved);
+    drawMoved();
+  });
+  cells.addEventListener("blur", () => app.setHover(null));
+}
+
+/** The cell next to a cell, inside the triangle of keys that a query may read. */
+export function movedCell({ query, key }, [down, right], nTokens) {
+  const toQuery = Math.min(nTokens - 1, Math.max(0, query + down));
+  return { query: toQuery, key: Math.min(toQuery, Math.max(0, key + right)) };
+}
+
+/** Scroll the picture alone, not the page, so that a cell can be seen. */
+function scrollToCell(scroll, cell) {
+  const top = cell.offsetTop, left = cell.offsetLeft;
+  const roomDown = scroll.clientHeight - LABELS - 30, roomRight = scroll.clientWidth - LABELS - 30;
+  if (top < scroll.scrollTop || top > scroll.scrollTop + roomDown) {
+    scroll.scrollTop = top - roomDown / 2;
+  }
+  if (left < scroll.scrollLeft || left > scroll.scrollLeft + roomRight) {
+    scroll.scrollLeft = left - roomRight / 2;
+  }
+}

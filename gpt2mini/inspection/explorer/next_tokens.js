@@ -1,0 +1,73 @@
+// The tokens that may come next: how likely each is drawn, and where in the model they come up.
+
+import { samplingOf } from "./writing.js";
+
+export const RANKED = 200; // a recorded page knows so many of the most likely tokens
+const ROWS_SHOWN = 15;
+const UNTOUCHED = { temperature: 1, topK: 0, topP: 1 };
+const LOOKED_AT = 5; // the most likely tokens after each layer
+
+export function isUntouched(state) {
+  const sampling = samplingOf(state);
+  return Object.entries(UNTOUCHED).every(([name, value]) => sampling[name] === value);
+}
+
+/** [{id, rank, p, isRemoved, plain, before, isActual}]: the most likely tokens, and the one that
+ * follows in the text. p: after temperature, top-k and top-p; plain: the model's own probability;
+ * before: {p, isRemoved} without interventions, null if none is in force. */
+export function nextRows(app) {
+  const { reading, token } = app, sampling = samplingOf(app.state);
+  const now = chances(reading, token, sampling);
+  const before = app.before === reading ? () => null : chances(app.before, token, sampling);
+  const actual = app.tokenIds[token + 1];
+  const ranked = reading.nextTokens(token, UNTOUCHED, RANKED).map(({ id }) => id);
+  const ids = ranked.slice(0, ROWS_SHOWN);
+  if (actual !== undefined && !ids.includes(actual)) ids.push(actual);
+  return ids.map((id) => ({
+    id,
+    rank: ranked.includes(id) ? ranked.indexOf(id) + 1 : null,
+    ...now(id),
+    plain: reading.probability(token, id),
+    before: before(id),
+    isActual: id === actual,
+  }));
+}
+
+/** How likely tokens are drawn: a function of an id that gives {p, isRemoved}. */
+function chances(reading, position, sampling) {
+  const kept = new Map(reading.nextTokens(position, sampling, RANKED).map(({ id, p }) => [id, p]));
+  const [best, pOfBest] = kept.entries().next().value;
+  const mayRemove = sampling.topK > 0 || sampling.topP < 1 || sampling.temperature === 0;
+  return (id) => {
+    if (kept.has(id)) return { p: kept.get(id), isRemoved: false };
+    if (mayRemove && kept.size < RANKED) return { p: 0, isRemoved: true };
+    const ratio = reading.probability(position, id) / reading.probability(position, best);
+    return { p: pOfBest * ratio ** (1 / sampling.temperature), isRemoved: false };
+  };
+}
+
+/** From which layer on a token stays among the most likely ones, and the most likely: {among,
+ * first}, null for never. Layer 0 is the embedding, layer l the stream after block l - 1. */
+export function layersWithToken(reading, nLayers, position, id) {
+  let among = null, first = null;
+  for (let layer = nLayers; layer >= 0; layer--) {
+    const place = reading.lens(layer, position, LOOKED_AT).findIndex((one) => one.id === id);
+    if (place < 0) break;
+    among = layer;
+    if (place === 0 && (first === null ? layer === nLayers : first === layer + 1)) first = layer;
+  }
+  return { among, first };
+}
+
+/** A sentence about where in the model the most likely next token comes up. */
+export function whyLikely(app) {
+  const best = app.reading.lens(app.config.n_layers, app.token, 1)[0];
+  const { among, first } = layersWithToken(app.reading, app.config.n_layers, app.token, best.id);
+  const name = app.label(best.id);
+  const after = (layer) => (layer === 0 ? "the embedding" : `block ${layer - 1}`);
+  const stays = among === first ? ""
+    : `is among the ${LOOKED_AT} most likely from ${after(among)} on, and `;
+  return `Where ${name} comes from: if the model stopped after a block (the logit lens), it ` +
+    `${stays}is the most likely from ${after(first)} on. Which heads matter for it: ` +
+    "\u201crank all heads\u201d under \u201cSwitch off\u201d.";
+}
