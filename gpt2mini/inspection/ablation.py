@@ -32,7 +32,7 @@ Progress = Callable[[int, int], object]  # is told (passes done, passes in all)
 
 def mean_activations(
     model: GPT2, token_ids: Int[Tensor, "batch tokens"], names: Sequence[str]
-) -> dict[str, Float[Tensor, " width"]]:
+) -> dict[str, Float[Tensor, "_"]]:
     """The mean of each named activation over all positions of all rows, for `patched`.
 
     names: as for `trace`, `*` standing for anything, as in "blocks.*.mlp_out". The texts should be

@@ -18,7 +18,7 @@ from gpt2mini.inspection.attention_calls import AttentionCall
 from gpt2mini.inspection.tracing import Trace
 from gpt2mini.model import GPT2
 
-Step = dict[str, Float[Tensor, "tokens width"]]
+Step = dict[str, Float[Tensor, "tokens _"]]
 
 
 @contextmanager
