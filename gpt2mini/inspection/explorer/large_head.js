@@ -13,11 +13,39 @@ const MOST_WIDTH = 460; // of the whole picture without scrolling: it also has t
 
 /** draw(kind): the weights "after" or "before" the interventions, or their "difference". */
 export function largeHead(app, parent) {
+  const parts = buildLarge(parent);
+  let width = 0; // measured when it changes, for measuring takes time
+  new ResizeObserver(([{ contentRect }]) => {
+    width = contentRect.width;
+    setSizes(app, parts.scroll, width);
+  }).observe(parent);
+
+  function draw(kind) {
+    setSizes(app, parts.scroll, width);
+    paintLarge(app, parts.canvas, kind);
+    for (const labels of [parts.keys, parts.queries]) drawTokenLabels(app, labels);
+    parts.cells.setAttribute("aria-label", `attention of head ${app.state.layer}.` +
+      `${app.state.head}: arrow keys move over the weights, Enter chooses one`);
+    drawShownCell(app, parts);
+    scrollToCell(parts);
+  }
+
+  addCellPointer(app, parts.cells, () => drawShownCell(app, parts));
+  addCellKeys(app, parts.cells, () => {
+    drawShownCell(app, parts);
+    scrollToCell(parts);
+    announce(cellInWords(app, shownCell(app)));
+  });
+  return { draw };
+}
+
+/** The labels stay in view while the cells are scrolled. */
+function buildLarge(parent) {
   const scroll = make("div", null, parent, { class: "large-head" });
-  make("span", "reads \u2193 from \u2192", scroll,
-    { class: "large-corner", "aria-hidden": "true" });
-  const keys = make("div", null, scroll, { class: "large-keys", "aria-hidden": "true" });
-  const queries = make("div", null, scroll, { class: "large-queries", "aria-hidden": "true" });
+  const hidden = (tag, name, text = null) =>
+    make(tag, text, scroll, { class: name, "aria-hidden": "true" });
+  hidden("span", "large-corner", "reads \u2193 from \u2192");
+  const keys = hidden("div", "large-keys"), queries = hidden("div", "large-queries");
   const cells = make("div", null, scroll, {
     class: "large-cells", tabindex: 0, role: "application", "aria-describedby": "large-head-said",
   });
@@ -26,37 +54,24 @@ export function largeHead(app, parent) {
   const cell = make("div", null, cells, { class: "cell-outline" });
   const said = make("p", null, parent, { id: "large-head-said", class: "cell-said" });
   const formula = make("p", null, parent, { class: "cell-said muted" });
+  return { scroll, keys, queries, cells, canvas, row, cell, said, formula };
+}
 
-  function draw(kind) {
-    const size = cellSize(parent.clientWidth, app.reading.nTokens);
-    scroll.style.setProperty("--cell", size + "px");
-    cells.style.setProperty("--tokens", app.reading.nTokens);
-    paintLarge(app, canvas, kind);
-    for (const labels of [keys, queries]) drawTokenLabels(app, labels);
-    cells.setAttribute("aria-label", `attention of head ${app.state.layer}.${app.state.head}: ` +
-      "arrow keys move over the weights, Enter chooses one");
-    drawShown();
-    scrollToCell(scroll, cell);
-  }
+function setSizes(app, scroll, width) {
+  const { nTokens } = app.reading;
+  scroll.style.setProperty("--cell", cellSize(width, nTokens) + "px");
+  scroll.style.setProperty("--tokens", nTokens);
+}
 
-  /** The outlines of the chosen query's row and of the shown cell, and the cell in words. */
-  function drawShown() {
-    const { query, key } = shownCell(app);
-    placeOutline(row, app.token, 0, app.token + 1);
-    placeOutline(cell, query, key, 1);
-    markLabel(queries, query);
-    markLabel(keys, key);
-    said.textContent = cellInWords(app, { query, key }) + ".";
-    formula.textContent = cellFormula(app, { query, key });
-  }
-
-  addCellPointer(app, cells, drawShown);
-  addCellKeys(app, cells, () => {
-    drawShown();
-    scrollToCell(scroll, cell);
-    announce(cellInWords(app, shownCell(app)));
-  });
-  return { draw };
+/** The outlines of the chosen query's row and of the shown cell, and the cell in words. */
+function drawShownCell(app, { row, cell, queries, keys, said, formula }) {
+  const { query, key } = shownCell(app);
+  placeOutline(row, app.token, 0, app.token + 1);
+  placeOutline(cell, query, key, 1);
+  markLabel(queries, query);
+  markLabel(keys, key);
+  said.textContent = cellInWords(app, { query, key }) + ".";
+  formula.textContent = cellFormula(app, { query, key });
 }
 
 /** How the weight of a cell is made, in one line; the panel below shows it in full. */
@@ -152,14 +167,14 @@ export function movedCell({ query, key }, [down, right], nTokens) {
   return { query: toQuery, key: Math.min(toQuery, Math.max(0, key + right)) };
 }
 
-/** Scroll the picture alone, not the page, so that a cell can be seen. */
-function scrollToCell(scroll, cell) {
-  const top = cell.offsetTop, left = cell.offsetLeft;
-  const roomDown = scroll.clientHeight - LABELS - 30, roomRight = scroll.clientWidth - LABELS - 30;
-  if (top < scroll.scrollTop || top > scroll.scrollTop + roomDown) {
-    scroll.scrollTop = top - roomDown / 2;
-  }
-  if (left < scroll.scrollLeft || left > scroll.scrollLeft + roomRight) {
-    scroll.scrollLeft = left - roomRight / 2;
-  }
+/** Scroll the picture alone, not the page, so that the shown cell can be seen. */
+function scrollToCell({ scroll, cell }) {
+  requestAnimationFrame(() => { // when the picture has its size
+    const top = cell.offsetTop, left = cell.offsetLeft;
+    const down = scroll.clientHeight - LABELS - 30, right = scroll.clientWidth - LABELS - 30;
+    if (top < scroll.scrollTop || top > scroll.scrollTop + down) scroll.scrollTop = top - down / 2;
+    if (left < scroll.scrollLeft || left > scroll.scrollLeft + right) {
+      scroll.scrollLeft = left - right / 2;
+    }
+  });
 }

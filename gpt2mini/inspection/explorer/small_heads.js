@@ -20,21 +20,26 @@ export function smallHeads(app, parent) {
     const i = buttons.indexOf(event.target.closest(".small-head"));
     if (event.key === "o" && i >= 0) switchHead(app, Math.floor(i / heads), i % heads);
   });
-  let painted = null; // the reading and color that the pictures show
+  let painted = null; // what the pictures show: they are painted again only if that changes
 
   function draw() {
     const positive = shades("--heat-full");
-    const isNew = painted?.reading !== app.reading || painted.full !== positive[255];
+    const shown = whatIsShown(app, positive);
     buttons.forEach((element, i) => {
       const layer = Math.floor(i / heads), head = i % heads;
-      if (isNew) paintSmall(app.reading, layer, head, element.firstChild, positive);
+      if (shown !== painted) paintSmall(app.reading, layer, head, element.firstChild, positive);
       drawState(app, element, layer, head);
     });
-    painted = { reading: app.reading, full: positive[255] };
+    painted = shown;
     markTabStop();
   }
 
   return { draw };
+}
+
+/** All that the pictures depend on. */
+function whatIsShown({ state: { model, off, patch }, tokenIds }, positive) {
+  return JSON.stringify([model, off, patch, tokenIds, positive[255]]);
 }
 
 /** The button of each head, block by block; beside them the numbers of blocks and heads. */
