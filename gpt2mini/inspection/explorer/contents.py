@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from gpt2mini.checks import check_predicts_tokens
+from gpt2mini.config import GPT2Config
 from gpt2mini.inspection.ablation import Progress
 from gpt2mini.inspection.compare import effective_weights
 from gpt2mini.inspection.explorer.architecture import parts
@@ -26,6 +27,7 @@ MOST_TOKENS = 128  # attention grows with the square
 RECORDED_IF_LIVE = 16  # tokens; 128 would make gpt2-nano's page a third larger
 SMALL = 50_000_000  # parameters; "auto" makes pages of smaller models live
 PRECISIONS = {"int8": "int8", "fp16": "float16"}  # --live -> weights.py
+SIZES = ("n_layers", "n_heads", "emb_dim", "vocab_size", "context_length", "qkv_bias")
 EXAMPLES = (
     "The old keeper lit the lamp. Then the old keeper",  # a phrase again: what followed it?
     "Mr. Bingley went out. Mrs. Bennet stayed at home. Then Mr.",  # a name
@@ -77,6 +79,7 @@ def page_contents(
         refuse_quantized(one, "the explorer's page")
         check_predicts_tokens(one)
         check_weights(one)
+    check_same_sizes(models[0].config, models[-1].config)
     text = well_formed(text)
     most_tokens = min(MOST_TOKENS, model.config.context_length)
     ids = tokenizer.encode(text)
@@ -133,6 +136,17 @@ def check_weights(model: GPT2) -> None:
             raise ValueError(
                 f"{name} has numbers that are not finite (NaN or infinity): training has failed, "
                 "or the file is damaged; there is nothing to show"
+            )
+
+
+def check_same_sizes(first: GPT2Config, second: GPT2Config) -> None:
+    """Raise ValueError for two models of different sizes: the page draws them over each other."""
+    for name in SIZES:
+        ours, theirs = getattr(first, name), getattr(second, name)
+        if ours != theirs:
+            raise ValueError(
+                "only models of the same shape can be compared: "
+                f"{name} is {ours} in the first and {theirs} in the second"
             )
 
 
