@@ -14,7 +14,7 @@ export function beforeAfterPart(app, root) {
   make("h3", "Before and after", section);
   const said = make("p", null, section, { class: "before-after" });
   const drawBars = pairOfBars(section);
-  make("h3", "Next tokens that changed most", section);
+  make("h3", "Next tokens that changed most, in percentage points", section);
   const table = make("table", null, make("div", null, section, { class: "scroll" }));
   make("h3", "Surprise of each token of the text", section);
   const drawStrip = tokenStrip(section, (token) => app.set({ token, key: null }));
@@ -61,7 +61,7 @@ export function mostChanged([first, second], position, n = TOKENS_COMPARED) {
   return rows.sort((a, b) => size(b) - size(a) || a.id - b.id);
 }
 
-const CHANGE_COLUMNS = ["token", "before", "after", "change"];
+const CHANGE_COLUMNS = ["token", "before", "after", "points"];
 
 function drawChanges(app, table, rows) {
   children(table, rows.length + 1, (i) => newChangeRow(i ? "td" : "th")).forEach((element, i) => {

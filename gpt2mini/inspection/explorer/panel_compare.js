@@ -92,7 +92,7 @@ function comparedNextPart(app, root, names) {
   return function draw() {
     title.textContent = `Next token after ${wordBefore(app)}`;
     const rows = likelyInEither(bothModels(app), app.token);
-    drawTextTable(table, ["token", ...names, "", "change"], rows.map(({ id, before, after }) =>
+    drawTextTable(table, ["token", ...names, "", "points"], rows.map(({ id, before, after }) =>
       [app.label(id), percent(before), percent(after), null, change(after - before)]));
     const full = Math.max(...rows.flatMap(({ before, after }) => [before, after]));
     [...table.rows].slice(1).forEach((row, i) => {
@@ -122,7 +122,7 @@ function comparedLensPart(app, root, names) {
     drawTextTable(table, ["after", ...names, ""], layers.map((best, layer) => [
       lensLayerName(layer),
       ...best.map(({ id, p }) => `${app.label(id)} ${percent(p)}`),
-      differs[layer] ? "differs" : "",
+      differs[layer] ? "\u2260" : "",
     ]));
     [...table.rows].slice(1).forEach((row, i) => row.classList.toggle("selected", differs[i]));
   };
@@ -137,7 +137,7 @@ function saidOfLens(differs) {
   if (first < 0) return "The most likely token is the same after every block.";
   const last = differs.at(-1) ? "and at the end" : "but at the end they agree";
   const where = (first ? "" : "the ") + lensLayerName(first);
-  return `The most likely token first differs after ${where}, ${last}.`;
+  return `The most likely token first differs (\u2260) after ${where}, ${last}.`;
 }
 
 // ---- lengths of vectors
@@ -178,7 +178,9 @@ function drawTextTable(table, head, rows) {
   const all = [head, ...rows];
   const newRow = (i) => newTextRow(i ? "td" : "th", head.length);
   children(table, all.length, newRow).forEach((row, i) => all[i].forEach((text, column) => {
-    if (text !== null) row.children[column].textContent = text;
+    const cell = row.children[column];
+    if (text !== null) cell.textContent = text;
+    if (cell.tagName === "TH") cell.title = text; // long names are cut
   }));
 }
 

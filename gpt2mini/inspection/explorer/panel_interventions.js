@@ -3,7 +3,7 @@
 
 import { beforeAfterPart } from "./before_after.js";
 import { button, children, make } from "./dom.js";
-import { isSamePart, partLabel, withPartOff, withPartOn } from "./patches.js";
+import { isSamePart, partLabel, patchInForce, withPartOff, withPartOn } from "./patches.js";
 import { rankingPart } from "./rank_heads.js";
 import { secondTextPart } from "./second_text.js";
 
@@ -17,9 +17,8 @@ export function interventionsPanel(app, root) {
 }
 
 function recordedPart(root) {
-  make("p", "This page shows recorded numbers, so nothing can be switched off in it; the effects " +
-    "of switching off each head were recorded. Only a live page (--live) can do the rest.", root,
-  { class: "muted" });
+  make("p", "This page shows recorded numbers: only in a live page can parts be switched off. The " +
+    "effect of each head was recorded.", root, { class: "muted" });
   return () => {};
 }
 
@@ -46,16 +45,16 @@ function switchPart(app, root) {
     ...(kind.value === "head" ? { head: Number(head.value) } : {}),
     value: value.value,
   });
+  const isOff = () => app.state.off.some((part) =>
+    isSamePart(part, chosen()) && part.value === value.value);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    app.set({ off: withPartOff(app.state.off, chosen()) });
+    const change = isOff() ? withPartOn : withPartOff;
+    app.set({ off: change(app.state.off, chosen()) });
   });
   const showButton = () => {
     head.parentElement.hidden = kind.value !== "head";
-    const isOff = app.state.off.some((part) => isSamePart(part, chosen())
-      && part.value === value.value);
-    press.disabled = isOff;
-    press.textContent = isOff ? "is off" : "switch off";
+    press.textContent = isOff() ? "switch on" : "switch off";
   };
   form.addEventListener("change", showButton);
   let followed = null; // the controls follow the head chosen elsewhere in the page
@@ -82,15 +81,16 @@ function numberOptions(count) {
 
 function inForcePart(app, root) {
   const said = make("p", null, root);
-  const list = make("ul", null, root, { class: "row in-force" });
-  const allOn = button("all on again", root, () => {
+  const row = make("div", null, root, { class: "row" });
+  const list = make("ul", null, row, { class: "row in-force" });
+  const allOn = button("all on again", row, () => {
     app.set({ off: [], patch: null });
     root.querySelector("select").focus();
   });
   return function draw() {
     const entries = entriesInForce(app);
     said.textContent = entries.length ? "In force:" : "Every part is on.";
-    list.hidden = allOn.hidden = !entries.length;
+    row.hidden = !entries.length;
     children(list, entries.length, () => newEntryInForce(list, allOn)).forEach((item, i) => {
       const [text, remove] = item.children;
       text.textContent = entries[i].text;
@@ -106,14 +106,16 @@ function entriesInForce(app) {
     text: `${partLabel(part)} ${part.value === "mean" ? "by its mean" : "off"}`,
     remove: () => app.set({ off: withPartOn(app.state.off, part) }),
   }));
-  if (patch) {
-    entries.push({
-      text: `token ${patch.position} after block ${patch.layer}: of the second text, token ` +
-        patch.from,
-      remove: () => app.set({ patch: null }),
-    });
-  }
+  if (patch) entries.push({ text: patchLabel(app), remove: () => app.set({ patch: null }) });
   return entries;
+}
+
+function patchLabel(app) {
+  if (!patchInForce(app)) return "a patch beyond the end of a text";
+  const { text, layer, position, from } = app.state.patch;
+  const second = app.label(app.tokenizer.encode(text)[from]);
+  return `${app.tokenLabels[position]} (${position}) after block ${layer} from ${second} ` +
+    `(${from}) of the second text`;
 }
 
 function newEntryInForce(list, allOn) {

@@ -20,14 +20,17 @@ export function rankingPart(app, root) {
     running = true;
     parts.canceled = false;
     showRankingProgress(parts, 0, 1);
+    parts.cancel.focus(); // the pressed button is hidden
     const rows = await app.source.rankHeads(app.before, app.token, app.target, (done, total) => {
       showRankingProgress(parts, done, total);
       return !parts.canceled && subjectOf(app) === subject;
     });
     running = false;
-    if (rows) ranking = { subject, rows, words };
+    if (rows) ranking = { subject, rows, words, note: app.source.note };
     if (rows) announce(saidOfRanking(ranking));
+    const hadFocus = document.activeElement === parts.cancel;
     draw();
+    if (hadFocus) (rows?.length ? parts.table.querySelector("button") : parts.start).focus();
   }
 
   function draw() {
@@ -55,9 +58,9 @@ function wordsOf(app) {
   return `${app.label(app.target)} after ${wordBefore(app)}`;
 }
 
-function saidOfRanking({ rows, words }) {
-  return rows.length ? `${words}: ${percent(rows[0].before)} with all heads, and without:`
-    : `No effects were recorded for ${words}.`;
+function saidOfRanking({ rows, words, note }) {
+  if (rows.length) return `${words}: ${percent(rows[0].before)} with all heads, and without:`;
+  return `No effects were recorded for ${words}${note ? `: ${note}` : ""}.`;
 }
 
 function buildRanking(root, start, cancel) {
@@ -66,7 +69,7 @@ function buildRanking(root, start, cancel) {
   const startButton = button("rank all heads", root, start);
   const running = make("div", null, root, { class: "row" });
   const progress = make("progress", null, running, { "aria-label": "heads ranked" });
-  button("cancel", running, cancel);
+  const cancelButton = button("cancel", running, cancel);
   const result = make("div", null, root);
   const table = make("table", null, make("div", null, result, { class: "scroll" }),
     { class: "ranking" });
@@ -74,7 +77,8 @@ function buildRanking(root, start, cancel) {
     "probability more; a cross: without this head it rose. Click one to look at it.", result,
   { class: "muted explanation" });
   const map = svg("svg", null, result, { class: "effects", role: "img" });
-  return { said, start: startButton, running, progress, result, table, map, canceled: false };
+  return { said, start: startButton, running, progress, cancel: cancelButton, result, table, map,
+    canceled: false };
 }
 
 function showRankingProgress(parts, done, total) {
@@ -95,7 +99,7 @@ function drawRanking(app, table, rows) {
     go.textContent = `head ${layer}.${head}`;
     go.setAttribute("aria-label", `look at head ${layer}.${head}`);
     element.children[1].textContent = `${percent(after)} (${change(difference)})`;
-    bar.style.width = `${(4 * Math.abs(difference)) / (largest || 1)}rem`;
+    bar.style.width = `${(2.6 * Math.abs(difference)) / (largest || 1)}rem`;
     bar.className = difference < 0 ? "bar" : "bar change";
     drawSwitch(app, element);
   });
