@@ -2,7 +2,7 @@
 
 import { announce, at, button, rovingGroup } from "./dom.js";
 import { startModels } from "./models.js";
-import { patchesOf } from "./patches.js";
+import { patchesOf, patchInForce } from "./patches.js";
 import { comparePanel } from "./panel_compare.js";
 import { diagramPanel } from "./panel_diagram.js";
 import { headsPanel } from "./panel_heads.js";
@@ -91,7 +91,7 @@ class App {
   }
 
   withInterventions(model, plain) {
-    const second = this.state.patch && this.readSecond(this.state.patch.text, model);
+    const second = patchInForce(this) && this.readSecond(this.state.patch.text, model);
     const patches = patchesOf(this.state, this.sources[model], second);
     return patches.length ? this.patched[model].read(this.tokenIds, patches) : plain;
   }
