@@ -30,12 +30,17 @@ export function largeHead(app, parent) {
     scrollToCell(parts);
   }
 
-  addCellPointer(app, parts.cells, () => drawShownCell(app, parts));
-  addCellKeys(app, parts.cells, () => {
+  const hover = (cell) => {
+    app.setHover(cell);
     drawShownCell(app, parts);
+  };
+  addCellPointer(app, parts.cells, hover);
+  addCellKeys(app, parts.cells, (cell) => {
+    hover(cell);
     scrollToCell(parts);
-    announce(cellInWords(app, shownCell(app)));
+    announce(cellInWords(app, cell));
   });
+  parts.cells.addEventListener("blur", () => hover(null));
   return { draw };
 }
 
@@ -121,44 +126,38 @@ function markLabel(labels, t) {
   labels.children[t]?.classList.add("label-shown");
 }
 
-function addCellPointer(app, cells, drawShown) {
+/** hover(cell): called when the pointer enters another cell; null where none can be read. */
+function addCellPointer(app, cells, hover) {
   const cellAt = (event) => {
     const { left, top, width } = cells.getBoundingClientRect();
     const size = width / app.reading.nTokens;
     const query = Math.floor((event.clientY - top) / size);
     const key = Math.floor((event.clientX - left) / size);
-    return query >= 0 && key >= 0 && key <= query && query < app.reading.nTokens
-      ? { query, key } : null; // above the diagonal: a later token, which cannot be read
+    const exists = query >= 0 && key >= 0 && query < app.reading.nTokens;
+    return exists && key <= query ? { query, key } : null; // a later token cannot be read
   };
-  const hover = (cell) => {
-    if (cell?.query === app.hover?.query && cell?.key === app.hover?.key) return;
-    app.setHover(cell);
-    drawShown();
+  const changeTo = (cell) => {
+    if (cell?.query !== app.hover?.query || cell?.key !== app.hover?.key) hover(cell);
   };
-  cells.addEventListener("pointermove", (event) => hover(cellAt(event)));
-  cells.addEventListener("pointerleave", () => hover(null));
+  cells.addEventListener("pointermove", (event) => changeTo(cellAt(event)));
+  cells.addEventListener("pointerleave", () => changeTo(null));
   cells.addEventListener("click", (event) => {
     const cell = cellAt(event);
     if (cell) app.set({ token: cell.query, key: cell.key });
   });
 }
 
-function addCellKeys(app, cells, drawMoved) {
+/** move(cell): called when the arrow keys go to another cell. */
+function addCellKeys(app, cells, move) {
   const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
   cells.addEventListener("keydown", (event) => {
     const { query, key } = shownCell(app);
-    if (event.key === "Enter" || event.key === " ") {
-      event.preventDefault();
-      app.set({ token: query, key });
-    }
-    const step = steps[event.key];
-    if (!step) return;
+    const isChosen = event.key === "Enter" || event.key === " ";
+    if (!isChosen && !(event.key in steps)) return;
     event.preventDefault();
-    const moved = movedCell({ query, key }, step, app.reading.nTokens);
-    app.setHover(moved);
-    drawMoved();
+    if (isChosen) app.set({ token: query, key });
+    else move(movedCell({ query, key }, steps[event.key], app.reading.nTokens));
   });
-  cells.addEventListener("blur", () => app.setHover(null));
 }
 
 /** The cell next to a cell, inside the triangle of keys that a query may read. */

@@ -13,13 +13,13 @@ export function headsPanel(app, root) {
     "another way. In a picture a row is a token that reads, a column one that is read; the " +
     "stronger the color, the larger the weight. The weights of a row add up to 100\u00a0%.", root,
   { class: "intro" });
-  const layout = make("div", null, root, { class: "heads-layout" });
+  const layout = make("div", null, root, { class: layoutFor(app.data.models[0].config.n_heads) });
   const small = smallHeads(app, make("div", null, layout));
   const one = make("div", null, layout, { class: "one-head" });
   const title = buildTitle(app, one);
   const view = buildViews(one, () => large.draw(view.chosen()));
   const large = largeHead(app, one);
-  const words = buildWords(app, one);
+  const words = buildWords(app, make("div", null, layout, { class: "read-words" }));
   makeLegend(app, root);
 
   function draw() {
@@ -31,6 +31,11 @@ export function headsPanel(app, root) {
   }
 
   return { draw };
+}
+
+/** Many small pictures beside each other leave less room for the large one. */
+function layoutFor(nHeads) {
+  return `heads-layout ${nHeads > 14 ? "very-wide" : nHeads > 6 ? "wide" : ""}`;
 }
 
 /** Which head is shown large, what kind it is, and a button to switch it off. */

@@ -36,7 +36,7 @@ function productStep(item) {
     "multiplied number by number, and the products are summed: the sum is large where the two " +
     "agree.", item);
   const drawQuery = vectorBars(item), drawKey = vectorBars(item), drawProducts = vectorBars(item);
-  const drawSum = sumTable(item);
+  const drawSum = sumTable(item), drawAll = allProducts(item);
   return (app, { query, key, queryVector, rows, size }) => {
     const keyVector = rows[key].key, terms = Array.from(queryVector, (x, i) => x * keyVector[i]);
     const marked = indexOfLargest(terms);
@@ -47,7 +47,38 @@ function productStep(item) {
     drawSum("number", shown.map(({ i, term }) => [
       `${i}`, `${fixed(queryVector[i], 3)} \u00d7 ${inBrackets(keyVector[i], 3)}`, fixed(term)]),
     [`${nRest} others of ${size}`, "", fixed(rest)], ["sum", "", fixed(sum)]);
+    drawAll(queryVector, keyVector, terms);
   };
+}
+
+/** Every product in a table, which is drawn while it is open. */
+function allProducts(item) {
+  const details = make("details", null, item), summary = make("summary", null, details);
+  const table = make("table", null, make("div", null, details, { class: "scroll" }));
+  let vectors = [];
+  const draw = () => {
+    if (!details.open) return;
+    const rows = vectors[0].length + 1;
+    children(table, rows, makeProductRow).forEach((row, i) => {
+      const texts = i === 0 ? ["number", "query", "key", "product"]
+        : [i - 1, ...vectors.map((vector) => fixed(vector[i - 1], 3))];
+      texts.forEach((text, column) => { row.children[column].textContent = text; });
+    });
+  };
+  details.addEventListener("toggle", draw);
+  return (...shown) => {
+    vectors = shown;
+    summary.textContent = `all ${shown[0].length} products`;
+    draw();
+  };
+}
+
+function makeProductRow(i) {
+  const row = make("tr");
+  for (let column = 0; column < 4; column++) {
+    make(i === 0 || column === 0 ? "th" : "td", null, row, { class: "number" });
+  }
+  return row;
 }
 
 function scaleStep(item) {

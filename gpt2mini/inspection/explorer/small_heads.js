@@ -69,7 +69,8 @@ export function makeLegend(app, parent) {
     legend.append(` ${name}, `);
   }
   legend.append(`if its score on random tokens is at least ${TIMES_EVEN} times that of equal ` +
-    "weights. ");
+    "weights. Point at a cell of the large picture to see its weight being made, below; click to " +
+    "keep it. The arrow keys move over the cells, too. ");
   if (app.live) {
     make("kbd", "o", legend);
     legend.append(" switches a head off and on.");

@@ -1,5 +1,6 @@
 // A vector as a row of bars, up for positive numbers and down for negative ones.
 
+import { fixed } from "./attention_arithmetic.js";
 import { color, make } from "./dom.js";
 
 const HEIGHT = 40; // pixels
@@ -10,7 +11,13 @@ export function vectorBars(parent) {
   const figure = make("div", null, parent, { class: "vector" });
   const label = make("span", null, figure, { class: "vector-label" });
   const canvas = make("canvas", null, figure, { role: "img" });
+  let shown = [];
+  canvas.addEventListener("pointermove", ({ offsetX }) => {
+    const i = Math.floor((offsetX / canvas.clientWidth) * shown.length);
+    if (i in shown) canvas.title = `number ${i}: ${fixed(shown[i], 3)}`;
+  });
   return function draw(text, vector, { marked = -1, largest = null } = {}) {
+    shown = vector;
     const most = largest ?? vector.reduce((size, x) => Math.max(size, Math.abs(x)), 0);
     if (label.textContent !== text) label.textContent = text;
     canvas.setAttribute("aria-label", `${text}: ${vector.length} numbers, the largest in size ` +
