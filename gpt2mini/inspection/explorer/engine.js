@@ -226,7 +226,7 @@ function normalize(x, weight, bias, y, start) {
   let mean = 0;
   for (let i = 0; i < size; i++) mean += x[start + i] / size;
   let variance = 0;
-  for (let i = 0; i < size; i++) variance += (x[start + i] - mean) ** 2 / size;
+  for (let i = 0; i < size; i++) variance += (x[start + i] - mean) * (x[start + i] - mean) / size;
   const scale = 1 / Math.sqrt(variance + 1e-5);
   for (let i = 0; i < size; i++) y[start + i] = (x[start + i] - mean) * scale * weight[i] + bias[i];
 }
@@ -241,8 +241,9 @@ function softmax(x) {
 
 // GPT-2 was trained with the tanh form of GELU: x / 2 * (1 + tanh(u)), which is x / (1 + exp(-2u)).
 function geluTanh(x) {
+  const scale = Math.sqrt(2 / Math.PI);
   for (let i = 0; i < x.length; i++) {
-    const u = Math.sqrt(2 / Math.PI) * (x[i] + 0.044715 * x[i] ** 3);
+    const u = scale * (x[i] + 0.044715 * x[i] * x[i] * x[i]);
     x[i] /= 1 + Math.exp(-2 * u);
   }
 }

@@ -4,7 +4,7 @@
 import { GPT2, MOST_TOKENS } from "./engine.js";
 import { makeLinear } from "./linear.js";
 import { choose, distribution, logSumExp, mostLikely, seededRandom } from "./sampling.js";
-import { bytesFromBase64, countNumbers, gunzip, readTensors, unpackNumbers } from "./weights.js";
+import { bytesFromBase64, extentOf, gunzip, readTensors, unpackNumbers } from "./weights.js";
 
 const MOST_IN_LENS = 20; // tokens that are kept for each layer
 const MOST_VALUES = 16; // of a vector, in `step`
@@ -14,7 +14,7 @@ const MOST_VALUES = 16; // of a vector, in `step`
  * kernel: base64 of kernel.wasm, or "" to compute in JavaScript alone.
  */
 export async function buildModels(entries, blobs, kernel) {
-  const linear = await makeLinear(kernel && bytesFromBase64(kernel), countNumbers(entries));
+  const linear = await makeLinear(kernel && bytesFromBase64(kernel), extentOf(entries));
   const built = [];
   let first = {};
   for (const [i, entry] of entries.entries()) {

@@ -1,7 +1,7 @@
 // From the text of the page to arrays of numbers: base64, gzip, and fewer bits than float32.
 // weights.py writes what is read here.
 
-const NUMBERS = { "<f4": Float32Array, "<f2": Uint16Array, "<u2": Uint16Array, "<i4": Int32Array };
+const ARRAY_KINDS = { "<f4": Float32Array, "<f2": Uint16Array, "<u2": Uint16Array, "<i4": Int32Array };
 
 /** The bytes of a base64 text. */
 export function bytesFromBase64(text) {
@@ -22,21 +22,25 @@ export async function gunzip(bytes) {
 /** Numbers that stand in the page's JSON: {dtype, shape, data}. Half precision becomes float32. */
 export function unpackNumbers({ dtype, data }) {
   const { buffer, byteOffset, byteLength } = bytesFromBase64(data);
-  const Kind = NUMBERS[dtype];
+  const Kind = ARRAY_KINDS[dtype];
   const numbers = new Kind(buffer.slice(byteOffset, byteOffset + byteLength));
   return dtype === "<f2" ? fromHalf(numbers, new Float32Array(numbers.length)) : numbers;
 }
 
-/** Of all tensors of the page's models together: how many float32 numbers. */
-export function countNumbers(models) {
-  let count = 0;
+/** How many float32 numbers all tensors of the page's models have (size), and the longest row or
+ * column of their matrices (widest). */
+export function extentOf(models) {
+  let [size, widest] = [0, 1];
   for (const { tensors, adapters = {} } of models) {
-    for (const { shape } of Object.values(tensors)) count += sizeOf(shape);
-    for (const { A, B } of Object.values(adapters)) {
-      count += tensors[A].shape[1] * tensors[B].shape[0]; // the merged weight
+    for (const { shape } of Object.values(tensors)) {
+      size += sizeOf(shape);
+      widest = Math.max(widest, ...shape);
+    }
+    for (const { A, B } of Object.values(adapters)) { // the merged weights
+      size += tensors[A].shape[1] * tensors[B].shape[0];
     }
   }
-  return count;
+  return { size, widest };
 }
 
 /**
