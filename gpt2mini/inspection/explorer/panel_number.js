@@ -46,7 +46,7 @@ function productStep(item) {
     const { shown, rest, nRest, sum } = largestTerms(terms, PRODUCTS);
     drawSum("number", shown.map(({ i, term }) => [
       `${i}`, `${fixed(queryVector[i], 3)} \u00d7 ${inBrackets(keyVector[i], 3)}`, fixed(term)]),
-    [`${nRest} others of ${size}`, "", fixed(rest)], ["sum", "", fixed(sum)]);
+    nRest ? [`${nRest} others of ${size}`, "", fixed(rest)] : null, ["sum", "", fixed(sum)]);
     drawAll(queryVector, keyVector, terms);
   };
 }
@@ -110,8 +110,8 @@ function softmaxStep(item) {
     "the weight. (The largest score is subtracted first: the weights stay the same, and no " +
     "number gets too large.)", item);
   const drawSum = sumTable(item, "softmax");
-  const result = make("p", null, item, { class: "code" });
-  return (app, { key, scores, largest, exponentials, total, weights }) => {
+  const result = make("p", null, item, { class: "code" }), differs = make("p", null, item);
+  return (app, { query, key, scores, largest, exponentials, total, weights }) => {
     const { shown, rest, nRest, sum } = largestTerms(exponentials, ROWS, 3, key);
     const restWeight = shown.reduce((left, { i }) => left - weights[i], 1);
     drawSum("token", shown.map(({ i, term }) => [
@@ -121,6 +121,9 @@ function softmaxStep(item) {
     ["sum", "", fixed(sum, 3), percent(1)]);
     result.textContent = `weight of ${tokenName(app, key)} = ${fixed(exponentials[key], 3)} / ` +
       `${fixed(total, 3)} = ${percent(weights[key])}`;
+    const { layer, head } = app.state, used = app.reading.attention(layer, head, query, key);
+    differs.textContent = Math.abs(used - weights[key]) < 0.01 ? ""
+      : `This model computes its attention in another way: its own weight is ${percent(used)}.`;
   };
 }
 
