@@ -11,9 +11,8 @@ export function comparePanel(app, root) {
   make("h2", "Two models side by side", root);
   if (app.sources.length < 2) return withoutOther(root);
   const names = app.data.models.map(({ name }) => name);
-  make("p", `Before: ${names[0]}. After: ${names[1]}. Both read the text above; what is switched ` +
-    "off is so in both. The other panels show the model chosen at the top.", root,
-  { class: "muted" });
+  make("p", `${names[0]} and ${names[1]} read the text above; what is switched off is so in ` +
+    "both. The other panels show the model chosen at the top.", root, { class: "muted" });
   const parts = [comparedTextPart(app, root, names), comparedNextPart(app, root, names),
     comparedLensPart(app, root, names), comparedNormsPart(app, root, names)];
   return { draw: () => parts.forEach((drawPart) => drawPart()) };
@@ -87,6 +86,8 @@ function textSummary(changes, names) {
 
 function comparedNextPart(app, root, names) {
   const title = make("h3", null, root);
+  make("p", `Of two bars the upper, grey one is of ${names[0]}.`, root,
+    { class: "muted explanation" });
   const table = newTextTable(root);
   const bars = new Map(); // the bars of each row
   return function draw() {

@@ -17,8 +17,8 @@ export function interventionsPanel(app, root) {
 }
 
 function recordedPart(root) {
-  make("p", "This page shows recorded numbers: only in a live page can parts be switched off. The " +
-    "effect of each head was recorded.", root, { class: "muted" });
+  make("p", "This page shows recorded numbers: only in a live page can parts be switched off. " +
+    "The effect of each head was recorded.", root, { class: "muted" });
   return () => {};
 }
 
@@ -83,15 +83,16 @@ function inForcePart(app, root) {
   const said = make("p", null, root);
   const row = make("div", null, root, { class: "row" });
   const list = make("ul", null, row, { class: "row in-force" });
-  const allOn = button("all on again", row, () => {
+  const focusOn = (element) => (element ?? root.querySelector("select")).focus();
+  button("all on again", row, () => {
     app.set({ off: [], patch: null });
-    root.querySelector("select").focus();
+    focusOn(null);
   });
   return function draw() {
     const entries = entriesInForce(app);
     said.textContent = entries.length ? "In force:" : "Every part is on.";
     row.hidden = !entries.length;
-    children(list, entries.length, () => newEntryInForce(list, allOn)).forEach((item, i) => {
+    children(list, entries.length, () => newEntryInForce(list, focusOn)).forEach((item, i) => {
       const [text, remove] = item.children;
       text.textContent = entries[i].text;
       remove.setAttribute("aria-label", `remove: ${entries[i].text}`);
@@ -118,12 +119,12 @@ function patchLabel(app) {
     `(${from}) of the second text`;
 }
 
-function newEntryInForce(list, allOn) {
+function newEntryInForce(list, focusOn) {
   const item = make("li", null, null, { class: "chip" });
   make("span", null, item);
   const remove = button("\u00d7", item, () => {
     remove.act();
-    (list.querySelector("button") ?? allOn).focus(); // the pressed button may be gone
+    focusOn(list.querySelector("button")); // the pressed one may be gone
   });
   return item;
 }

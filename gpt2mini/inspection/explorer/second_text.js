@@ -8,24 +8,42 @@ const FIRST_PATCH = { text: "", layer: 0, position: 0, from: 0 };
 /** Returns a function that draws. What is chosen here comes into force by the button "patch"; after
  * that every choice does at once. */
 export function secondTextPart(app, root) {
-  let chosen = null;
-  const parts = buildSecondText(app, root, choose, () => app.set({ patch: chosen }));
+  let chosen = null; // as state.patch
+  let wasInForce = false;
+  const parts = buildSecondText(app, root, choose, () =>
+    app.set({ patch: app.state.patch ? null : chosen }));
 
   function choose(changes, options) {
-    chosen = { ...chosen, ...changes };
+    chosen = withinTexts(app, { ...chosen, ...changes });
     if (app.state.patch) app.set({ patch: chosen }, options);
     else draw();
   }
 
   function draw() {
-    if (app.state.patch) chosen = app.state.patch;
-    chosen ??= { ...FIRST_PATCH, layer: app.state.layer, position: app.token };
-    if (app.state.patch) parts.details.open = true;
+    const { patch, layer } = app.state;
+    chosen ??= { ...FIRST_PATCH, layer, position: app.token };
+    chosen = patch ?? withinTexts(app, chosen);
+    if (patch && !wasInForce) parts.details.open = true;
+    wasInForce = patch !== null;
     if (parts.details.open) drawSecondText(app, parts, chosen);
   }
 
   parts.details.addEventListener("toggle", draw);
   return draw;
+}
+
+/** Positions beyond the end of a text that has become shorter are its last one. */
+function withinTexts(app, patch) {
+  const last = (count) => Math.max(0, count - 1);
+  return {
+    ...patch,
+    position: Math.min(patch.position, last(app.tokenIds.length)),
+    from: Math.min(patch.from, last(secondIds(app, patch).length)),
+  };
+}
+
+function secondIds(app, { text }) {
+  return app.tokenizer.encode(text).slice(0, app.data.most_tokens);
 }
 
 function buildSecondText(app, root, choose, patch) {
@@ -36,7 +54,7 @@ function buildSecondText(app, root, choose, patch) {
   { class: "muted" });
   const textLabel = make("label", "second text ", details);
   const text = make("input", null, textLabel, { type: "text", spellcheck: "false" });
-  text.addEventListener("input", () => choose({ text: text.value, from: 0 }, { undo: false }));
+  text.addEventListener("input", () => choose({ text: text.value }, { undo: false }));
   const fromLabel = make("p", "take this token of it:", details);
   const tokens = make("div", null, details,
     { role: "radiogroup", "aria-label": "token of the second text", class: "row tight" });
@@ -56,7 +74,7 @@ function numberChoice(name, parent, choose) {
 
 function drawSecondText(app, parts, chosen) {
   if (parts.text.value !== chosen.text) parts.text.value = chosen.text;
-  const ids = app.tokenizer.encode(chosen.text).slice(0, app.data.most_tokens);
+  const ids = secondIds(app, chosen);
   parts.fromLabel.hidden = !ids.length;
   children(parts.tokens, ids.length, (i) => button("", null, () => parts.choose({ from: i }),
     { role: "radio", class: "token" })).forEach((element, i) => {
@@ -67,8 +85,8 @@ function drawSecondText(app, parts, chosen) {
   parts.markTabStop();
   fillOptions(parts.layer, Array.from({ length: app.config.n_layers }, (_, i) => i), chosen.layer);
   fillOptions(parts.position, app.tokenLabels.map((label, i) => `${i} ${label}`), chosen.position);
-  parts.press.hidden = app.state.patch !== null;
-  parts.press.disabled = !ids.length || chosen.position >= app.tokenIds.length;
+  parts.press.textContent = app.state.patch ? "remove the patch" : "patch";
+  parts.press.disabled = !app.state.patch && !ids.length;
 }
 
 /** Options are changed only where they differ, so that an open list stays open. */
