@@ -3,10 +3,11 @@
 // thick one adds to it. Beside the line is what the model would say after each block (the logit
 // lens).
 
-import { button, children, make, number, percent, rovingGroup, svg } from "./dom.js";
+import { tokenText } from "./cell.js";
+import { at, button, children, make, number, percent, rovingGroup, svg } from "./dom.js";
 
-// A block is drawn in a box of 68 x 40 units; attention in its upper half, the MLP in the lower.
-const DRAWING_WIDTH = 68, DRAWING_HEIGHT = 40, LINE_AT = 46; // LINE_AT: x of the residual stream
+// A block is drawn in a box of 57 x 40 units; attention in its upper half, the MLP in the lower.
+const DRAWING_WIDTH = 57, DRAWING_HEIGHT = 40, LINE_AT = 40; // LINE_AT: x of the residual stream
 const MOST_LINE = 18, MOST_BRANCH = 9, LEAST = 1.5; // thickness of the longest and shortest vectors
 const NOTE = "\u2193 The line is the residual stream. Attention and the MLP read it and add a " +
   "vector to it; thickness and number are its length. On the right: what the model would say.";
@@ -27,8 +28,7 @@ export function diagramPanel(app, root) {
   const markTabStop = rovingGroup(flow, "button");
 
   function draw() {
-    const label = app.tokenLabels[app.token];
-    title.textContent = `, for token ${app.token}, ${label}`;
+    title.textContent = `, for token ${app.token}, ${tokenText(app, app.token)}`;
     flow.style.setProperty("--blocks", app.config.n_layers);
     const scale = thicknesses(app);
     drawEmbedding(app, embedding, scale);
@@ -41,6 +41,11 @@ export function diagramPanel(app, root) {
   }
 
   return { draw };
+}
+
+/** A new text costs the browser time even if it is the same as before. */
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 
 // ---- thickness
@@ -67,7 +72,8 @@ function thicknesses({ reading, config, token }) {
 function makeOnLine(app, parent, part) {
   const element = make("div", null, parent, { class: `stage ${part}` });
   button("", element, () => openPart(app, part));
-  if (part !== "final_norm") make("span", null, element, { class: "lens" });
+  if (part === "embedding") makeLensLabel(app, element, () => 0);
+  if (part === "out_head") makeLensLabel(app, element, () => app.config.n_layers);
   return element;
 }
 
@@ -80,7 +86,7 @@ function drawEmbedding(app, element, scale) {
 
 function drawOnLine(app, element, part, name, length = null) {
   const control = element.querySelector("button");
-  control.textContent = length === null ? name : `${name} ${number(length)}`;
+  write(control, length === null ? name : `${name} ${number(length)}`);
   const says = length === null ? name : `${name}: a vector of length ${number(length)}`;
   control.setAttribute("aria-label", says);
   control.setAttribute("aria-pressed", app.state.part === part);
@@ -89,9 +95,9 @@ function drawOnLine(app, element, part, name, length = null) {
 /** Show a part in the panel "A part and its code". */
 function openPart(app, part, layer = app.state.layer) {
   app.set({ part, layer, middle: "inside" });
-  const inside = document.getElementById("middle");
-  const { top } = inside.getBoundingClientRect();
-  if (top > 0.7 * innerHeight) inside.scrollIntoView({ block: "start" }); // a narrow screen
+  const { top } = at("middle").getBoundingClientRect();
+  const isBelow = top > 0.7 * innerHeight; // on a narrow screen
+  if (isBelow) scrollBy({ top: top - at("top").offsetHeight - 8 });
 }
 
 // ---- a block
@@ -100,13 +106,13 @@ function makeBlock(app, layer) {
   const element = make("div", null, null, {
     class: "stage block", role: "group", "aria-label": `block ${layer}` });
   button("", element, () => openPart(app, "block", layer), { class: "of-block" });
-  for (const { part } of BRANCHES) {
+  for (const { part, name } of BRANCHES) {
     const control = button("", element, () => openPart(app, part, layer), { class: `of-${part}` });
-    make("span", null, control);
+    make("span", name, control);
     make("span", null, control, { class: "length" });
   }
   makeDrawing(element);
-  if (layer < app.config.n_layers - 1) make("span", null, element, { class: "lens" });
+  if (layer < app.config.n_layers - 1) makeLensLabel(app, element, () => layer + 1);
   return element;
 }
 
@@ -128,7 +134,10 @@ function drawBlock(app, element, layer, scale) {
   const widths = [before, length("middle", layer), length("stream", layer)].map(scale.line);
   element.querySelector(".stream-line").setAttribute("d", streamLine(widths));
   const control = element.querySelector(".of-block");
-  control.textContent = `block ${layer}`;
+  const { patch } = app.state;
+  const isPatched = patch?.layer === layer && patch.position === token;
+  write(control, `block ${layer}` + (isPatched ? " patched" : ""));
+  control.classList.toggle("changed", isPatched);
   control.setAttribute("aria-pressed", isOpenPart(app, "block", layer));
   BRANCHES.forEach((branch, i) => drawBranch(app, element, layer, branch, widths[i], scale));
   const lens = element.querySelector(".lens");
@@ -153,16 +162,15 @@ function drawBranch(app, element, layer, { part, name, vector, adds }, lineWidth
   const before = app.before.norm(vector, layer, app.token);
   const { isOff, short, long } = switchedOff(app.state.off, layer, part);
   const control = element.querySelector(`.of-${part}`);
-  const [nameShown, lengthShown] = control.children;
-  nameShown.textContent = name;
-  lengthShown.textContent = short || number(now);
+  const lengthShown = control.lastElementChild;
+  write(lengthShown, short || number(now));
   lengthShown.classList.toggle("changed", short !== "" || now !== before);
   control.classList.toggle("is-off", isOff);
   control.setAttribute("aria-pressed", isOpenPart(app, part, layer));
   const was = now === before ? "" : `, ${number(before)} without your changes`;
   const says = `adds a vector of length ${number(now)}${was}${long}`;
   control.setAttribute("aria-label", `block ${layer}, ${name}: ${says}`);
-  control.title = `${name} of block ${layer} ${says}`;
+  control.title = long && `${name} of block ${layer} ${says}`;
   const arrow = element.querySelector(`.adds.${part}`);
   arrow.setAttribute("d", arrowPath(adds, scale.branch(now), LINE_AT - lineWidth / 2));
   arrow.classList.toggle("is-off", isOff);
@@ -198,18 +206,36 @@ function switchedOff(off, layer, part) {
 
 // ---- the lens
 
+function makeLensLabel(app, parent, layer) {
+  const element = make("span", null, parent, { class: "lens", role: "img" });
+  element.addEventListener("pointerenter", () => {
+    const likeliest = app.reading.lens(layer(), app.token, 5).map((one) => tokenSaid(app, one));
+    element.title = `${lensPlace(app, layer())}: ${likeliest.join(", ")}`;
+  });
+  make("span", null, element);
+  make("span", null, element);
+}
+
 /** What the model would say at this place of the line; before and after the interventions. */
 function drawLensLabel(app, element, layer) {
-  const [now, before] = [app.reading, app.before].map((r) => r.lens(layer, app.token, 5));
-  const says = ({ id, p }) => `${app.label(id)} ${percent(p)}`;
-  const changed = now[0].id !== before[0].id || Math.abs(now[0].p - before[0].p) > 0.0005;
-  const [was, is] = children(element, 2, () => make("span"));
+  const [now, before] = [app.reading, app.before].map((one) => one.lens(layer, app.token)[0]);
+  const changed = now.id !== before.id || Math.abs(now.p - before.p) > 0.0005;
+  const [said, saidBefore] = [tokenSaid(app, now), changed ? tokenSaid(app, before) : ""];
+  const [was, is] = element.children;
   was.hidden = !changed;
-  was.textContent = changed ? says(before[0]) : "";
-  is.textContent = (changed ? "\u2192 " : "") + says(now[0]);
-  is.style.setProperty("--share", (100 * now[0].p).toFixed(1) + "%");
+  write(was, saidBefore);
+  write(is, changed ? `\u2192 ${said}` : said);
+  is.style.setProperty("--share", (100 * now.p).toFixed(1) + "%");
   element.classList.toggle("changed", changed);
-  const place = layer === 0 ? "after the embedding"
-    : layer === app.config.n_layers ? "at the end" : `after block ${layer - 1}`;
-  element.title = `${place}: ${now.map(says).join(", ")}`;
+  element.setAttribute("aria-label", `${lensPlace(app, layer)} the model would say ${said}` +
+    (changed ? `; before your changes ${saidBefore}` : ""));
+}
+
+function tokenSaid(app, { id, p }) {
+  return `${app.label(id)} ${percent(p)}`;
+}
+
+function lensPlace(app, layer) {
+  if (layer === 0) return "after the embedding";
+  return layer === app.config.n_layers ? "at the end" : `after block ${layer - 1}`;
 }

@@ -1,6 +1,7 @@
 // An opened part of the architecture: what it reads and writes, what it does to the chosen token,
 // its shapes, its parameters and its lines of source code.
 
+import { tokenName, tokenText } from "./cell.js";
 import { button, children, clear, make, number, percent, rovingGroup } from "./dom.js";
 import { drawSource, makeSource } from "./source_code.js";
 
@@ -79,7 +80,7 @@ function titleOf(app, part) {
 
 function makePartChoice(app, parent) {
   const choice = make("select", null, make("label", "part ", parent));
-  for (const { key, title } of app.data.parts) choice.add(new Option(title.toLowerCase(), key));
+  for (const { key, title } of app.data.parts) choice.add(new Option(title, key));
   choice.addEventListener("change", () => app.set({ part: choice.value }));
   return choice;
 }
@@ -133,7 +134,6 @@ function hereFact(app, { key }) {
   const length = (vector) => number(reading.norm(vector, layer, token));
   const stream = (after) => number(after < 0 ? reading.norm("embedding", 0, token)
     : reading.norm("stream", after, token));
-  const subject = `token ${token}, ${app.tokenLabels[token]}: `;
   const facts = {
     embedding: () => `a vector of length ${length("embedding")}; without any block, the model ` +
       `would say ${lensSaid(app, 0)}`,
@@ -146,7 +146,7 @@ function hereFact(app, { key }) {
     final_norm: () => `the stream has length ${stream(app.config.n_layers - 1)} before it`,
     out_head: () => `next the model says ${lensSaid(app, app.config.n_layers, 3)}`,
   };
-  return subject + facts[key]();
+  return `token ${token}, ${tokenText(app, token)}: ${facts[key]()}`;
 }
 
 /** The likeliest next tokens at this place of the stream, with their probabilities. */
@@ -190,7 +190,7 @@ function mostRead(app, head) {
     ({ key, weight: app.reading.attention(app.state.layer, head, app.token, key) }));
   weights.sort((a, b) => b.weight - a.weight);
   return weights.slice(0, 3).map(({ key, weight }) =>
-    `${app.tokenLabels[key]} (token ${key}) ${percent(weight)}`).join(", ");
+    `${percent(weight)} ${tokenName(app, key)}`).join("; ");
 }
 
 // ---- parameters
@@ -221,7 +221,8 @@ function parametersSaid({ key, in_block: inBlock, n_parameters: own }, nLayers, 
     return "None of its own: its matrix is that of the token embedding, tok_emb.weight.";
   }
   const all = inBlock ? nLayers * own : own;
-  const times = inBlock ? ` in each block, ${count(all)} in all ${nLayers} blocks` : "";
+  const times = !inBlock ? "" : nLayers === 1 ? " in the one block"
+    : ` in each block, ${count(all)} in all ${nLayers} blocks`;
   return `${count(own)}${times}: ${percent(all / total)} of the model's ${count(total)}.`;
 }
 

@@ -1,6 +1,7 @@
 // The chosen token goes through one block in eight steps, beside the lines of source code that
 // compute them.
 
+import { tokenName } from "./cell.js";
 import { announce, button, children, clear, make, number, percent, rovingGroup } from "./dom.js";
 import { lensSaid, makeBlockChoice, partOf } from "./panel_inside.js";
 import { drawSource, makeSource } from "./source_code.js";
@@ -45,7 +46,7 @@ export function stepPanel(app, root) {
 function situation(app) {
   const { reading, token, config, state: { layer, head } } = app;
   return {
-    app, reading, token, config, layer, head, label: app.tokenLabels[token],
+    app, reading, token, config, layer, head, name: tokenName(app, token),
     vectors: reading.step(layer, token),
     ofHead: reading.head(layer, head, token),
     lensBefore: lensSaid(app, layer),
@@ -140,12 +141,12 @@ function makeStepList(app, root, player) {
 
 // ---- source code
 
-/** The code of a part with the lines marked that begin with one of these words. A part of your own
- * may have none of them: then nothing is marked. */
+/** The code of a part with the lines marked that begin with one of these texts ("key,\n" is a whole
+ * line). A part of your own may have none of them: then nothing is marked. */
 function drawStepSource(app, element, key, beginnings) {
   const part = partOf(app, key);
   const lines = part.code.split("\n");
   const marked = lines.flatMap((line, i) =>
-    (beginnings.some((beginning) => line.trim().startsWith(beginning)) ? [i] : []));
+    (beginnings.some((beginning) => `${line.trim()}\n`.startsWith(beginning)) ? [i] : []));
   drawSource(element, part, marked);
 }

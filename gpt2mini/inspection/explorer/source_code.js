@@ -51,7 +51,7 @@ export function drawSource(element, part, marked = []) {
   pre.setAttribute("aria-label", `source code: ${part.file}, ${place}`);
   if (marked.length) {
     const first = pre.children[marked[0]];
-    pre.scrollTop = first.offsetTop - pre.offsetTop - pre.clientHeight / 3;
+    pre.scrollTop = first.offsetTop - pre.clientHeight / 4;
   }
 }
 

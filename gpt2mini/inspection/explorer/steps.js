@@ -1,5 +1,6 @@
 // What the eight steps of a block are: their words, their numbers, their lines of model.py.
 
+import { tokenName } from "./cell.js";
 import { make, number, percent } from "./dom.js";
 
 const MOST_SHOWN = 6; // attention weights
@@ -10,7 +11,7 @@ export const STEPS = [
   {
     title: "The residual stream enters the block",
     short: "enter",
-    say: ({ token, label, layer }) => `The stream of token ${token}, ${label}, is one vector: ` +
+    say: ({ name, layer }) => `The stream of ${name} is one vector: ` +
       `the embedding${addedBefore(layer)}.`,
     show: ({ vectors, layer }, parent) => {
       vectorNumbers(parent, `stream before block ${layer}`, vectors.before);
@@ -48,7 +49,7 @@ export const STEPS = [
       "scores into weights that are positive and add up to 1.",
     show: (now, parent) => weightsTable(now, parent),
     lines: { block: ["attended = "],
-             attention: ["context = ", "query,", "key,", "attn_mask=attn_mask", "is_causal="] },
+             attention: ["context = ", "query,\n", "key,\n", "attn_mask=", "is_causal="] },
   },
   {
     title: "The values are summed, each times its weight",
@@ -58,18 +59,18 @@ export const STEPS = [
     show: (now, parent) => {
       for (const { key, weight } of weightsOf(now).slice(0, 3)) {
         const value = now.reading.head(now.layer, now.head, key).value;
-        const name = `${percent(weight)} \u00d7 value of token ${key}, ${now.app.tokenLabels[key]}`;
+        const name = `${percent(weight)} \u00d7 value of ${tokenName(now.app, key)}`;
         vectorNumbers(parent, name, ofVector(value.map((x) => x * weight)));
       }
       vectorNumbers(parent, "sum over all tokens: the head's output", ofVector(now.ofHead.context));
     },
-    lines: { block: ["attended = "], attention: ["context = ", "value,"] },
+    lines: { block: ["attended = "], attention: ["context = ", "value,\n"] },
   },
   {
     title: "attn_out mixes the heads; the result is added to the stream",
     short: "add",
-    say: ({ config: { n_heads: n } }) => `The outputs of the ${countOf(n, "head")}, side by side, go ` +
-      "through one more matrix. The result is added: the stream keeps all that it held.",
+    say: ({ config }) => `The outputs of the ${countOf(config.n_heads, "head")}, side by side, ` +
+      "go through one more matrix. The result is added: the stream keeps all that it held.",
     show: ({ vectors }, parent) => {
       vectorNumbers(parent, "stream", vectors.before);
       vectorNumbers(parent, "+ attn_out", vectors.attn_out, "attention");
@@ -129,7 +130,7 @@ function vectorNumbers(parent, name, { norm, values, size }, kind = "") {
   const caption = make("figcaption", null, figure);
   make("b", name, caption);
   make("span", ` shape (${size.toLocaleString("en")}), length ${number(norm)}` +
-    (shown < size ? `; its first ${shown} numbers:` : ""), caption, { class: "muted" });
+    (shown < size ? `, first ${shown}:` : ""), caption, { class: "muted" });
   const list = make("ol", null, figure, { "aria-label": `first numbers of ${name}` });
   const largest = Math.max(...[...values].map(Math.abs)) || 1;
   for (const value of values) {
@@ -163,12 +164,12 @@ function weightsTable(now, parent) {
   const rows = weightsOf(now);
   const table = make("table", null, make("div", null, parent, { class: "scroll" }));
   const top = make("tr", null, table);
-  for (const name of ["key of token", "score", "weight", ""]) {
+  for (const name of ["key of", "score", "weight", ""]) {
     make("th", name, top, { scope: "col" });
   }
   for (const { key, score, weight } of rows.slice(0, MOST_SHOWN)) {
     const row = make("tr", null, table);
-    make("th", `${key} ${now.app.tokenLabels[key]}`, row, { scope: "row", class: "code" });
+    make("th", tokenName(now.app, key), row, { scope: "row" });
     make("td", number(score), row, { class: "number" });
     make("td", percent(weight), row, { class: "number" });
     make("span", null, make("td", null, row), { class: "bar" }).style.width = `${8 * weight}rem`;
