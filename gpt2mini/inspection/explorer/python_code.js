@@ -151,12 +151,14 @@ function meansLines(app, variable) {
   const names = [...new Set(parts.flatMap(namesOfPart))].map((name) => `    "${name}",`);
   const width = app.data.most_tokens;
   return [
+    "# The means over all positions of a bundled text, as in the page.",
     'general = tokenizer.encode(sample("general.txt").read_text(encoding="utf-8"))',
     `rows = min(${MEAN_ROWS}, max(1, len(general) // ${width}))`,
     `general_ids = torch.tensor(general[: rows * ${width}]).view(rows, -1)  # (rows, ${width})`,
     `mean_of = mean_activations(${variable}, general_ids, [`,
     ...names,
     "])",
+    "",
   ];
 }
 
