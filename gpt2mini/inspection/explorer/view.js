@@ -119,7 +119,7 @@ class App {
 
   drawPanel(root) {
     const panel = this.panels.find((one) => one.root === root);
-    if (panel && root.checkVisibility()) panel.draw();
+    if (panel && !root.closest("[hidden]")) panel.draw();
   }
 
   add(panel, root) {
