@@ -6,9 +6,10 @@
 import { readFileSync, writeFileSync } from "node:fs";
 
 const folder = new URL("../../gpt2mini/inspection/explorer/", import.meta.url);
-const { buildModels, engineTolerance, LiveSource, proveEngine } = await import(new URL("live.js", folder));
-const sampling = await import(new URL("sampling.js", folder));
-const { readTokenizer } = await import(new URL("tokenizer.js", folder));
+const load = (name) => import(new URL(name, folder));
+const { buildModels, engineTolerance, LiveSource, proveEngine } = await load("live.js");
+const sampling = await load("sampling.js");
+const { readTokenizer } = await load("tokenizer.js");
 
 const [inputPath, outputPath] = process.argv.slice(2);
 const input = JSON.parse(readFileSync(inputPath, "utf8"));
@@ -29,7 +30,8 @@ function decoded(x) {
 }
 
 function patchesOf({ patches = [] }) {
-  return patches.map(({ name, value, position = null }) => ({ name, value: decoded(value), position }));
+  return patches.map(({ name, value, position = null }) =>
+    ({ name, value: decoded(value), position }));
 }
 
 // A source for each name: readings of one are made one after the other.
@@ -80,11 +82,8 @@ const calls = {
   prove({ model = 0, check }) {
     return [proveEngine(built[model].model, check), engineTolerance(check)];
   },
-  means({ model = 0 }) {
-    return Object.fromEntries(Object.entries(built[model].means).map(([k, v]) => [k, encoded(v)]));
-  },
-  weight({ model = 0, layer, part, name }) {
-    return encoded(built[model].model.trf_blocks[layer][part][name]);
+  kind() {
+    return built[0].kind;
   },
   distribution({ logits, ...rules }) {
     return encoded(sampling.distribution(decoded(logits), rules));

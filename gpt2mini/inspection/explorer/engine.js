@@ -254,7 +254,8 @@ function geluExact(x) {
 }
 
 // The error function, by a series of positive terms (Abramowitz and Stegun 1964, 7.1.6):
-// 2 / sqrt(pi) * exp(-x^2) * (x + 2/3 x^3 + 4/15 x^5 + ...), each term 2 x^2 / (2n + 1) of the last.
+// 2 / sqrt(pi) * exp(-x^2) * (x + 2/3 x^3 + 4/15 x^5 + ...). Each term is the one before it, times
+// 2 x^2 / (2n + 1).
 function erf(x) {
   if (Math.abs(x) > 6) return Math.sign(x); // to 16 digits
   let [term, sum] = [x, x];

@@ -106,7 +106,7 @@ class WasmLinear {
     return new Float32Array(this.memory.buffer, 4 * (this.used - size), size);
   }
 
-  // As of PlainLinear. The weights are in the memory; rows of x and y are copied into and out of it.
+  // As of PlainLinear. The weights are in the memory; rows of x and y are copied in and out.
   product(x, weight, bias, y, rows, inputs) {
     if (weight.buffer !== this.memory.buffer) {
       this.plain.product(x, weight, bias, y, rows, inputs);

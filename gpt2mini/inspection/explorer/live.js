@@ -10,8 +10,8 @@ const MOST_IN_LENS = 20; // tokens that are kept for each layer
 const MOST_VALUES = 16; // of a vector, in `step`
 
 /**
- * The models of a page: [{model, means}]. entries: data.models. blobs: base64 of their weights.
- * kernel: base64 of kernel.wasm, or "" to compute in JavaScript alone.
+ * The models of a page: [{model, means, kind}]. entries: data.models. blobs: base64 of their
+ * weights. kernel: base64 of kernel.wasm, or "". kind: WebAssembly or JavaScript, which computes.
  */
 export async function buildModels(entries, blobs, kernel) {
   const linear = await makeLinear(kernel && bytesFromBase64(kernel), extentOf(entries));
@@ -23,7 +23,7 @@ export async function buildModels(entries, blobs, kernel) {
     if (i === 0) first = tensors;
     const names = Object.keys(tensors).filter((name) => name.startsWith("means."));
     const means = Object.fromEntries(names.map((name) => [name, tensors[name]]));
-    built.push({ model: new GPT2(entry.config, tensors, linear), means });
+    built.push({ model: new GPT2(entry.config, tensors, linear), means, kind: linear.kind });
   }
   return built;
 }
@@ -176,7 +176,7 @@ class LiveReading {
     return Math.exp(this.logits(position)[id] - row.logSumExp);
   }
 
-  /** -ln of the probability that token t had, in nats; null for the first, which nothing predicts. */
+  /** -ln of the probability that token t had, in nats; null for the first: nothing predicts it. */
   surprise(t) {
     return t === 0 ? null : -Math.log(this.probability(t - 1, this.tokenIds[t]));
   }
@@ -239,14 +239,16 @@ class LiveReading {
     const block = this.pass.blocks[layer];
     const names = ["norm1", "query", "key", "value", "context", "attn_out", "middle", "norm2",
       "hidden", "mlp_out", "stream"];
-    const rows = names.map((name) => [name, rowOf(block[name], block[name].length / MOST_TOKENS, position)]);
+    const rows = names.map((name) =>
+      [name, rowOf(block[name], block[name].length / MOST_TOKENS, position)]);
     const all = [["before", this.stream(layer, position)], ...rows];
     return Object.fromEntries(all.map(([name, row]) => [name, described(row)]));
   }
 }
 
 function described(row) {
-  return { norm: lengthOf(row), values: Array.from(row.subarray(0, MOST_VALUES)), size: row.length };
+  const values = Array.from(row.subarray(0, MOST_VALUES));
+  return { norm: lengthOf(row), values, size: row.length };
 }
 
 // ---- rows and texts

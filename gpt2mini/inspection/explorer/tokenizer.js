@@ -141,7 +141,8 @@ class AddedTokens {
       const token = this.tokens.get(content);
       let [start, end] = [index, index + content.length];
       if (token.special || (token.single_word && touchesWord(text, start, end))) continue;
-      if (token.lstrip) start -= text.slice(done, Math.max(done, start)).match(SPACES_BEFORE)[0].length;
+      const before = text.slice(done, Math.max(done, start));
+      if (token.lstrip) start -= before.match(SPACES_BEFORE)[0].length;
       if (token.rstrip) end += text.slice(end).match(SPACES_AFTER)[0].length;
       if (done < start) parts.push(text.slice(done, start));
       parts.push(token.id);

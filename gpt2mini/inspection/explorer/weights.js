@@ -1,7 +1,12 @@
 // From the text of the page to arrays of numbers: base64, gzip, and fewer bits than float32.
 // weights.py writes what is read here.
 
-const ARRAY_KINDS = { "<f4": Float32Array, "<f2": Uint16Array, "<u2": Uint16Array, "<i4": Int32Array };
+const ARRAY_KINDS = {
+  "<f4": Float32Array,
+  "<f2": Uint16Array, // JavaScript has no arrays of half precision: see `fromHalf`
+  "<u2": Uint16Array,
+  "<i4": Int32Array,
+};
 
 /** The bytes of a base64 text. */
 export function bytesFromBase64(text) {
@@ -44,17 +49,17 @@ export function extentOf(models) {
 }
 
 /**
- * A model's tensors by name, as Float32Arrays. bytes: of its blob. first: the tensors of the first
- * model, of which a second one shares those that it does not have itself. allocate: makes the arrays.
+ * A model's tensors by name: Float32Arrays. bytes: of its blob. allocate: makes the arrays. first:
+ * the tensors of the first model, of which a second one shares those that it does not have itself.
  */
 export function readTensors({ tensors, adapters = {} }, bytes, allocate, first = {}) {
   const own = {};
-  for (const [name, entry] of Object.entries(tensors)) own[name] = readTensor(entry, bytes, allocate);
+  for (const name of Object.keys(tensors)) own[name] = readTensor(tensors[name], bytes, allocate);
   const found = { ...first, ...own };
   for (const [layer, adapter] of Object.entries(adapters)) {
     const name = `${layer}.weight`;
-    const rank = tensors[adapter.A].shape[0];
-    found[name] = merged(found[name], own[adapter.A], own[adapter.B], adapter.scale, rank, allocate);
+    const change = { a: own[adapter.A], b: own[adapter.B], scale: adapter.scale };
+    found[name] = merged(found[name], change, tensors[adapter.A].shape[0], allocate);
   }
   return found;
 }
@@ -94,8 +99,8 @@ function fromHalf(halves, numbers) {
   return numbers;
 }
 
-/** W + scale * B @ A, the weight of a layer with a low-rank adapter. A: (rank, in), B: (out, rank). */
-function merged(weight, a, b, scale, rank, allocate) {
+/** W + scale * B @ A, a layer with a low-rank adapter. a: (rank, in). b: (out, rank). */
+function merged(weight, { a, b, scale }, rank, allocate) {
   const sum = allocate(weight.length);
   const inputs = a.length / rank;
   for (let i = 0; i < sum.length; i++) {

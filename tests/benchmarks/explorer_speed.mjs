@@ -1,4 +1,4 @@
-// Run by explorer_engine.py: node explorer_engine.mjs FOLDER_OF_MODULES PAGE.json RUNS
+// Run by explorer_speed.py: node explorer_speed.mjs FOLDER_OF_MODULES PAGE.json RUNS
 
 import { readFileSync } from "node:fs";
 
@@ -42,7 +42,8 @@ async function measureEngine(kind, kernel) {
   const forget = () => source.read([ids[0] + 1]);
   const keep = () => source.read(ids);
   await measure(`first reading of ${ids.length} tokens`, kind, () => source.read(ids), forget);
-  await measure("a token more at the end", kind, () => source.read(ids), () => source.read(ids.slice(0, -1)));
+  const keepAllButLast = () => source.read(ids.slice(0, -1));
+  await measure("a token more at the end", kind, () => source.read(ids), keepAllButLast);
   await measure("another token in the middle", kind, () => source.read(other), keep);
   const off = [{ name: `blocks.0.head.0`, value: 0, position: null }];
   await measure("a head of block 0 switched off", kind, () => source.read(ids, off), keep);
@@ -54,7 +55,8 @@ async function measureEngine(kind, kernel) {
     () => { forget(); keep(); });
   const rules = { temperature: 0.8, topK: 50, topP: 0.9 };
   const reading = keep();
-  await measure("the next tokens, top-k and top-p", kind, () => reading.nextTokens(last, rules, 20));
+  const next = () => reading.nextTokens(last, rules, 20);
+  await measure("the next tokens, top-k and top-p", kind, next);
   const before = reading.nextTokens(last, {}, 1)[0].id;
   await measure("rank all heads", kind, () => source.rankHeads(keep(), last, before));
   await measure("write 30 tokens", kind, async () => {

@@ -1,7 +1,7 @@
 """The engine of the explorer page in node: plain JavaScript beside its WebAssembly kernel.
 
-    python tests/benchmarks/explorer_engine.py                 # gpt2-nano, int8
-    python tests/benchmarks/explorer_engine.py --model FOLDER --precision float16
+    python tests/benchmarks/explorer_speed.py                 # gpt2-nano, int8
+    python tests/benchmarks/explorer_speed.py --model FOLDER --precision float16
 
 Each row is what a reader of the page waits for, without drawing: the fastest of some runs in one
 process, in milliseconds of CPU time and of waiting.
