@@ -1,6 +1,6 @@
 // What the eight steps of a block are: their words, their numbers, their lines of model.py.
 
-import { tokenName } from "./cell.js";
+import { isHeadOff, tokenName } from "./cell.js";
 import { make, number, percent } from "./dom.js";
 
 const MOST_SHOWN = 6; // attention weights
@@ -62,7 +62,9 @@ export const STEPS = [
         const name = `${percent(weight)} \u00d7 value of ${tokenName(now.app, key)}`;
         vectorNumbers(parent, name, ofVector(value.map((x) => x * weight)));
       }
-      vectorNumbers(parent, "sum over all tokens: the head's output", ofVector(now.ofHead.context));
+      const off = isHeadOff(now.app.state, now.layer, now.head) ? ", switched off" : "";
+      vectorNumbers(parent, `sum over all tokens: the head's output${off}`,
+        ofVector(now.ofHead.context));
     },
     lines: { block: ["attended = "], attention: ["context = ", "value,\n"] },
   },
@@ -71,9 +73,10 @@ export const STEPS = [
     short: "add",
     say: ({ config }) => `The outputs of the ${countOf(config.n_heads, "head")}, side by side, ` +
       "go through one more matrix. The result is added: the stream keeps all that it held.",
-    show: ({ vectors }, parent) => {
+    show: ({ app, layer, vectors }, parent) => {
       vectorNumbers(parent, "stream", vectors.before);
-      vectorNumbers(parent, "+ attn_out", vectors.attn_out, "attention");
+      const off = offSaid(app, layer, "attn");
+      vectorNumbers(parent, `+ attn_out${off}`, vectors.attn_out, "attention");
       vectorNumbers(parent, "= stream after attention", vectors.middle);
     },
     lines: { block: ["x = x + self.dropout(attended)"], attention: ["return self.attn_out("] },
@@ -96,9 +99,9 @@ export const STEPS = [
     say: ({ layer, lensBefore, lensAfter }) => "A last matrix makes a vector as wide as the " +
       `stream, which is added. Before block ${layer} the model would say ${lensBefore}; now it ` +
       `would say ${lensAfter}.`,
-    show: ({ vectors, layer }, parent) => {
+    show: ({ app, vectors, layer }, parent) => {
       vectorNumbers(parent, "stream after attention", vectors.middle);
-      vectorNumbers(parent, "+ mlp_out", vectors.mlp_out, "mlp");
+      vectorNumbers(parent, `+ mlp_out${offSaid(app, layer, "mlp")}`, vectors.mlp_out, "mlp");
       vectorNumbers(parent, `= stream after block ${layer}`, vectors.stream);
     },
     lines: { block: ["x = x + self.dropout(self.mlp(", "return x"], mlp: ["return self.mlp_out("] },
@@ -109,6 +112,12 @@ function addedBefore(layer) {
   if (layer === 0) return "; no block has added anything yet";
   if (layer === 1) return " plus what block 0 has added";
   return ` plus what blocks 0 to ${layer - 1} have added`;
+}
+
+function offSaid({ state }, layer, kind) {
+  const isOff = state.off.some((part) =>
+    part.layer === layer && [kind, "layer"].includes(part.kind));
+  return isOff ? ", switched off" : "";
 }
 
 function countOf(n, noun) {
