@@ -75,43 +75,55 @@ def page_contents(
 ) -> Contents:
     """Arguments and errors as of `write_page`."""
     models = [model] if other is None else [model, other]
-    for one in models:
-        refuse_quantized(one, "the explorer's page")
-        check_predicts_tokens(one)
-        check_weights(one)
-    check_same_sizes(models[0].config, models[-1].config)
+    check_models(models)
     text = well_formed(text)
     most_tokens = min(MOST_TOKENS, model.config.context_length)
     ids = tokenizer.encode(text)
     if not 1 <= len(ids) <= most_tokens:
         raise ValueError(f"the page shows from 1 to {most_tokens} tokens; the text has {len(ids)}")
-    forbidden_ids = tokenizer.missing_ids(model.config.vocab_size)
     precision, why = choose_precision(models, live)
-    if precision is not None:
+    is_live = precision is not None
+    if is_live:
         ids = beginning(tokenizer, ids)
-    shown = TextShown(torch.tensor([ids]), forbidden_ids, tokenizer, progress)
-    if precision is None:
-        found = [(recorded_model(one, shown), b"") for one in models]
-    else:
-        found = live_models(models, precision, shown)
-    for one, (of_model, _), its_name in zip(models, found, (name, other_name), strict=False):
-        of_model |= {
-            "name": well_formed(its_name),
-            "n_parameters": count(one),
-            "precision": precision,
-        }
+    missing = tokenizer.missing_ids(model.config.vocab_size)
+    shown = TextShown(torch.tensor([ids]), missing, tokenizer, progress)
+    found = data_of_models(models, precision, shown)
+    for (of_model, _), its_name in zip(found, (name, other_name), strict=False):
+        of_model["name"] = well_formed(its_name)
     data = {
-        "live": precision is not None,
+        "live": is_live,
         "text": text,
-        "recorded_text": text if precision is None else tokenizer.decode(ids),
-        "examples": examples(tokenizer, most_tokens) if precision else [],
+        "recorded_text": tokenizer.decode(ids) if is_live else text,
+        "examples": examples(tokenizer, most_tokens) if is_live else [],
         "most_tokens": most_tokens,
-        "forbidden_ids": forbidden_ids,
+        "forbidden_ids": missing,
         "parts": parts(model),
         "models": [of_model for of_model, _ in found],
     }
     weights = [blob for _, blob in found if blob]
     return Contents(data, pack_tokenizer(tokenizer), weights, precision, why)
+
+
+def check_models(models: list[GPT2]) -> None:
+    """Raise ValueError for models that no page can show, or not beside each other."""
+    for model in models:
+        refuse_quantized(model, "the explorer's page")
+        check_predicts_tokens(model)
+        check_weights(model)
+    check_same_sizes(models[0].config, models[-1].config)
+
+
+def data_of_models(
+    models: list[GPT2], precision: str | None, shown: TextShown
+) -> list[tuple[dict[str, Any], bytes]]:
+    """(data, gzipped weights) of each model; no weights in a page that is not live."""
+    if precision is None:
+        found = [(recorded_model(model, shown), b"") for model in models]
+    else:
+        found = live_models(models, precision, shown)
+    for model, (data, _) in zip(models, found, strict=True):
+        data |= {"n_parameters": count(model), "precision": precision}
+    return found
 
 
 def well_formed(text: str) -> str:
