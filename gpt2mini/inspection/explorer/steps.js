@@ -85,7 +85,7 @@ export const STEPS = [
     title: "norm2, then the MLP widens it, then GELU",
     short: "MLP",
     say: ({ vectors }) => "The MLP reads this token alone. It computes " +
-      `${vectors.hidden.size.toLocaleString("en")} numbers; GELU keeps the positive ones and ` +
+      `${vectors.hidden.size.toLocaleString("en")} numbers; GELU keeps large positive ones and ` +
       "brings the negative ones near 0.",
     show: ({ vectors }, parent) => {
       vectorNumbers(parent, "norm2(stream)", vectors.norm2);
