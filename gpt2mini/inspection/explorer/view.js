@@ -217,6 +217,7 @@ async function start() {
   app.add(comparePanel, at("compare"));
   app.add(tourPanel, at("tour"));
   app.start();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => app.draw());
   if (models.refusal) say(models.refusal);
   document.documentElement.dataset.ready = "true";
 }
