@@ -25,7 +25,7 @@ export function tokenName(app, t) {
   return `${tokenText(app, t)} (${t})`;
 }
 
-/** The visible text of a token; of one that is a part of a character, the character and the part. */
+/** The visible text of a token; of a part of a character, the character and which part. */
 export function tokenText(app, t) {
   const { text, tokens } = app.groups.find((group) => group.tokens.at(-1) >= t);
   return tokens.length === 1 ? text : `${text} ${t - tokens[0] + 1}/${tokens.length}`;

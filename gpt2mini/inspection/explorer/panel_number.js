@@ -105,8 +105,8 @@ function maskStep(item) {
 }
 
 function softmaxStep(item) {
-  make("p", "Softmax turns the scores of the row into weights that add up to 100\u00a0%: e to the " +
-    "power of each score, divided by the sum of all of these. One more in the score is 2.7 times " +
+  make("p", "Softmax turns the scores of the row into weights that add up to 100\u00a0%: e to " +
+    "the power of each score, divided by the sum of all of these. One more in the score is 2.7 times " +
     "the weight. (The largest score is subtracted first: the weights stay the same, and no " +
     "number gets too large.)", item);
   const drawSum = sumTable(item, "softmax");
