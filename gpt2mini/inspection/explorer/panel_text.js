@@ -1,6 +1,6 @@
 // The text: a box to write in, and its tokens, shaded by how much each one surprised the model.
 
-import { at, button, children, clear, make, percent, rovingGroup } from "./dom.js";
+import { at, button, children, percent, rovingGroup } from "./dom.js";
 
 const MOST_SURPRISE = 10; // nats, from where the shade is full: a probability of 1 in 22,000
 
@@ -12,15 +12,19 @@ export function textPanel(app) {
   const choose = (i) => app.set({ token: app.groups[i].tokens.at(-1), key: null });
   const markTabStop = rovingGroup(tokens, ".token", { onMove: choose });
 
+  let drawn = {}; // what the page's layout was last fitted to
+
   function draw() {
     if (box.value !== app.state.text) box.value = app.state.text;
-    fitHeight(box);
     const buttons = children(tokens, app.groups.length, (i) =>
       button("", null, () => choose(i), { role: "radio", class: "token" }));
     app.groups.forEach((group, i) => drawToken(app, buttons[i], group));
     markTabStop();
-    scrollIntoView(tokens, buttons.find((one) => one.getAttribute("aria-checked") === "true"));
     at("token-said").textContent = said(app);
+    const { text } = app.state, { token } = app;
+    if (text !== drawn.text) fitHeight(box);
+    if (text !== drawn.text || token !== drawn.token) scrollToChosen(tokens, buttons);
+    drawn = { text, token };
   }
 
   return { draw };
@@ -71,9 +75,10 @@ function fitHeight(box) {
 }
 
 /** Scrolls the group alone, not the page. */
-function scrollIntoView(group, element) {
-  if (!element) return;
-  const [outer, inner] = [group.getBoundingClientRect(), element.getBoundingClientRect()];
+function scrollToChosen(group, buttons) {
+  const chosen = buttons.find((one) => one.getAttribute("aria-checked") === "true");
+  if (!chosen) return;
+  const [outer, inner] = [group.getBoundingClientRect(), chosen.getBoundingClientRect()];
   if (inner.left < outer.left || inner.right > outer.right) {
     group.scrollLeft += inner.left - outer.left - outer.width / 3;
   }

@@ -67,7 +67,7 @@ const CARDS = [
     title: "Switch it off, and see what it did",
     text: "The same head gives zeros now. Every panel shows before and after: look at the " +
       "probability of the next token. If it falls, the head mattered. Try others, or " +
-      "let the page rank all heads. Undo brings everything back.",
+      "let the page rank all heads. Undo switches it on again.",
     recorded: "Without this head the next token has another probability: \u201cRank all heads\u201d " +
       "lists it for every head. In a page whose model runs live, heads can be switched off.",
     show: "off",

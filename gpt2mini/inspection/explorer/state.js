@@ -82,7 +82,7 @@ export function fitting(state, config, models) {
     head: below(state.head, config.n_heads),
     model: below(state.model, models),
     temperature: Math.min(2, state.temperature),
-    topP: Math.min(1, state.topP),
+    topP: Math.min(1, Math.max(0.01, state.topP)),
     off: state.off.filter(exists),
     patch: state.patch && exists(state.patch) ? state.patch : null,
   });
