@@ -18,15 +18,16 @@ from gpt2mini.inspection.explorer.recorded import packed
 from gpt2mini.lora import add_lora
 from gpt2mini.modes import evaluating
 
-ODD = dict(vocab_size=13, context_length=11, emb_dim=5, n_heads=1, n_layers=1)  # head_dim 5
-SMALL = dict(vocab_size=211, context_length=150, emb_dim=24, n_heads=4, n_layers=3)
+ODD: dict[str, Any] = dict(
+    vocab_size=13, context_length=11, emb_dim=5, n_heads=1, n_layers=1
+)  # head_dim 5
+SMALL: dict[str, Any] = dict(vocab_size=211, context_length=150, emb_dim=24, n_heads=4, n_layers=3)
 CONFIGS = {
     "odd": GPT2Config(**ODD),
     "small": GPT2Config(**SMALL),
     "without biases": GPT2Config(**SMALL, qkv_bias=False),
     "exact gelu": GPT2Config(**SMALL, gelu="none"),
 }
-TOLERANCE = dict(atol=1e-4, rtol=1e-5)
 
 
 def model_of(name: str) -> GPT2:
@@ -47,7 +48,7 @@ def ids_of(model: GPT2, n: int, seed: int = 0) -> list[int]:
 
 
 def assert_close(found: Tensor, right: Tensor) -> None:
-    torch.testing.assert_close(found.view(right.shape), right, **TOLERANCE)
+    torch.testing.assert_close(found.view(right.shape), right, atol=1e-4, rtol=1e-5)
 
 
 # ---- a forward pass
@@ -82,7 +83,8 @@ def test_the_engine_s_further_vectors_are_those_of_the_layers(tmp_path: Path) ->
     ids = ids_of(model, 9)
     (found,) = engine.run(tmp_path, {"call": "activations", "ids": ids})
     stream = trace(model, torch.tensor([ids]), names=["blocks.2.stream"])["blocks.2.stream"][0]
-    block, of_block = model.trf_blocks[3], found["blocks"][3]
+    block: Any = model.trf_blocks[3]
+    of_block = found["blocks"][3]
     with torch.no_grad():
         norm1 = block.norm1(stream)
         for part in ("query", "key", "value"):
@@ -213,15 +215,14 @@ def test_the_lens_without_tokens_that_cannot_come(tmp_path: Path) -> None:
     engine = Engine([model_of("small")])
     model = engine.models[0]
     ids, forbidden = ids_of(model, 6), [4, 17]
-    calls = [
+    places = [(layer, position) for layer in range(4) for position in range(6)]
+    calls: list[dict[str, Any]] = [
         {"call": "reading", "ids": ids, "forbidden": forbidden, "method": "lens",
          "arguments": [layer, position, 5]}
-        for layer in range(4)
-        for position in range(6)
+        for layer, position in places
     ]  # fmt: skip
     right = logit_lens(model, torch.tensor([ids]), k=5, forbidden_ids=forbidden)
-    for call, found in zip(calls, engine.run(tmp_path, *calls), strict=True):
-        layer, position, _ = call["arguments"]
+    for (layer, position), found in zip(places, engine.run(tmp_path, *calls), strict=True):
         assert [one["id"] for one in found] == right.token_ids[layer, 0, position].tolist()
         probabilities = torch.tensor([one["p"] for one in found])
         assert_close(probabilities, right.probabilities[layer, 0, position])
@@ -256,7 +257,7 @@ def test_what_a_reading_says(tmp_path: Path) -> None:
     assert_close(stream, right["blocks.1.stream"][0, 4])
     assert_close(head["context"], right["blocks.1.head.3"][0, 6])
     with torch.no_grad():
-        block = model.trf_blocks[1]
+        block: Any = model.trf_blocks[1]
         query = block.attn.query(block.norm1(right["blocks.0.stream"][0, 6]))
     assert_close(head["query"], query[18:24])
     assert [*step] == [
@@ -298,8 +299,9 @@ def test_a_second_model_of_changed_tensors_and_one_with_an_adapter(tmp_path: Pat
     changed, adapted = GPT2(first.config).eval(), GPT2(first.config).eval()
     for model in (changed, adapted):
         model.load_state_dict(first.state_dict())
+    block: Any = changed.trf_blocks[1]
     with torch.no_grad():
-        changed.trf_blocks[1].mlp.mlp_in.weight.mul_(1.1)
+        block.mlp.mlp_in.weight.mul_(1.1)
         add_lora(adapted, rank=3, alpha=6, targets=("query", "mlp_out"))
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:

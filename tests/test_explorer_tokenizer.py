@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def with_added(nano: Tokenizer, tmp_path: Path) -> Tokenizer:
     """Added tokens of all kinds, and a space before every text."""
     folder = tmp_path / "added"
     nano.save_pretrained(folder)
-    added = {
+    added: dict[str, dict[str, Any]] = {
         "8191": {"content": "<|endoftext|>", "special": True},
         "8192": {"content": "<name>", "lstrip": True},
         "8193": {"content": "[PAD]", "rstrip": True, "normalized": False},
@@ -75,9 +76,10 @@ def with_added(nano: Tokenizer, tmp_path: Path) -> Tokenizer:
         "8196": {"content": "<|user|>", "special": True},
         "8197": {"content": "a.b*c", "lstrip": True, "rstrip": True},
     }
-    flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized", "special"), False)
+    names = ("lstrip", "rstrip", "single_word", "normalized", "special")
+    flags: dict[str, Any] = dict.fromkeys(names, False)
     decoder = {i: {**flags, **token} for i, token in added.items()}
-    config = {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": decoder}
+    config: dict[str, Any] = {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": decoder}
     config |= {"add_prefix_space": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return Tokenizer.from_pretrained(folder)
@@ -150,7 +152,7 @@ def test_the_same_tokenizer_gives_the_same_bytes(nano: Tokenizer) -> None:
 
 # ---- sampling
 
-RULES = [
+RULES: list[dict[str, Any]] = [
     {},
     {"temperature": 0.7},
     {"temperature": 1.6, "topK": 5},
@@ -180,7 +182,7 @@ def test_distributions_are_those_of_sampling(tmp_path: Path) -> None:
     logits[[20, 21]] = logits.amax() - 1  # as likely as each other
     calls = [{"call": "distribution", "logits": numbers(logits), **rules} for rules in RULES]
     for rules, found in zip(RULES, Engine().run(tmp_path, *calls), strict=True):
-        torch.testing.assert_close(found, expected(logits, **rules), atol=1e-6, rtol=1e-4)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, expected(logits, **rules), atol=1e-6, rtol=1e-4)
 
 
 def test_draws_follow_the_distribution_and_the_seed(tmp_path: Path) -> None:

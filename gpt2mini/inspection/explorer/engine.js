@@ -6,7 +6,9 @@
 // every activation: row t of an array belongs to token t. The rows of tokens that did not change
 // are kept from one call to the next: a causal model never looks ahead, so they stay right.
 
-export const MOST_TOKENS = 128; // rows of a pass: the longest text that the page reads
+import {
+  addRows, geluExact, geluTanh, Layers, MOST_TOKENS, newRows, patchRows, rowsOf, softmax,
+} from "./layers.js";
 
 // Every token attends to itself and to the tokens before it, in several heads side by side:
 // softmax(query @ key.T / sqrt(head_dim)) @ value, per head (Vaswani et al. 2017, equation 1).
@@ -30,7 +32,7 @@ class MultiHeadAttention {
         this.weigh(now, head, t);
         this.addValues(now, head, t);
       }
-      const columns = { start: head * this.head_dim, size: this.head_dim };
+      const columns = this.columnsOf(head);
       patchRows(patches, `${this.name}.head.${head}`, now.context, rows, columns);
     }
     this.attn_out(now.context, now.attn_out, rows);
@@ -39,16 +41,13 @@ class MultiHeadAttention {
 
   // The attention weights of query t: softmax over the keys 0 ... t.
   weigh({ query, key, attention }, head, t) {
+    const { width, start, end } = this.columnsOf(head);
     const scale = 1 / Math.sqrt(this.head_dim);
-    const at = (head * MOST_TOKENS + t) * MOST_TOKENS;
-    const weights = attention.subarray(at, at + t + 1);
-    const width = this.n_heads * this.head_dim;
-    const start = head * this.head_dim; // of the head's columns
+    const row = (head * MOST_TOKENS + t) * MOST_TOKENS;
+    const weights = attention.subarray(row, row + t + 1);
     for (let k = 0; k <= t; k++) {
       let product = 0;
-      for (let i = start; i < start + this.head_dim; i++) {
-        product += query[t * width + i] * key[k * width + i];
-      }
+      for (let i = start; i < end; i++) product += query[t * width + i] * key[k * width + i];
       weights[k] = product * scale;
     }
     softmax(weights);
@@ -56,15 +55,19 @@ class MultiHeadAttention {
 
   // The head's output for query t: the sum of the values, each times its weight.
   addValues({ attention, value, context }, head, t) {
-    const width = this.n_heads * this.head_dim;
-    const start = head * this.head_dim;
-    context.fill(0, t * width + start, t * width + start + this.head_dim);
+    const { width, start, end } = this.columnsOf(head);
+    const row = (head * MOST_TOKENS + t) * MOST_TOKENS;
+    context.fill(0, t * width + start, t * width + end);
     for (let k = 0; k <= t; k++) {
-      const weight = attention[(head * MOST_TOKENS + t) * MOST_TOKENS + k];
-      for (let i = start; i < start + this.head_dim; i++) {
-        context[t * width + i] += weight * value[k * width + i];
-      }
+      const weight = attention[row + k];
+      for (let i = start; i < end; i++) context[t * width + i] += weight * value[k * width + i];
     }
+  }
+
+  // Where the numbers of a head are in a row, which has those of all heads one after another.
+  columnsOf(head) {
+    const start = head * this.head_dim;
+    return { width: this.n_heads * this.head_dim, start, end: start + this.head_dim };
   }
 }
 
@@ -187,111 +190,5 @@ export class GPT2 {
     this.final_norm(streamRows, normed, rows);
     this.out_head(normed, logits, rows);
     return logits;
-  }
-}
-
-// ---- layers, as functions (x, y, rows): read rows of x, write the same rows of y
-
-class Layers {
-  constructor(weights, linear) {
-    this.weights = weights;
-    this.product = linear.product.bind(linear);
-  }
-
-  weight(name) {
-    const found = this.weights[`${name}.weight`];
-    if (!found) throw new Error(`the model has no ${name}.weight`);
-    return found;
-  }
-
-  // y = W x + b, as nn.Linear. A layer without bias (qkv_bias=False, a tied head) adds none.
-  linear(name, inputs) {
-    const weight = this.weight(name);
-    const bias = this.weights[`${name}.bias`] ?? null;
-    return (x, y, rows) => this.product(x, weight, bias, y, rows, inputs);
-  }
-
-  // y = (x - mean) / sqrt(variance + 1e-5) * weight + bias, as nn.LayerNorm.
-  norm(name) {
-    const weight = this.weight(name);
-    const bias = this.weights[`${name}.bias`];
-    return (x, y, rows) => {
-      for (let t = rows.first; t < rows.end; t++) normalize(x, weight, bias, y, t * weight.length);
-    };
-  }
-}
-
-function normalize(x, weight, bias, y, start) {
-  const size = weight.length;
-  let mean = 0;
-  for (let i = 0; i < size; i++) mean += x[start + i] / size;
-  let variance = 0;
-  for (let i = 0; i < size; i++) variance += (x[start + i] - mean) * (x[start + i] - mean) / size;
-  const scale = 1 / Math.sqrt(variance + 1e-5);
-  for (let i = 0; i < size; i++) y[start + i] = (x[start + i] - mean) * scale * weight[i] + bias[i];
-}
-
-// In place: exp(x) / sum of exp(x). The largest is subtracted first, so that no exp overflows.
-function softmax(x) {
-  const largest = x.reduce((a, b) => Math.max(a, b), -Infinity);
-  let sum = 0;
-  for (let i = 0; i < x.length; i++) sum += x[i] = Math.exp(x[i] - largest);
-  for (let i = 0; i < x.length; i++) x[i] /= sum;
-}
-
-// GPT-2 was trained with the tanh form of GELU: x / 2 * (1 + tanh(u)), which is x / (1 + exp(-2u)).
-function geluTanh(x) {
-  const scale = Math.sqrt(2 / Math.PI);
-  for (let i = 0; i < x.length; i++) {
-    const u = scale * (x[i] + 0.044715 * x[i] * x[i] * x[i]);
-    x[i] /= 1 + Math.exp(-2 * u);
-  }
-}
-
-// The exact form: x times the probability that a standard normal number is below x.
-function geluExact(x) {
-  for (let i = 0; i < x.length; i++) x[i] *= (1 + erf(x[i] / Math.SQRT2)) / 2;
-}
-
-// The error function, by a series of positive terms (Abramowitz and Stegun 1964, 7.1.6):
-// 2 / sqrt(pi) * exp(-x^2) * (x + 2/3 x^3 + 4/15 x^5 + ...). Each term is the one before it, times
-// 2 x^2 / (2n + 1).
-function erf(x) {
-  if (Math.abs(x) > 6) return Math.sign(x); // to 16 digits
-  let [term, sum] = [x, x];
-  for (let n = 1; Math.abs(term) > 1e-17; n++) {
-    term *= (2 * x * x) / (2 * n + 1);
-    sum += term;
-  }
-  return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
-}
-
-// ---- rows
-
-function newRows(width) {
-  return new Float32Array(MOST_TOKENS * width);
-}
-
-function rowsOf(x, { first, end }) {
-  const width = x.length / MOST_TOKENS;
-  return x.subarray(first * width, end * width);
-}
-
-// sum = x + change
-function addRows(x, change, sum, rows) {
-  const width = x.length / MOST_TOKENS;
-  for (let i = rows.first * width; i < rows.end * width; i++) sum[i] = x[i] + change[i];
-}
-
-// Replaces an activation, or some columns of it, if one of the patches names it.
-function patchRows(patches, name, x, rows, columns = { start: 0, size: x.length / MOST_TOKENS }) {
-  const width = x.length / MOST_TOKENS;
-  for (const { value, position } of patches.filter((patch) => patch.name === name)) {
-    for (let t = rows.first; t < rows.end; t++) {
-      const start = t * width + columns.start;
-      if (position !== null && position !== t) continue;
-      if (typeof value === "number") x.fill(value, start, start + columns.size);
-      else x.set(value, start);
-    }
   }
 }

@@ -75,7 +75,10 @@ function oneByOne(x, weight, y, size, rows, outputs) {
 }
 
 function addBias(y, bias, { first, end }) {
-  for (let i = first * bias.length; i < end * bias.length; i++) y[i] += bias[i % bias.length];
+  const size = bias.length;
+  for (let t = first; t < end; t++) {
+    for (let o = 0; o < size; o++) y[t * size + o] += bias[o];
+  }
 }
 
 /** The products by the kernel. Its memory: weights of `size` numbers, then some rows of x and y. */
