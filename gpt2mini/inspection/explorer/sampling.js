@@ -7,8 +7,8 @@
  * probabilities add up to p; 1: among all.
  */
 export function distribution(logits, { temperature = 1, topK = 0, topP = 1 } = {}) {
-  let kept = Float64Array.from(logits);
-  if (temperature > 0) kept = divideByTemperature(kept, temperature);
+  let kept = new Float64Array(logits);
+  if (temperature > 0 && temperature !== 1) kept = divideByTemperature(kept, temperature);
   if (topK > 0) kept = keepTopK(kept, topK);
   if (topP < 1) kept = keepTopP(kept, topP);
   return temperature === 0 ? onlyTheLargest(kept) : probabilitiesOf(kept);
@@ -56,7 +56,7 @@ export function logSumExp(logits) {
 
 function probabilitiesOf(logits) {
   const total = logSumExp(logits);
-  return Float64Array.from(logits, (x) => Math.exp(x - total));
+  return new Float64Array(logits).map((x) => Math.exp(x - total));
 }
 
 function largestOf(x) {
