@@ -61,10 +61,11 @@ for head, shares in enumerate(attention[0, :, -1]):
 
 # ---- heads with a known job: scores on random tokens that are repeated
 scores = head_scores(model, seed=args.seed)
-print("\nblock.head, with the share of its attention that goes where its kind looks")
+print("\nthe share of its attention that goes where its kind looks (head 8.2: block 8, head 2)")
 for kind in ("previous_token", "induction"):
     strongest = scores.strongest(kind, args.heads)
-    print(f"  {kind:15}", "  ".join(f"{i}.{head} {score:.2f}" for i, head, score in strongest))
+    shown = "  ".join(f"head {i}.{head}: {score:.2f}" for i, head, score in strongest)
+    print(f"  {kind:15}", shown)
 
 # ---- ablation: does the model need them to continue a repeated text?
 once = torch.randint(model.config.vocab_size, (4, 32))

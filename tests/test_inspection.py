@@ -26,6 +26,7 @@ from gpt2mini.cache import KeyValueCache
 from gpt2mini.cli import main
 from gpt2mini.inspection import (
     activation_names,
+    activation_plots,
     compare_models,
     head_scores,
     induction_score,
@@ -38,16 +39,16 @@ from gpt2mini.inspection import (
     plot_head_scores,
     plot_lens,
     plot_runs,
-    plots,
+    plot_trace,
     previous_token_score,
     score_text,
     surprise_text,
+    token_labels,
     trace,
 )
 from gpt2mini.inspection.compare import Difference, effective_rank
-from gpt2mini.inspection.explorer import page_data
 from gpt2mini.inspection.lens import Piece, escape, read_stream
-from gpt2mini.inspection.plots import averaged, token_labels
+from gpt2mini.inspection.plots import averaged
 from gpt2mini.lora import add_lora, lora_disabled, lora_layers, merge_lora, save_adapter
 from gpt2mini.model import TransformerBlock
 
@@ -442,8 +443,8 @@ def test_a_comparison_as_table_and_as_json(tiny_model: GPT2, own_model: GPT2) ->
     tables = str(comparison).split("\n\n")
     assert [table.split()[0] for table in tables] == ["layer", "parameter", "activation"]
     rows = [line.split() for line in tables[1].splitlines()]
-    assert [row[0] for row in rows[1:3]] == ["trf_blocks.1.mlp.mlp_in.weight", "pos_emb.weight"]
-    assert [float(row[1]) for row in rows[1:3]] == [0.5, 0.1]
+    assert [" ".join(row[:-7]) for row in rows[1:3]] == ["block 1 mlp_in.weight", "pos_emb.weight"]
+    assert [float(row[-7]) for row in rows[1:3]] == [0.5, 0.1]
     assert comparison.table(longest=1).count("more") == 3
     again = json.loads(json.dumps(comparison.summary(), allow_nan=False))
     assert again["parameters"][1]["relative"] == pytest.approx(0.1)
@@ -527,8 +528,6 @@ def test_inspecting_a_padded_model_shows_only_tokens(
     for what in ("trace", "lens", "attention", "compare"):
         main(["inspect", what, "--model", str(tmp_path / "model"), "--out", str(tmp_path)])
         assert json.loads((tmp_path / f"{what}.json").read_text(encoding="utf-8"))
-    page = page_data(padded_model, tokenizer, "The lamp", "padded")
-    assert len(page["next"]["tokens"]) == 20
 
 
 @pytest.mark.usefixtures("no_shape_checks")
@@ -611,7 +610,7 @@ def test_head_scores_of_a_model(tiny_model: GPT2) -> None:
     assert torch.equal(head_scores(tiny_model, 8, 2).induction, scores.induction)
     with pytest.raises(ValueError, match="from 2 to 32, half of the context"):
         head_scores(tiny_model, period=33)
-    with pytest.raises(ValueError, match="previous_token or induction"):
+    with pytest.raises(ValueError, match="previous_token, induction or first_token"):
         scores.strongest("other")
     with pytest.raises(ValueError, match="2 <= period"):
         induction_score(torch.ones(1, 1, 4, 4), 4)
@@ -661,6 +660,7 @@ def draw_everything(
         "head": lambda picture: plot_attention(attention[:1], tokens, picture, "one"),
         "lens": lambda picture: plot_lens(lens, tokenizer, token_ids, picture, "lens"),
         "change": lambda picture: plot_change(comparison, picture, "change"),
+        "trace": lambda picture: plot_trace(trace(model, token_ids), picture, "trace"),
         "scores": lambda picture: plot_head_scores(scores, picture, "scores"),
         "runs": lambda picture: plot_runs(runs, picture, "runs", average_every=3),
     }
@@ -677,7 +677,7 @@ def test_pictures_are_drawn_without_a_warning(
 def test_the_plot_of_a_long_text_shows_its_last_positions(
     word_model: GPT2, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plots, "MOST_POSITIONS", 8)
+    monkeypatch.setattr(activation_plots, "MOST_POSITIONS", 8)
     widths = []
     for tokens in (8, 20):
         token_ids = torch.tensor([tokenizer.encode("a b " * 20)[:tokens]])
@@ -730,7 +730,7 @@ def test_the_command_runs_as_a_user_runs_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "pictures", "said"),
     [
-        ("trace", [], "Names in the trace"),
+        ("trace", ["trace.png"], "Names in the trace"),
         ("attention", ["attention.png", "heads.png"], "induction heads"),
         ("lens", ["lens.png"], "nats per token"),
         ("compare", ["compare.png"], "largest relative change first"),

@@ -24,6 +24,7 @@ from gpt2mini.preferences.reward_model import (
     CalibrationBin,
     RewardReport,
     calibration,
+    calibration_table,
     evaluate_rewards,
     give_reward_head,
     reward_step,
@@ -58,10 +59,10 @@ def train_reward_model(job: Job) -> tuple[dict[str, Any], list[CalibrationBin]]:
     ):
         print(f"--- {end_of(pair.prompt)}\n[chosen   {float(better):+.3f}] {pair.chosen.strip()}")
         print(f"[rejected {float(worse):+.3f}] {pair.rejected.strip()}\n")
-    print(f"held out: {report}")
-    print(f"as a reward: gpt2mini align --reward {out / 'best'}")
     bins = calibration(report.margins)
-    return {**report.summary(), "calibration": [vars(one) for one in bins]}, bins
+    print(f"held out: {report}\n\ncalibration: is it right as often as its confidence says?")
+    print(f"{calibration_table(bins)}\n\nas a reward: gpt2mini align --reward {out / 'best'}")
+    return {**report.summary(), "calibration": [one.summary() for one in bins]}, bins
 
 
 def tune_dpo(job: Job) -> tuple[GPT2, dict[str, Any]]:

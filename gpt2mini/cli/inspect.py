@@ -7,9 +7,9 @@ Examples:
   gpt2mini inspect lens --adapter runs/finetune/best
   gpt2mini inspect compare --model gpt2 --other runs/finetune/best
 
-trace      sizes of what every layer adds to the residual stream, names and shapes of activations
-attention  where each head looks, and which heads look back or continue patterns
-lens       the next token that each layer's residual stream predicts
+trace      sizes of what every block adds to the residual stream, names and shapes of activations
+attention  where each head looks, and which heads look back, to the start, or continue patterns
+lens       the next token that the residual stream predicts after each block
 compare    differences to another model, in weights and in activations
 
 Prints what it finds and writes it to --out: pictures (PNG) and figures (JSON).
@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from gpt2mini.data.samples import sample
 from gpt2mini.device import pick_device
 from gpt2mini.files import writable_folder, write_json
 from gpt2mini.inspection import (
+    HeadScores,
     Trace,
     compare_models,
     head_scores,
@@ -43,14 +44,17 @@ from gpt2mini.inspection import (
     plot_change,
     plot_head_scores,
     plot_lens,
+    plot_trace,
     score_text,
     surprise_legend,
     surprise_text,
     token_labels,
     trace,
 )
+from gpt2mini.inspection.comparison_table import layer_of
 from gpt2mini.lora import load_adapter
 from gpt2mini.losses import next_token_loss
+from gpt2mini.preferences.comparison import end_of
 from gpt2mini.sampling import FORBIDDEN
 from gpt2mini.training import adamw
 
@@ -60,7 +64,7 @@ class LayerFlags:
     """With trace and attention."""
 
     layer: options.OptionalCountOrZero = (
-        None  # one layer, from 0; None: all, or the most telling one
+        None  # one block, from 0; None: all, or the most telling one
     )
 
 
@@ -117,10 +121,10 @@ def run(flags: Flags) -> None:
 
 
 def show_trace(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, flags: Flags) -> None:
-    """Lengths of what every layer adds to the stream, and what comes out at the end."""
+    """Lengths of what every block adds to the stream, and what comes out at the end."""
     found = trace(model, token_ids)
     rows = stream_lengths(found, model.config.n_layers)
-    print("Length of a token's vector (median), layer by layer\n")
+    print("Length of a token's vector (median), block by block\n")
     print(f"{'':<10}{'attention adds':>16}{'MLP adds':>12}{'stream':>12}")
     print(f"{'embedding':<10}{'':>28}{length(found['embedding']):>12.2f}")
     for row in rows if flags.layers.layer is None else [rows[flags.layers.layer]]:
@@ -133,14 +137,16 @@ def show_trace(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, flags: Flag
         best = logits.index_fill(0, missing, FORBIDDEN).softmax(dim=0).topk(5)
         labels = token_labels(tokenizer, best.indices.tolist())
         following = dict(zip(labels, best.values.tolist(), strict=True))
-        print(f"\nAfter {flags.text!r}: ", end="")
-        print("  ".join(f"{token} {probability:.1%}" for token, probability in following.items()))
+        print(f"\nAfter {end_of(flags.text, 60)!r}:")
+        for token, probability in following.items():
+            print(f"  {token:<20} {probability:6.1%}")
     print(f"\nNames in the trace, {len(found)} in all:")
     for name in (name for name in found if not name.startswith("blocks.") or ".0." in name):
         print(f"  {name:<20} {tuple(found[name].shape)}")
     shapes = {name: list(found[name].shape) for name in found}
     contents = {"text": flags.text, "lengths": rows, "next_token": following, "shapes": shapes}
-    write(flags, contents)
+    title = f"What the blocks of {flags.name} add"
+    write(flags, contents, trace=lambda path: plot_trace(found, path, title))
 
 
 def stream_lengths(found: Trace, n_layers: int) -> list[dict[str, float]]:
@@ -160,14 +166,12 @@ def length(x: Tensor) -> float:
 
 
 def show_attention(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, flags: Flags) -> None:
-    """The heads that look one token back, the heads that continue patterns, and one layer's map."""
+    """The heads that look one token back, to the first token, or continue patterns; and the weights
+    of one block."""
     scores = head_scores(
         model, min(32, model.config.context_length // 2), seed=flags.computing.seed
     )
-    print("On random tokens said twice (1 would be always):")
-    for kind in ("previous_token", "induction"):
-        best = [f"{layer}.{head} ({score:.2f})" for layer, head, score in scores.strongest(kind)]
-        print(f"  {kind.replace('_', '-') + ' heads':<22} {', '.join(best)}")
+    print_strongest(scores)
     layer = (
         scores.strongest("induction", 1)[0][0] if flags.layers.layer is None else flags.layers.layer
     )
@@ -176,39 +180,64 @@ def show_attention(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, flags: 
     labels = token_labels(tokenizer, token_ids[0].tolist())
     print_last_looks(attention, labels, layer)
     contents = {"text": flags.text, "tokens": labels, "layer": layer}
-    contents |= {"attention": attention.tolist(), "induction": scores.induction.tolist()}
-    contents["previous_token"] = scores.previous_token.tolist()
-    title = f"Attention of {flags.name}, layer {layer}"
+    contents["attention"] = attention.tolist()
+    contents |= {kind: getattr(scores, kind).tolist() for kind in kinds_of(scores)}
+    title = f"Attention of {flags.name}, block {layer}"
     of_heads = f"Heads of {flags.name} on repeated random tokens"
     write(
         flags,
         contents,
-        attention=lambda path: plot_attention(attention, labels, path, title),
+        attention=lambda path: plot_attention(attention, labels, path, title, layer),
         heads=lambda path: plot_head_scores(scores, path, of_heads),
     )
 
 
+def kinds_of(scores: HeadScores) -> list[str]:
+    return [field.name for field in fields(scores)]
+
+
+def print_strongest(scores: HeadScores) -> None:
+    """The five heads with the highest score of each kind, side by side."""
+    columns = []
+    for kind in kinds_of(scores):
+        best = [
+            f"head {block}.{head}: {score:.2f}" for block, head, score in scores.strongest(kind)
+        ]
+        columns.append([f"{kind.replace('_', '-')} heads", *best])
+    print("Scores on random tokens said twice, from 0 to 1 (head 8.2: block 8, head 2):\n")
+    for row in zip(*columns, strict=True):
+        print("  " + "".join(f"{cell:<24}" for cell in row).rstrip())
+
+
 def print_last_looks(attention: Tensor, tokens: list[str], layer: int) -> None:
-    print(f"\nWhere the last token, {tokens[-1]}, looks in layer {layer}:")
+    """The tokens that get most of the last one's attention, in each head."""
+    print(f"\nWhere the last token, {tokens[-1]}, looks in block {layer} (with its position):\n")
     for head, shares in enumerate(attention[:, -1]):
         best = shares.topk(min(3, len(tokens)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        print(f"  head {head:<3}", "   ".join(f"{tokens[i]} (token {i}) {p:.0%}" for i, p in pairs))
+        cells = [
+            f"{f'{i} {shortened(tokens[i], 12)}':<17}{share:4.0%}"
+            for i, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        print(f"  {f'head {layer}.{head}':<11} ", "  ".join(cells))
 
 
 # ---- lens
 
 
 def show_lens(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, flags: Flags) -> None:
-    """What each layer would say next, and how the model finds the text."""
+    """What would come next after each block, and how likely the model finds the text."""
     missing = tokenizer.missing_ids(model.config.vocab_size)
     lens = logit_lens(model, token_ids, forbidden_ids=missing)
-    print(f"What would come after {flags.text!r}, read after each layer:\n")
+    print(f"After {end_of(flags.text, 60)!r}\nwould come, read after each block:\n")
     for layer, ids, shares in zip(
         lens.layers, lens.token_ids[:, 0, -1].tolist(), lens.probabilities[:, 0, -1], strict=True
     ):
-        best = zip(token_labels(tokenizer, ids), shares.tolist(), strict=True)
-        print(f"  {layer:<18}", "  ".join(f"{token} {share:.0%}" for token, share in best))
+        labels = [shortened(label, 6) for label in token_labels(tokenizer, ids)]
+        cells = zip(labels, shares.tolist(), strict=True)
+        print(
+            f"  {layer_of(layer):<10}",
+            "".join(f"{label:<8}{share:4.0%} " for label, share in cells),
+        )
     pieces = score_text(model, tokenizer, flags.text)
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ  # no-color.org
     print(f"\nHow likely it finds the text ({surprise_legend(color)}):")
@@ -217,7 +246,7 @@ def show_lens(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, flags: Flags
     print(f"({-mean:.2f} nats per token)")
     contents = {"text": flags.text, "lens": lens.summary(tokenizer)}
     contents["pieces"] = [{"text": p.text, "logprob": p.logprob} for p in pieces]
-    title = f"Logit lens of {flags.name}: the likeliest next token after each layer"
+    title = f"Logit lens of {flags.name}: the likeliest next token after each block"
     write(flags, contents, lens=lambda path: plot_lens(lens, tokenizer, token_ids, path, title))
 
 
@@ -256,6 +285,10 @@ def trained_a_little(model: GPT2, tokenizer: Tokenizer, steps: int = 10) -> GPT2
         optimizer.step()
         optimizer.zero_grad()
     return other.eval()
+
+
+def shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "\u2026"
 
 
 def write(flags: Flags, contents: Any, **pictures: Callable[[Path], object]) -> None:

@@ -1,6 +1,13 @@
 """Look inside: trace a forward pass, compare two models, the logit lens, heads, plots."""
 
 from gpt2mini.inspection.ablation import HeadEffects, head_effects, mean_activations
+from gpt2mini.inspection.activation_plots import (
+    plot_change,
+    plot_lens,
+    plot_trace,
+    token_labels,
+)
+from gpt2mini.inspection.attention_plots import plot_attention, plot_head_scores
 from gpt2mini.inspection.compare import Difference, ModelComparison, compare_models
 from gpt2mini.inspection.heads import (
     HeadScores,
@@ -19,16 +26,11 @@ from gpt2mini.inspection.lens import (
     surprise_text,
 )
 from gpt2mini.inspection.plots import (
-    plot_attention,
     plot_calibration,
-    plot_change,
     plot_confusion,
     plot_figures,
-    plot_head_scores,
-    plot_lens,
     plot_losses,
     plot_runs,
-    token_labels,
 )
 from gpt2mini.inspection.tracing import Trace, activation_names, patched, trace
 
@@ -59,6 +61,7 @@ __all__ = [
     "plot_lens",
     "plot_losses",
     "plot_runs",
+    "plot_trace",
     "previous_token_score",
     "score_text",
     "surprise_legend",

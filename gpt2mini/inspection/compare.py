@@ -6,11 +6,11 @@
 
 Every row compares two tensors of the same shape, a and b, by the change d = b - a:
 
-    mean |d|, max |d|, std d    over all elements; std is the root mean square about the mean of d
+    mean|d|, max|d|, std(d)     over all elements; std is the root mean square about the mean of d
     cosine                      mean cosine similarity of the rows of a and b
     distance                    mean Euclidean length of the rows of d
     relative                    |d| / |a|, Euclidean (Frobenius) norms; the tables' order
-    rank                        effective rank of d
+    rank                        effective rank of d; none of a vector or of a whole layer
 
 A row of a tensor lies along its last axis: a neuron's weights, or one token's activations. Two rows
 of zeros have the cosine 1. The effective rank (Roy and Vetterli 2007) is the exponential of the
@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gpt2mini.files import without_infinities
+from gpt2mini.inspection.comparison_table import layer_of, table
 from gpt2mini.inspection.tracing import trace
 from gpt2mini.lora import lora_layers
 from gpt2mini.model import GPT2, TiedHead
@@ -75,7 +76,7 @@ class ModelComparison:
     def table(self, longest: int | None = None) -> str:
         """Three tables, the largest relative change first. longest: rows of each; None for all."""
         parts = {
-            "layer (all its weights)": self.layers,
+            "layer (all weights)": self.layers,
             "parameter": self.parameters,
             "activation": self.activations,
         }
@@ -150,12 +151,6 @@ def effective_weights(model: GPT2) -> dict[str, Tensor]:
         if layer.enabled:
             weights[f"{layer_name}.weight"] = layer.merged_weight().detach()
     return weights
-
-
-def layer_of(name: str) -> str:
-    """trf_blocks.3.attn.query.weight and blocks.3.attn_out -> block 3; else the module's name."""
-    parts = name.split(".")
-    return f"block {parts[1]}" if parts[0] in ("trf_blocks", "blocks") else parts[0]
 
 
 def check_same_shapes(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -267,22 +262,3 @@ def effective_rank(matrix: Float[Tensor, "rows columns"]) -> float:
     singular = torch.linalg.svdvals(matrix.float().cpu()).double()
     shares = singular / singular.sum()
     return float(torch.special.entr(shares).sum().exp())
-
-
-# ---- as text
-
-
-def table(title: str, differences: Sequence[Difference], longest: int | None = None) -> str:
-    """A line for each difference, the largest relative change first."""
-    order = sorted(differences, key=lambda difference: -difference.relative)[:longest]
-    width = max(len(title), *(len(difference.name) for difference in order))
-    heads = ("relative", "mean |d|", "max |d|", "std d", "cosine", "distance", "rank")
-    lines = [f"{title:<{width}}" + "".join(f"{head:>11}" for head in heads)]
-    for x in order:
-        figures = (x.relative, x.mean_absolute, x.maximum, x.standard_deviation)
-        cells = [f"{figure:>11.3g}" for figure in figures]
-        rank = "-" if x.effective_rank is None else f"{x.effective_rank:.1f}"
-        cells += [f"{x.cosine:>11.6f}", f"{x.distance:>11.3g}", f"{rank:>11}"]
-        lines.append(f"{x.name:<{width}}" + "".join(cells))
-    left_out = len(differences) - len(order)
-    return "\n".join([*lines, f"... and {left_out} more"] if left_out else lines)

@@ -167,13 +167,14 @@ def whole_characters(
             decoder.setstate((text.encode() + decoder.getstate()[0], 0))
 
 
-# For each range of probabilities its lower bound, its number of brackets, and its ANSI colors (of
-# 256: from black on white to white on dark red, distinct by lightness alone).
+# For each range of probabilities its lower bound, its number of brackets, and its ANSI colors, of
+# the 256 that are the same in every terminal: black (16) on light and on middle orange, white (231)
+# on dark red, distinct by lightness alone. Likely tokens have the terminal's own colors.
 DEGREES = (
-    (0.1, 0, "30;48;5;231"),
-    (0.01, 1, "30;48;5;223"),
-    (0.001, 2, "30;48;5;209"),
-    (0.0, 3, "97;48;5;88"),
+    (0.1, 0, ""),
+    (0.01, 1, "38;5;16;48;5;223"),
+    (0.001, 2, "38;5;16;48;5;209"),
+    (0.0, 3, "38;5;231;48;5;88"),
 )
 
 
@@ -199,7 +200,7 @@ def mark(text: str, logprob: float, color: bool) -> str:
     )
     shown, line_end, _ = text.partition("\n") if text.endswith("\n") else (text, "", "")
     if color:
-        return f"\x1b[{code}m{shown}\x1b[0m{line_end}"
+        return f"\x1b[{code}m{shown}\x1b[0m{line_end}" if code else shown + line_end
     return "[" * depth + shown + "]" * depth + line_end
 
 

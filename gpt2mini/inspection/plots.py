@@ -1,4 +1,4 @@
-"""Plots of training runs and of activations, as PNG files.
+"""Plots of training runs and of what they have learned, as PNG files.
 
 matplotlib is optional: pip install 'gpt2mini[plots]'.
 """
@@ -11,53 +11,41 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpt2mini.classification.report import shortened
+from gpt2mini.inspection.drawing import (
+    add_colorbar,
+    draw_curve,
+    drawable,
+    new_figure,
+    save,
+    set_step_axis,
+    write_in_cells,
+)
+
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from gpt2mini.inspection.compare import ModelComparison
-    from gpt2mini.inspection.heads import HeadScores
-    from gpt2mini.inspection.lens import Lens
     from gpt2mini.preferences.reward_model import CalibrationBin
-    from gpt2mini.tokenizer import Tokenizer
+
+MARKERS, DASHES, GRAYS = "os^Dv", ("-", "--", ":", "-."), ("black", "0.4", "0.55")
 
 
-MOST_POSITIONS = 64  # of a plot, each as wide as a word
+def read_metrics(metrics: str | Path) -> list[dict[str, Any]]:
+    lines = Path(metrics).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
-def new_figure(width: float, height: float, panels: int = 1, rows: int = 1) -> tuple[Any, Any]:
-    """An empty figure and its axes (an array, if there are several), drawn without a display and
-    without pyplot's global state."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("plots need matplotlib: pip install 'gpt2mini[plots]'") from None
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, panels)
-
-
-def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], picture: str | Path) -> None:
-    """A confusion matrix, rows the truth, as a PNG. Raises ImportError as `plot_losses`."""
-    size = max(4.0, 1.5 + 0.8 * len(class_names))
-    figure, axes = new_figure(size, size)
-    axes.imshow(confusion, cmap="Greys", vmin=0)
-    ticks = range(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=45, ha="right")
-    axes.set_yticks(ticks, class_names)
-    axes.set(xlabel="predicted", ylabel="truth")
-    for row in ticks:
-        for column in ticks:
-            dark = confusion[row, column] > confusion.max() / 2
-            number = str(confusion[row, column])
-            axes.text(column, row, number, ha="center", va="center", color="w" if dark else "k")
-    figure.savefig(picture, dpi=120)
+def curve(rows: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of a metric in the rows that have it; null, which JSON has for NaN, is NaN
+    again."""
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    steps, values = np.array(points, dtype=float).reshape(-1, 2).T
+    return steps, values
 
 
 def plot_losses(
     metrics: str | Path, picture: str | Path, title: str, unit: str = "nats per token"
 ) -> None:
-    """Training and validation loss over the steps, from a run's metrics.jsonl into a PNG.
+    """Training and validation loss over the steps, from a run's metrics.jsonl into a PNG. The
+    lowest validation loss, whose model a run keeps, is marked.
 
     Raises ImportError, saying what to install, where matplotlib is missing.
     """
@@ -67,12 +55,25 @@ def plot_losses(
         ("loss", "training", {"color": "0.55", "linewidth": 1.2}),
         ("validation_loss", "validation (held out)", {"color": "black", "marker": "o"}),
     ):
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        axes.plot(*zip(*points, strict=True), label=label, **style) if points else None
-    axes.set(title=title, xlabel="step", ylabel=f"loss ({unit})")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(picture, dpi=120)
+        steps, values = curve(rows, name)
+        if len(steps):
+            draw_curve(axes, steps, values, label=label, **style)
+    mark_lowest(axes, *curve(rows, "validation_loss"))
+    axes.set(title=title, ylabel=f"loss ({unit})")
+    set_step_axis(axes)
+    if axes.lines:
+        axes.legend()
+    save(figure, picture)
+
+
+def mark_lowest(axes: Any, steps: np.ndarray, losses: np.ndarray) -> None:
+    """A ring around the first of the lowest losses: the model in best/."""
+    if not np.isfinite(losses).any():
+        return
+    kept = np.nanargmin(losses)
+    label = f"kept in best/: step {steps[kept]:,.0f}, loss {losses[kept]:.3f}"
+    ring = {"marker": "o", "markersize": 13, "markerfacecolor": "none", "linestyle": "none"}
+    axes.plot(steps[kept], losses[kept], label=label, color="black", markeredgewidth=1.6, **ring)
 
 
 def plot_figures(
@@ -89,37 +90,11 @@ def plot_figures(
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     for name, axes in zip(shown, panels, strict=False):
-        points = [(row["step"], row[name]) for row in logged if name in row]
-        axes.plot(*zip(*points, strict=True), color="black", linewidth=1.2)
-        axes.set(title=name.replace("_", " "), xlabel="step")
-        axes.grid(alpha=0.3)
+        draw_curve(axes, *curve(logged, name), color="black", linewidth=1.2)
+        axes.set_title(name.replace("_", " "))
+        set_step_axis(axes, ticks=4)
     figure.suptitle(title)
-    figure.savefig(picture, dpi=120)
-
-
-def plot_calibration(bins: "Sequence[CalibrationBin]", picture: str | Path) -> None:
-    """The accuracy of a reward model over its confidence (`reward_model.calibration`), as a PNG; on
-    the diagonal it is calibrated. Raises ImportError as `plot_losses`."""
-    figure, axes = new_figure(4.5, 4.5)
-    axes.plot([0.5, 1], [0.5, 1], color="0.55", linestyle="--", label="perfectly calibrated")
-    most = max(one.pairs for one in bins)
-    axes.scatter(
-        [one.confidence for one in bins],
-        [one.correct for one in bins],
-        s=[20 + 200 * one.pairs / most for one in bins],
-        color="black",
-        label="pairs (area: their number)",
-    )
-    axes.set(xlabel="confidence (predicted probability)", ylabel="accuracy")
-    axes.set(xlim=(0.48, 1.02), ylim=(-0.04, 1.04))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.savefig(picture, dpi=120)
-
-
-def read_metrics(metrics: str | Path) -> list[dict[str, Any]]:
-    lines = Path(metrics).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    save(figure, picture)
 
 
 def plot_runs(
@@ -139,153 +114,82 @@ def plot_runs(
         raise ValueError(f"average_every must be at least 1, not {average_every}")
     figure, axes = new_figure(7, 4)
     for i, (label, metrics) in enumerate(runs.items()):
-        points = [(row["step"], row[name]) for row in read_metrics(metrics) if name in row]
-        if not points:
+        steps, values = curve(read_metrics(metrics), name)
+        if not len(steps):
             raise ValueError(f"{metrics} has no metric {name!r}")
-        steps, figures = np.array(points, dtype=float).T
-        color = ("black", "0.4", "0.6")[i % 3]
+        color = GRAYS[i % len(GRAYS)]
         if average_every > 1:
-            axes.plot(steps, figures, color=color, alpha=0.4, linewidth=0.6)
-            steps, figures = averaged(steps, average_every), averaged(figures, average_every)
+            axes.plot(steps, values, color=color, alpha=0.4, linewidth=0.6)
+            steps, values = averaged(steps, average_every), averaged(values, average_every)
             label += f" (mean of {average_every})"
-        style = {"linestyle": ("-", "--", ":", "-.")[i % 4], "marker": "os^Dv"[i % 5]}
-        axes.plot(steps, figures, label=label, color=color, markevery=0.1, markersize=4, **style)
-    axes.set(title=title, xlabel="step", ylabel=f"{name.replace('_', ' ')} ({unit})")
+        style = {"linestyle": DASHES[i % len(DASHES)], "marker": MARKERS[i % len(MARKERS)]}
+        every = 1 if np.isnan(values).any() else max(1, len(steps) // 10)
+        axes.plot(steps, values, label=label, color=color, markevery=every, markersize=4, **style)
+    axes.set(title=title, ylabel=f"{name.replace('_', ' ')} ({unit})")
+    set_step_axis(axes)
+    if axes.lines:
+        axes.legend()
+    save(figure, picture)
+
+
+def averaged(values: np.ndarray, n: int) -> np.ndarray:
+    """The mean of every n consecutive values; the last mean may be of fewer."""
+    return np.array([values[i : i + n].mean() for i in range(0, len(values), n)])
+
+
+def plot_calibration(bins: "Sequence[CalibrationBin]", picture: str | Path) -> None:
+    """The accuracy of a reward model over its confidence (`reward_model.calibration`), with 95 %
+    intervals, as a PNG; on the diagonal it is calibrated. Raises ImportError as `plot_losses`."""
+    figure, axes = new_figure(5, 5)
+    axes.plot([0.5, 1], [0.5, 1], color="0.55", linestyle="--", label="perfectly calibrated")
+    confidence, correct = [one.confidence for one in bins], [one.correct for one in bins]
+    below = [one.correct - one.interval[0] for one in bins]
+    above = [one.interval[1] - one.correct for one in bins]
+    bars = {"linestyle": "none", "color": "black", "capsize": 3, "linewidth": 1}
+    label = "95 % interval (Wilson)"
+    axes.errorbar(confidence, correct, np.abs([below, above]), label=label, **bars)
+    most = max((one.pairs for one in bins), default=1)
+    areas = [20 + 200 * one.pairs / most for one in bins]
+    axes.scatter(confidence, correct, areas, color="black", label="pairs (area: their number)")
+    axes.set(xlabel="confidence (predicted probability)", ylabel="accuracy")
+    axes.set(xlim=(0.48, 1.02), ylim=(-0.04, 1.04))
     axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(picture, dpi=120)
+    axes.legend(loc="lower right")
+    save(figure, picture)
 
 
-def averaged(figures: np.ndarray, n: int) -> np.ndarray:
-    """The mean of every n consecutive figures; the last mean may be of fewer."""
-    return np.array([figures[i : i + n].mean() for i in range(0, len(figures), n)])
+# ---- confusion
 
 
-# ---- activations
+def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], picture: str | Path) -> None:
+    """A confusion matrix, rows the truth, as a PNG: shaded by the share of the row, with the count
+    in each cell that has room for it. Raises ImportError as `plot_losses`."""
+    n, longest = len(class_names), min(24, max(map(len, class_names)))
+    cell = min(0.8, 9.5 / n)  # inches
+    side = max(2.4, cell * n) + 1 + 0.07 * longest
+    figure, axes = new_figure(side + 1.2, side)
+    shares = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
+    image = axes.imshow(shares, cmap="Greys", vmin=0, vmax=1)
+    every = math.ceil(0.1 / cell)  # inches that a label takes
+    size, ticks = max(6.0, min(10.0, 60 * cell)), range(0, n, every)
+    names = [drawable(shortened(class_names[i])) for i in ticks]
+    axes.set_xticks(ticks, names, rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(ticks, names, fontsize=size, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="truth")
+    digits = max(3, len(str(confusion.max())))
+    fontsize = min(10.0, 72 * cell / (0.75 * digits))
+    if fontsize >= 5:
+        write_in_cells(axes, image, cell_numbers(confusion, shares, cell >= 0.6), fontsize)
+    add_colorbar(figure, image, axes, "share of the texts of a row's class")
+    save(figure, picture)
 
 
-def token_labels(tokenizer: "Tokenizer", token_ids: Sequence[int]) -> list[str]:
-    """Tokens as labels: a space as an open box, unprintable characters and parts of characters as
-    escapes."""
-    from gpt2mini.inspection.lens import escape
-
-    texts = [tokenizer.token_bytes(i).decode("utf-8", "backslashreplace") for i in token_ids]
-    return [escape(text).removesuffix("\n").replace(" ", "\u2423") for text in texts]
-
-
-def plot_attention(
-    attention: "Tensor", tokens: Sequence[str], picture: str | Path, title: str
-) -> None:
-    """Attention weights as a PNG, with a panel for each head.
-
-    attention: (heads, tokens, tokens), one row of `trace`'s. Raises ImportError as `plot_losses`.
-    """
-    heads, n_tokens = len(attention), len(tokens)
-    if attention.shape[1:] != (n_tokens, n_tokens):
-        raise ValueError(
-            f"expected attention of the shape (heads, {n_tokens}, {n_tokens}) for {n_tokens} "
-            f"tokens, not {tuple(attention.shape)}"
-        )
-    columns = min(4, math.ceil(math.sqrt(heads)))
-    rows = math.ceil(heads / columns)
-    side = min(8.0, max(3.2, 1.2 + 0.19 * n_tokens))
-    figure, panels = new_figure(side * columns + 1, side * rows + 0.5, columns, rows)
-    panels = np.atleast_1d(panels).flatten()
-    for head, axes in enumerate(panels):
-        if head >= heads:
-            axes.set_axis_off()
-            continue
-        image = axes.imshow(attention[head].float().cpu().numpy(), cmap="Greys", vmin=0, vmax=1)
-        axes.set_title(f"head {head}" if heads > 1 else "", fontsize=10)
-        label_tokens(axes.set_xticks, tokens, rotation=90)
-        label_tokens(axes.set_yticks, tokens)
-        axes.set(xlabel="key position", ylabel="" if head % columns else "query position")
-    figure.colorbar(image, ax=list(panels), label="attention weight", shrink=0.6)
-    figure.suptitle(title)
-    figure.savefig(picture, dpi=120)
-
-
-def label_tokens(set_ticks: Any, tokens: Sequence[str], **style: Any) -> None:
-    """Label the positions of an axis: with tokens if there is room, else every eighth by number."""
-    every = 1 if len(tokens) <= 72 else 8
-    places = list(range(0, len(tokens), every))
-    labels = [drawable(tokens[i]) if every == 1 else str(i) for i in places]
-    set_ticks(places, labels, fontsize=7, parse_math=False, **style)
-
-
-def drawable(text: str) -> str:
-    """The text, with a box for each character that matplotlib's own font lacks, such as Chinese."""
-    from matplotlib.font_manager import findfont, get_font
-
-    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
-    return "".join(c if ord(c) in glyphs else "\u25a1" for c in text)
-
-
-def plot_lens(
-    lens: "Lens", tokenizer: "Tokenizer", token_ids: "Tensor", picture: str | Path, title: str
-) -> None:
-    """The most likely next token after each layer (upwards) at each position (to the right), darker
-    for a higher probability, as a PNG; of a long text, at its last 64 positions. token_ids: the row
-    that the lens was made of. Raises ImportError as `plot_losses`."""
-    ids = lens.token_ids[:, 0, -MOST_POSITIONS:, 0]  # (layers, positions)
-    probabilities = lens.probabilities[:, 0, -MOST_POSITIONS:, 0].numpy()
-    layers, n_tokens = ids.shape
-    if n_tokens < token_ids.numel():
-        title += f" (the last {n_tokens} of {token_ids.numel()} tokens)"
-    figure, axes = new_figure(2 + 0.72 * n_tokens, 1.6 + 0.3 * layers)
-    image = axes.imshow(probabilities, cmap="Greys", vmin=0, vmax=1, aspect="auto", origin="lower")
-    for layer in range(layers):
-        for place, text in enumerate(token_labels(tokenizer, ids[layer].tolist())):
-            shown = drawable(text if len(text) <= 9 else text[:8] + "\u2026")
-            color = "white" if probabilities[layer, place] > 0.6 else "black"
-            style = {"ha": "center", "va": "center", "fontsize": 7, "parse_math": False}
-            axes.text(place, layer, shown, color=color, **style)
-    read = token_labels(tokenizer, token_ids.flatten()[-n_tokens:].tolist())
-    axes.set_xticks(range(n_tokens), map(drawable, read), fontsize=8, rotation=45, parse_math=False)
-    names = [name.removesuffix(".stream").replace("blocks.", "block ") for name in lens.layers]
-    axes.set_yticks(range(layers), names, fontsize=8)
-    axes.set(title=title, xlabel="input token", ylabel="residual stream after")
-    figure.colorbar(image, label="probability of the token shown")
-    figure.savefig(picture, dpi=120)
-
-
-def plot_change(comparison: "ModelComparison", picture: str | Path, title: str) -> None:
-    """The relative change of each layer's weights and, if activations were compared, of the stream
-    after each block, as a PNG. Raises ImportError as `plot_losses`."""
-    streams = [x for x in comparison.activations if x.name.endswith((".stream", "embedding"))]
-    panels = {"weights": comparison.layers} | ({"residual stream": streams} if streams else {})
-    height = 1.4 + 0.27 * max(map(len, panels.values()))
-    figure, all_axes = new_figure(5 * len(panels), height, len(panels))
-    for (what, differences), axes in zip(panels.items(), np.atleast_1d(all_axes), strict=True):
-        finite = [100 * x.relative if math.isfinite(x.relative) else 0.0 for x in differences]
-        bars = axes.barh([x.layer for x in differences], finite, color="0.6", edgecolor="black")
-        labels = [f" {100 * x.relative:.2g}" for x in differences]
-        axes.bar_label(bars, labels, fontsize=8)
-        axes.margins(x=0.15)
-        axes.locator_params(axis="x", nbins=6)
-        axes.invert_yaxis()
-        axes.set(title=what, xlabel="relative change |b - a| / |a| (%)")
-        axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(title)
-    figure.savefig(picture, dpi=120)
-
-
-def plot_head_scores(scores: "HeadScores", picture: str | Path, title: str) -> None:
-    """Previous-token and induction score of every head, as a PNG. Raises ImportError as
-    `plot_losses`."""
-    layers, heads = scores.induction.shape
-    figure, panels = new_figure(2 * (1.6 + 0.55 * heads), 1.6 + 0.32 * layers, 2)
-    named = {"previous token": scores.previous_token, "induction": scores.induction}
-    for (name, of_heads), axes in zip(named.items(), panels, strict=True):
-        image = axes.imshow(of_heads.numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto")
-        for layer in range(layers):
-            for head in range(heads):
-                score = float(of_heads[layer, head])
-                style = {"ha": "center", "va": "center", "fontsize": 7}
-                axes.text(head, layer, f"{score:.2f}", color="w" if score > 0.6 else "k", **style)
-        axes.set_xticks(range(heads))
-        axes.set_yticks(range(layers))
-        axes.set(title=name, xlabel="head", ylabel="layer")
-    figure.colorbar(image, ax=list(panels), label="score")
-    figure.suptitle(title)
-    figure.savefig(picture, dpi=120)
+def cell_numbers(confusion: np.ndarray, shares: np.ndarray, show_shares: bool) -> list[list[str]]:
+    """The counts, and below them, if there is room, their share of the row."""
+    return [
+        [
+            f"{count}\n{share:.0%}" if show_shares and count else str(count)
+            for count, share in zip(*row, strict=True)
+        ]
+        for row in zip(confusion.tolist(), shares.tolist(), strict=True)
+    ]

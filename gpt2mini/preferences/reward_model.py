@@ -12,7 +12,7 @@ class "reward", and is saved and loaded as one.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ class RewardReport:
     def __str__(self) -> str:
         low, high = self.interval
         return (
-            f"accuracy {self.accuracy:.3f} ({low:.3f} to {high:.3f}) on {len(self.chosen)} pairs, "
+            f"accuracy {self.accuracy:.3f} ({low:.3f} to {high:.3f}) on {len(self.chosen)} pairs,\n"
             f"loss {self.loss:.3f}, mean margin {float(self.margins.mean()):.3f}"
         )
 
@@ -144,6 +144,26 @@ class CalibrationBin:
     confidence: float  # mean probability of the response with the higher reward
     correct: float  # how often that was the chosen response
     pairs: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of `correct` (Wilson 1927, "Probable inference, the law of succession,
+        and statistical inference"): of one pair, 0.21 to 1 at best."""
+        return wilson_interval(self.correct, self.pairs)
+
+    def summary(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "interval": self.interval}
+
+
+def calibration_table(bins: Sequence[CalibrationBin]) -> str:
+    """A line for each bin."""
+    lines = ["confidence  pairs  correct  95 % interval"]
+    for one in bins:
+        low, high = one.interval
+        share = f"{one.correct:7.3f}  {low:.3f} to {high:.3f}"
+        lines.append(f"{one.confidence:10.3f}  {one.pairs:5d}  {share}")
+    return "\n".join(lines)
 
 
 def calibration(margins: Float[Tensor, " pairs"], bins: int = 10) -> list[CalibrationBin]:
