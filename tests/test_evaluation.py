@@ -732,7 +732,8 @@ def test_generation_quality_has_it_all(model: GPT2, tokenizer: Tokenizer) -> Non
 def test_the_command_runs_offline_without_flags(tmp_path: Path) -> None:
     done = run("evaluate", "--out", tmp_path, "--samples", "2", "--max-new-tokens", "12")
     assert done.returncode == 0, done.stderr
-    assert "general.txt  perplexity per word" in done.stdout and "distinct-2" in done.stdout
+    assert "general.txt: context 512, rolling windows\nperplexity per token" in done.stdout
+    assert "perplexity per word" in done.stdout and "distinct-2" in done.stdout
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert len(summary["rows"]) == 4 and len(summary["texts"]) == 2
 

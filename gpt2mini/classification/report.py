@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+WIDTH = 80  # columns of characters of a table
+
 
 @dataclass(frozen=True)
 class ClassificationReport:
@@ -54,28 +56,61 @@ class ClassificationReport:
         return float(self.f1[self.is_present].mean())
 
     def __str__(self) -> str:
-        """Two tables: figures of each class, and the confusion matrix."""
-        width = max(8, *map(len, self.class_names))
+        """Figures of each class, and the confusion matrix, in 80 columns."""
+        present, classes = int(self.is_present.sum()), len(self.class_names)
+        of_classes = f" (of the {present} classes present)" if present < classes else ""
+        totals = (
+            f"accuracy {self.accuracy:.3f} on {self.n_texts} texts "
+            f"(always the most frequent class: {self.majority_baseline:.3f}),\n"
+            f"macro-F1 {self.macro_f1:.3f}{of_classes}"
+        )
+        return f"{self.table_of_classes()}\n\n{totals}\n\n{self.table_of_confusions()}"
+
+    def table_of_classes(self) -> str:
+        names = [shortened(name) for name in self.class_names]
+        width = max(8, *map(len, names))
         lines = [f"{'':{width}}  precision  recall     F1  texts"]
-        for i, name in enumerate(self.class_names):
+        for i, name in enumerate(names):
             figures = f"{self.precision[i]:9.3f}  {self.recall[i]:6.3f}  {self.f1[i]:5.3f}"
             if not self.is_present[i]:
                 figures = f"{'-':>9}  {'-':>6}  {'-':>5}"
             lines.append(f"{name:{width}}  {figures}  {self.confusion[i].sum():5d}")
-        present, classes = int(self.is_present.sum()), len(self.class_names)
-        of_classes = f" (of the {present} classes present)" if present < classes else ""
-        lines += [
-            "",
-            f"accuracy {self.accuracy:.3f} on {self.n_texts} texts "
-            f"(always the most frequent class: {self.majority_baseline:.3f}), "
-            f"macro-F1 {self.macro_f1:.3f}{of_classes}",
-            "",
-            f"{'truth':{width}}  predicted",
-            f"{'':{width}}  " + "  ".join(f"{name:>{width}}" for name in self.class_names),
-        ]
-        for name, row in zip(self.class_names, self.confusion, strict=True):
-            lines.append(f"{name:{width}}  " + "  ".join(f"{count:{width}d}" for count in row))
         return "\n".join(lines)
+
+    def table_of_confusions(self) -> str:
+        """The matrix below the names of the classes; of many classes below their numbers; of still
+        more the most frequent confusions."""
+        names = [shortened(name) for name in self.class_names]
+        numbers = [str(i) for i in range(1, len(names) + 1)]
+        numbered = [f"{i} {name}" for i, name in zip(numbers, names, strict=True)]
+        for truth, predicted, gap in ((names, names, "  "), (numbered, numbers, " ")):
+            lines = self.matrix(truth, predicted, gap)
+            if max(map(len, lines)) <= WIDTH:
+                return "\n".join(lines)
+        return "\n".join(["the most frequent confusions:", *self.frequent_confusions(names)])
+
+    def matrix(self, truth: Sequence[str], predicted: Sequence[str], gap: str) -> list[str]:
+        """Lines, one for each row of the confusion matrix, below two with the names."""
+        left = max(5, *map(len, truth))
+        cell = max(len(str(self.confusion.max())), *map(len, predicted))
+        lines = [f"{'truth':{left}}  predicted"]
+        for name, row in zip(["", *truth], [predicted, *self.confusion.tolist()], strict=True):
+            lines.append(f"{name:{left}}  " + gap.join(f"{x:>{cell}}" for x in row))
+        return lines
+
+    def frequent_confusions(self, names: Sequence[str], n: int = 12) -> list[str]:
+        """The largest counts beside the diagonal."""
+        wrong = self.confusion - np.diag(self.confusion.diagonal())
+        order = np.argsort(-wrong, axis=None, kind="stable")[:n]
+        places = [divmod(int(i), len(names)) for i in order if wrong.flat[i]]
+        found = [f"{wrong[t, p]:5d}  {names[t]} taken for {names[p]}" for t, p in places]
+        return found or ["    none"]
+
+
+def shortened(name: str, longest: int = 24) -> str:
+    """Without the middle of a long name, as long ones often begin or end alike."""
+    half = longest // 2
+    return name if len(name) <= longest else f"{name[: longest - half - 1]}\u2026{name[-half:]}"
 
 
 def divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal
 
 from torch import nn
@@ -44,6 +45,7 @@ from gpt2mini.classification.labeled import (
     read_labeled,
     stratified_split,
 )
+from gpt2mini.classification.report import shortened
 from gpt2mini.cli import common, options
 from gpt2mini.cli.data import parse_columns
 from gpt2mini.cli.tables import print_rows
@@ -173,8 +175,9 @@ class Parts:
         counts: Counter[str] = Counter()
         for part in (self.training, self.validation, self.test):
             counts.update(part.counts())
+        classes = f"{counts.total()} texts: {', '.join(f'{n} {c}' for c, n in counts.items())}"
         return (
-            f"{counts.total()} texts: {', '.join(f'{n} {name}' for name, n in counts.items())}\n"
+            f"{fill(classes, 80, subsequent_indent='  ')}\n"
             f"{len(self.training)} to learn from, {len(self.validation)} to validate, "
             f"{len(self.test)} to test ({self.source_of_test})"
         )
@@ -269,5 +272,6 @@ def print_mistakes(mistakes: list[dict[str, Any]]) -> None:
         return
     print("the most confident mistakes:")
     for mistake in mistakes:
-        what = f"{mistake['predicted']} ({mistake['probability']:.2f}), truly {mistake['truth']}"
-        print(f"  {what}: {mistake['text'][:70]!r}")
+        predicted, truth = shortened(mistake["predicted"]), shortened(mistake["truth"])
+        print(f"  {predicted} ({mistake['probability']:.2f}), truly {truth}:")
+        print(f"    {mistake['text'][:70]!r}")

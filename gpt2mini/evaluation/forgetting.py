@@ -18,6 +18,7 @@ from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.data.text import Batch, Window
 from gpt2mini.device import autocast
 from gpt2mini.evaluation.perplexity import Perplexity, encode
+from gpt2mini.evaluation.table import in_decimals
 from gpt2mini.evaluation.windows import (
     check_window,
     rolling_windows,
@@ -60,9 +61,9 @@ class Change:
     def __str__(self) -> str:
         base, tuned = self.base, self.tuned
         return (
-            f"{base.per_token:8.2f} -> {tuned.per_token:<8.2f}   "
-            f"{base.loss:6.3f} -> {tuned.loss:6.3f} ({self.loss_change:+.3f})   "
-            f"{self.kl:9.3f}"
+            f"{in_decimals(base.per_token):>8} -> {in_decimals(tuned.per_token):<8}   "
+            f"{base.loss:6.3f} -> {tuned.loss:6.3f} {f'({self.loss_change:+.3f})':<9} "
+            f"{self.kl:10.3f}"
         )
 
 
@@ -78,7 +79,7 @@ class Forgetting:
         return {"general": self.general.as_dict(), "new": self.new.as_dict()}
 
     def __str__(self) -> str:
-        heading = "perplexity             loss in nats per token          KL(tuned, base)"
+        heading = "perplexity             loss in nats per token     KL(tuned, base)"
         return f"              {heading}\ngeneral text  {self.general}\nnew text      {self.new}"
 
 

@@ -3,7 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from textwrap import wrap
 from typing import Any
+
+WIDTH = 80  # columns of characters of a table
 
 SIZES = ("117M", "345M", "762M", "1542M")  # the paper's names of gpt2, -medium, -large and -xl
 
@@ -65,29 +68,40 @@ class Table:
         ]
 
     def __str__(self) -> str:
+        """In 80 columns: a heading for each task and setting, and its figures below."""
         sizes = SIZES if any(row.paper for row in self.rows) else ()
-        head = ["task", "metric", "ours", *sizes, "of", "setting"]
+        head = ["metric", "of", "ours", *sizes]
         cells = [head, *(as_cells(row, len(sizes)) for row in self.rows)]
         widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-        is_number = [False, False, *[True] * (2 + len(sizes)), False]
-        return "\n".join(
-            "  ".join(
-                cell.rjust(width) if right else cell.ljust(width)
-                for cell, width, right in zip(line, widths, is_number, strict=True)
-            ).rstrip()
-            for line in cells
-        )
+        first, *lines = [aligned(line, widths) for line in cells]
+        shown, heading = [first], ""
+        for row, line in zip(self.rows, lines, strict=True):
+            if heading != f"{row.task}: {row.setting}":
+                heading = f"{row.task}: {row.setting}"
+                shown += ["", *wrap(heading, WIDTH, subsequent_indent="  ")]
+            shown.append(line)
+        return "\n".join(shown)
+
+
+def aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """A line: the metric to the left, all others to the right."""
+    metric, *others = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+    of, ours, *paper = others
+    return " ".join([f"{metric.strip():<{widths[0]}} {of} ", ours, *paper]).rstrip()
 
 
 def as_cells(row: Row, sizes: int) -> list[str]:
     """sizes: columns for the paper's figures."""
     figures = row.paper or [None] * sizes
     paper = ["-" if figure is None else f"{figure:.2f}" for figure in figures]
-    if math.isinf(row.value):  # per word, where a text has no spaces
-        ours = "-"
-    else:
-        ours = f"{row.value:.3g}" if row.value >= 1000 else f"{row.value:.2f}"
-    return [row.task, row.metric, ours, *paper, f"{row.count:,} {row.counted}", row.setting]
+    return [row.metric, f"{row.count:,} {row.counted}", in_decimals(row.value), *paper]
+
+
+def in_decimals(value: float) -> str:
+    """With two decimals, and in at most 8 characters: in scientific notation if it is huge."""
+    if math.isinf(value):  # per word, where a text has no spaces
+        return "-"
+    return f"{value:.2f}" if abs(value) < 10_000 else f"{value:.2e}"
 
 
 def percent(hits: Sequence[bool]) -> float:

@@ -48,13 +48,20 @@ class MetricsLog:
                 file.write(as_line(row))
 
 
-SHOWN = ("loss", "validation_loss", "validation_accuracy", "reward", "kl", "learning_rate")
+# the figures of a row that tell most, to be read while training goes on
+SHOWN = ("loss", "validation_loss", "validation_accuracy", "reward", "kl")
 
 
 def in_words(row: dict[str, Any]) -> str:
-    """The figures of a row that tell most, to be read while training goes on."""
-    shown = [name for name in row if name in SHOWN or name.endswith("_per_second")]
-    return ", ".join(f"{name.replace('_', ' ')} {row[name]:.4g}" for name in shown)
+    """The figures that tell most, short enough for a line of 80 characters."""
+    parts = [f"{name.replace('_', ' ')} {row[name]:.3f}" for name in SHOWN if name in row]
+    if "learning_rate" in row:
+        parts.append(f"lr {row['learning_rate']:.3g}")
+    for name in row:
+        if name.endswith("_per_second"):
+            speed = f"{row[name]:,.0f}" if row[name] >= 100 else f"{row[name]:.3g}"
+            parts.append(f"{speed} {name.removesuffix('_per_second')}/s")
+    return ", ".join(parts)
 
 
 def as_line(row: dict[str, Any]) -> str:
