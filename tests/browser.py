@@ -120,7 +120,7 @@ class Browser:
 
     def copied(self) -> str:
         """What lies in the clipboard."""
-        allowed = {"permissions": ["clipboardReadWrite"]}
+        allowed = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
         self.driver.execute_cdp_cmd("Browser.grantPermissions", allowed)
         read = "navigator.clipboard.readText().then(arguments[0]);"
         return str(self.driver.execute_async_script(read))
@@ -217,6 +217,7 @@ def start_chromium(folder: Path) -> Chrome:
 def browsing(folder: Path) -> Iterator[Browser]:
     driver = start_chromium(folder)
     try:
+        assert not isinstance(driver.command_executor, str)  # which it may be in a remote browser
         driver.command_executor.client_config.timeout = HANGS
         driver.set_page_load_timeout(HANGS)
         driver.set_script_timeout(HANGS)

@@ -70,10 +70,10 @@ def percents(text: str) -> list[float]:
     return [0.0 if less else float(digits) / 100 for less, digits in found]
 
 
-def shows(text: str, *shares: float) -> bool:
+def shows(text: str, *shares: float | Tensor) -> bool:
     """Whether a text has exactly these shares, in percent, as far as it writes them out."""
     found = percents(text)
-    rounded = [0.0011 if p >= 0.0995 else 0.00011 for p in shares]
     return len(found) == len(shares) and all(
-        abs(seen - p) < most for seen, p, most in zip(found, shares, rounded, strict=True)
+        abs(seen - float(p)) < (0.0011 if p >= 0.0995 else 0.00011)
+        for seen, p in zip(found, shares, strict=True)
     )

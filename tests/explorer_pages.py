@@ -84,8 +84,9 @@ def compared_page(
     """The small model and its adapter."""
 
     def write(path: Path) -> None:
-        names = {"name": "small", "other_name": "tuned"}
-        write_page(word_model, tokenizer, TEXT, path, other=adapted_model, **names)
+        write_page(
+            *(word_model, tokenizer, TEXT, path, "small"), other=adapted_model, other_name="tuned"
+        )
 
     return written_once(tmp_path_factory, "compared.html", write)
 
