@@ -74,7 +74,7 @@ class Engine:
             entry = {"config": config, "tensors": tensors, "adapters": adapters}
             self.input["models"].append(entry)
             self.input["blobs"].append(base64_of(blob))
-        wasm = (EXPLORER / "kernel.wasm").read_bytes() if kernel == "WebAssembly" else b""
+        wasm = (EXPLORER / "model" / "kernel.wasm").read_bytes() if kernel == "WebAssembly" else b""
         self.input["kernel"] = base64_of(wasm)
         if tokenizer is not None:
             self.input["tokenizer"] = base64_of(pack_tokenizer(tokenizer))

@@ -180,8 +180,9 @@ def test_the_modules_are_one_script_in_which_each_name_is_defined_once(tmp_path:
     defined = re.findall(r"^(?:async )?(?:function\*?|const|let|class) (\w+)", script, re.M)
     assert len(defined) > 100 and len(set(defined)) == len(defined)
     names = modules("view.js")
-    assert sorted(names) == sorted(path.name for path in FOLDER.glob("*.js"))
-    assert names[-1] == "view.js" and names.index("engine.js") < names.index("live.js")
+    files = [path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.js")]
+    assert sorted(names) == sorted(files)
+    assert names[-1] == "view.js" and names.index("model/engine.js") < names.index("model/live.js")
     if node := shutil.which("node"):
         (tmp_path / "page.mjs").write_text(script, encoding="utf-8")
         done = subprocess.run(
@@ -455,7 +456,7 @@ def test_the_wheel_holds_all_files_of_the_page() -> None:
     files = builder.WheelBuilder(str(ROOT)).recurse_included_files()
     held = {Path(file.distribution_path).as_posix() for file in files}
     kinds = (".py", ".js", ".css", ".html", ".wasm", ".wat", ".txt", ".json")
-    needed = [path for path in FOLDER.iterdir() if path.suffix in kinds]
+    needed = [path for path in FOLDER.rglob("*") if path.suffix in kinds]
     assert len(needed) > 20
     for path in needed:
         assert path.relative_to(ROOT).as_posix() in held

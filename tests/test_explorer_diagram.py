@@ -28,7 +28,7 @@ def run_in_node(module: str, script: str, value: object) -> object:
 
 def test_highlighting_keeps_every_character_and_finds_what_python_finds() -> None:
     code = 'def f(x):\n    """A docstring\n    for two lines."""\n    return x  # not "a string"\n'
-    lines = run_in_node("source_code.js", "module.pythonLines(value)", code)
+    lines = run_in_node("panels/source_code.js", "module.pythonLines(value)", code)
     assert isinstance(lines, list)
     texts = ["".join(piece["text"] for piece in line) for line in lines]
     assert "\n".join(texts) == code
@@ -39,7 +39,7 @@ def test_highlighting_keeps_every_character_and_finds_what_python_finds() -> Non
 def test_every_step_marks_lines_of_the_model() -> None:
     config = GPT2Config(vocab_size=10, context_length=4, emb_dim=4, n_heads=2, n_layers=1)
     codes = {part["key"]: part["code"] for part in parts(GPT2(config))}
-    steps = run_in_node("steps.js", "module.STEPS.map((step) => step.lines)", None)
+    steps = run_in_node("panels/steps.js", "module.STEPS.map((step) => step.lines)", None)
     assert isinstance(steps, list) and len(steps) == 8
     for step in steps:
         for part, beginnings in step.items():

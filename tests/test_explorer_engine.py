@@ -345,8 +345,8 @@ def test_the_kernel_is_what_its_source_gives(tmp_path: Path) -> None:
     if compiler is None:
         pytest.skip("needs wat2wasm (wabt), which is not installed")
     built = tmp_path / "kernel.wasm"
-    subprocess.run([compiler, str(EXPLORER / "kernel.wat"), "-o", str(built)], check=True)
-    assert built.read_bytes() == (EXPLORER / "kernel.wasm").read_bytes()
+    subprocess.run([compiler, str(EXPLORER / "model" / "kernel.wat"), "-o", str(built)], check=True)
+    assert built.read_bytes() == (EXPLORER / "model" / "kernel.wasm").read_bytes()
 
 
 def test_without_a_usable_kernel_the_page_computes_in_javascript(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def views(
     page = {
         "data": contents.data,
         "blobs": [base64.b64encode(blob).decode() for blob in contents.weights],
-        "kernel": base64.b64encode((FOLDER / "kernel.wasm").read_bytes()).decode(),
+        "kernel": base64.b64encode((FOLDER / "model" / "kernel.wasm").read_bytes()).decode(),
         "tokenizer": base64.b64encode(contents.tokenizer).decode(),
         "hashes": ["#" + urlencode(view) for view in VIEWS.values()],
     }

@@ -3,8 +3,8 @@
 import { readFileSync } from "node:fs";
 
 const [folder, pagePath, runs] = process.argv.slice(2);
-const { buildModels, LiveSource } = await import(`${folder}/live.js`);
-const { readTokenizer } = await import(`${folder}/tokenizer.js`);
+const { buildModels, LiveSource } = await import(`${folder}/model/live.js`);
+const { readTokenizer } = await import(`${folder}/model/tokenizer.js`);
 const page = JSON.parse(readFileSync(pagePath, "utf8"));
 const text = "The old keeper lit the lamp. Then the old keeper went down to the boat, and he was " +
   "gone before the sun was up. The boy had seen the light from the window of the house";

@@ -47,7 +47,7 @@ def page_of(name: str, precision: str) -> dict[str, object]:
     return {
         "models": [{"config": config, "tensors": index}],
         "blobs": [base64.b64encode(blob).decode()],
-        "kernel": base64.b64encode((EXPLORER / "kernel.wasm").read_bytes()).decode(),
+        "kernel": base64.b64encode((EXPLORER / "model" / "kernel.wasm").read_bytes()).decode(),
         "tokenizer": base64.b64encode(pack_tokenizer(tokenizer)).decode(),
     }
 

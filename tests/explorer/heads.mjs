@@ -7,14 +7,14 @@ import { readFileSync, writeFileSync } from "node:fs";
 
 const folder = new URL("../../gpt2mini/inspection/explorer/", import.meta.url);
 const load = (name) => import(new URL(name, folder));
-const { attentionArithmetic, fixed, largestTerms } = await load("attention_arithmetic.js");
-const { kindOfHead } = await load("head_kinds.js");
-const { movedCell } = await load("large_head.js");
-const { layersWithToken, nextRows } = await load("next_tokens.js");
-const { RecordedSource } = await load("recorded.js");
-const { distribution, mostLikely } = await load("sampling.js");
-const { readTokenizer } = await load("tokenizer.js");
-const { continuedText, writeTokens } = await load("writing.js");
+const { attentionArithmetic, fixed, largestTerms } = await load("panels/attention_arithmetic.js");
+const { kindOfHead } = await load("panels/head_kinds.js");
+const { movedCell } = await load("panels/large_head.js");
+const { layersWithToken, nextRows } = await load("panels/next_tokens.js");
+const { RecordedSource } = await load("model/recorded.js");
+const { distribution, mostLikely } = await load("model/sampling.js");
+const { readTokenizer } = await load("model/tokenizer.js");
+const { continuedText, writeTokens } = await load("panels/writing.js");
 
 const [inputPath, outputPath] = process.argv.slice(2);
 const { data, tokenizer: packed, calls } = JSON.parse(readFileSync(inputPath, "utf8"));

@@ -8,11 +8,11 @@ import { readFileSync, writeFileSync } from "node:fs";
 
 const folder = new URL("../../gpt2mini/inspection/explorer/", import.meta.url);
 const load = (name) => import(new URL(name, folder));
-const { buildModels, LiveSource } = await load("live.js");
+const { buildModels, LiveSource } = await load("model/live.js");
 const { patchesOf, patchInForce } = await load("patches.js");
 const { pythonCode } = await load("python_code.js");
 const { FIRST, fitting, fromHash } = await load("state.js");
-const { readTokenizer } = await load("tokenizer.js");
+const { readTokenizer } = await load("model/tokenizer.js");
 
 const [inputPath, outputPath] = process.argv.slice(2);
 const input = JSON.parse(readFileSync(inputPath, "utf8"));

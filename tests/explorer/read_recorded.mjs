@@ -6,7 +6,7 @@
 import { readFileSync, writeFileSync } from "node:fs";
 
 const folder = new URL("../../gpt2mini/inspection/explorer/", import.meta.url);
-const { RecordedSource } = await import(new URL("recorded.js", folder));
+const { RecordedSource } = await import(new URL("model/recorded.js", folder));
 
 const [inputPath, outputPath] = process.argv.slice(2);
 const { data, model, calls } = JSON.parse(readFileSync(inputPath, "utf8"));

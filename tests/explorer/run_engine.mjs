@@ -7,9 +7,9 @@ import { readFileSync, writeFileSync } from "node:fs";
 
 const folder = new URL("../../gpt2mini/inspection/explorer/", import.meta.url);
 const load = (name) => import(new URL(name, folder));
-const { buildModels, engineTolerance, LiveSource, proveEngine } = await load("live.js");
-const sampling = await load("sampling.js");
-const { readTokenizer } = await load("tokenizer.js");
+const { buildModels, engineTolerance, LiveSource, proveEngine } = await load("model/live.js");
+const sampling = await load("model/sampling.js");
+const { readTokenizer } = await load("model/tokenizer.js");
 
 const [inputPath, outputPath] = process.argv.slice(2);
 const input = JSON.parse(readFileSync(inputPath, "utf8"));

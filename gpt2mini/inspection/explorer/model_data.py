@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from gpt2mini.data.samples import sample
@@ -23,7 +24,7 @@ from gpt2mini.modes import evaluating
 from gpt2mini.tokenizer import Tokenizer
 
 MEANS = ("head.*", "attn_out", "mlp_out")  # activations of which the page has the mean
-TEXT_LENGTH = 128  # tokens of a text, for means
+TEXT_LENGTH = 128  # tokens of a text, for means and for the check
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,11 @@ def live_model(
     packed_weights.tensors.update(means(plain, shown.tokenizer))
     index, adapters, blob = stored_model(packed_weights)
     data = recorded_model(plain, shown)
-    return data | {"tensors": index, "adapters": adapters, "check": check(plain, shown)}, blob
+    return data | {
+        "tensors": index,
+        "adapters": adapters,
+        "check": check(plain, shown.tokenizer),
+    }, blob
 
 
 def scores_of_heads(model: GPT2) -> dict[str, list[list[float]]]:
@@ -87,10 +92,7 @@ def scores_of_heads(model: GPT2) -> dict[str, list[list[float]]]:
 def means(model: GPT2, tokenizer: Tokenizer) -> dict[str, StoredTensor]:
     """For mean ablation: the means over all positions of a bundled text of the heads' outputs
     ("context", heads one after another) and of what attention and the MLP add."""
-    text = tokenizer.encode(sample("general.txt").read_text(encoding="utf-8"))
-    width = min(TEXT_LENGTH, model.config.context_length)
-    rows = max(1, len(text) // width)
-    token_ids = torch.tensor(text[: rows * width]).view(rows, -1)  # (rows, width)
+    token_ids = bundled_text(model, tokenizer)  # (rows, width)
     found = mean_activations(model, token_ids, [f"blocks.*.{part}" for part in MEANS])
     stored = {}
     for layer, heads in enumerate(by_layer(found, model)):
@@ -106,14 +108,24 @@ def by_layer(found: dict[str, Tensor], model: GPT2) -> list[list[Tensor]]:
     return [[found[f"blocks.{layer}.head.{head}"] for head in heads] for layer in layers]
 
 
-def check(model: GPT2, shown: TextShown) -> dict[str, Any]:
-    """Logits at some positions of the text, with which the page compares those of its engine."""
-    n_tokens = shown.token_ids.shape[1]
+def check(model: GPT2, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Logits at some positions of a text as long as the page can read, with which the page compares
+    those of its engine. (A change of model.py may matter in a long text alone.)"""
+    token_ids = bundled_text(model, tokenizer)[:1]  # (1, tokens)
+    n_tokens = token_ids.shape[1]
     positions = sorted({0, n_tokens // 2, n_tokens - 1})
     with evaluating(model):
-        logits = model(shown.token_ids)[0, positions]  # (positions, vocab)
+        logits = model(token_ids)[0, positions]  # (positions, vocab)
     return {
-        "token_ids": shown.token_ids[0].tolist(),
+        "token_ids": token_ids[0].tolist(),
         "positions": positions,
         "logits": packed(logits, "<f4"),
     }
+
+
+def bundled_text(model: GPT2, tokenizer: Tokenizer) -> Int[Tensor, "rows tokens"]:
+    """A text of the package, in rows as long as the page can read."""
+    ids = tokenizer.encode(sample("general.txt").read_text(encoding="utf-8"))
+    width = min(TEXT_LENGTH, model.config.context_length)
+    rows = max(1, len(ids) // width)
+    return torch.tensor(ids[: rows * width]).view(rows, -1)

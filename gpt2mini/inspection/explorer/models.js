@@ -2,9 +2,9 @@
 // recorded numbers of one text.
 
 import { at } from "./dom.js";
-import { buildModels, engineTolerance, LiveSource, proveEngine } from "./live.js";
-import { RecordedSource } from "./recorded.js";
-import { readTokenizer } from "./tokenizer.js";
+import { buildModels, engineTolerance, LiveSource, proveEngine } from "./model/live.js";
+import { RecordedSource } from "./model/recorded.js";
+import { readTokenizer } from "./model/tokenizer.js";
 
 /** {live, tokenizer, sources, patched, second, refusal}. Of each model there are three sources,
  * since a reading holds until its source reads again: one for the text as it is, one for the text

@@ -9,6 +9,7 @@ blocks of bytes: the tokenizer, the weights of a live model, the WebAssembly ker
 import base64
 import html
 import json
+import posixpath
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from gpt2mini.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parent
 START = "view.js"  # the module that imports all others
-IMPORT = re.compile(r'^import \{[^}]*\} from "\./([\w.]+)";\n', re.M)
+IMPORT = re.compile(r'^import \{[^}]*\} from "(\.[\w./]+)";\n', re.M)
 EXPORT = re.compile(r"^export (?=(async )?function|const|let|class)", re.M)
 
 
@@ -107,7 +108,7 @@ def blobs(contents: Contents) -> dict[str, bytes]:
     found = {"tokenizer": contents.tokenizer}
     found |= {f"weights-{i}": weights for i, weights in enumerate(contents.weights)}
     if contents.weights:
-        found["kernel"] = (FOLDER / "kernel.wasm").read_bytes()
+        found["kernel"] = (FOLDER / "model" / "kernel.wasm").read_bytes()
     return found
 
 
@@ -125,8 +126,9 @@ def modules(name: str, before: tuple[str, ...] = ()) -> list[str]:
     when it is used."""
     found = list(before)
     for imported in IMPORT.findall(read(name)):
-        if imported not in found:
-            found = modules(imported, tuple(found))
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(name), imported))
+        if path not in found:
+            found = modules(path, tuple(found))
     return [*found, name]
 
 

@@ -3,16 +3,16 @@
 import { announce, at, button, rovingGroup } from "./dom.js";
 import { startModels } from "./models.js";
 import { patchesOf, patchInForce } from "./patches.js";
-import { comparePanel } from "./panel_compare.js";
-import { diagramPanel } from "./panel_diagram.js";
-import { headsPanel } from "./panel_heads.js";
-import { insidePanel } from "./panel_inside.js";
-import { interventionsPanel } from "./panel_interventions.js";
-import { nextPanel } from "./panel_next.js";
-import { numberPanel } from "./panel_number.js";
-import { stepPanel } from "./panel_step.js";
-import { textPanel } from "./panel_text.js";
-import { tourPanel } from "./panel_tour.js";
+import { comparePanel } from "./panels/compare.js";
+import { diagramPanel } from "./panels/diagram.js";
+import { headsPanel } from "./panels/heads.js";
+import { insidePanel } from "./panels/inside.js";
+import { interventionsPanel } from "./panels/interventions.js";
+import { nextPanel } from "./panels/next.js";
+import { numberPanel } from "./panels/number.js";
+import { stepPanel } from "./panels/step.js";
+import { textPanel } from "./panels/text.js";
+import { tourPanel } from "./panels/tour.js";
 import { pythonCode } from "./python_code.js";
 import { FIRST, fitting, fromHash, History, toHash } from "./state.js";
 

@@ -1,7 +1,7 @@
 // Before and after the interventions: the token that follows, the tokens that changed most, and how
 // much each token of the text surprises the model.
 
-import { change, children, make, number, percent } from "./dom.js";
+import { change, children, make, number, percent } from "../dom.js";
 import { groupSurprise, tokenStrip } from "./strip.js";
 
 const UNCHANGED_SAMPLING = { temperature: 1, topK: 0, topP: 1 };

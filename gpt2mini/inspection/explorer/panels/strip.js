@@ -1,6 +1,6 @@
 // A small chart with one column for each token of the text, from left to right.
 
-import { clear, make, svg } from "./dom.js";
+import { clear, make, svg } from "../dom.js";
 
 const STRIP_HEIGHT = 100; // in the chart's own unit; one column is 10 wide
 const COLUMN_WIDTH = 10;

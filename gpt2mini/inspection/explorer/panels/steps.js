@@ -1,7 +1,7 @@
 // What the eight steps of a block are: their words, their numbers, their lines of model.py.
 
 import { isHeadOff, tokenName } from "./cell.js";
-import { make, number, percent } from "./dom.js";
+import { make, number, percent } from "../dom.js";
 
 const MOST_SHOWN = 6; // attention weights
 

@@ -1,7 +1,7 @@
 // The one attention weight that the page shows: how much a token, the query, reads from another,
 // the key. And the words for it.
 
-import { percent } from "./dom.js";
+import { percent } from "../dom.js";
 
 /** {query, key}: under the pointer or the arrow keys, else the chosen one. */
 export function shownCell(app) {

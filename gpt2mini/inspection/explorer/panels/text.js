@@ -1,6 +1,6 @@
 // The text: a box to write in, and its tokens, shaded by how much each one surprised the model.
 
-import { at, button, children, percent, rovingGroup } from "./dom.js";
+import { at, button, children, percent, rovingGroup } from "../dom.js";
 
 const MOST_SURPRISE = 10; // nats, from where the shade is full: a probability of 1 in 22,000
 

@@ -2,8 +2,8 @@
 // compute them.
 
 import { tokenName } from "./cell.js";
-import { announce, button, children, clear, make, number, percent, rovingGroup } from "./dom.js";
-import { lensSaid, makeBlockChoice, partOf } from "./panel_inside.js";
+import { announce, button, children, clear, make, number, percent, rovingGroup } from "../dom.js";
+import { lensSaid, makeBlockChoice, partOf } from "./inside.js";
 import { drawSource, makeSource } from "./source_code.js";
 import { STEPS } from "./steps.js";
 

@@ -1,7 +1,7 @@
 // One attention weight being made, in its real numbers: the product of a query and a key, the
 // scale, the mask, softmax, and the weighted sum of values.
 
-import { children, make, percent } from "./dom.js";
+import { children, make, percent } from "../dom.js";
 import {
   attentionArithmetic, fixed, inBrackets, indexOfLargest, largestTerms,
 } from "./attention_arithmetic.js";

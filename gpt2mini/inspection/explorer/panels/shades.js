@@ -1,7 +1,7 @@
 // Attention weights as pixels. Masked cells (keys after the query) stay transparent, so that a
 // picture is a triangle, and "not allowed" does not look like "zero".
 
-import { heat } from "./dom.js";
+import { heat } from "../dom.js";
 
 /** 256 colors from 0 to 1 as the 32-bit pixels of an ImageData. */
 export function shades(full) {

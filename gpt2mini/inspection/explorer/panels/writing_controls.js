@@ -1,7 +1,7 @@
 // Buttons that let the model write: one token, or thirty, which can be stopped.
 
-import { announce, button, make } from "./dom.js";
-import { patchesOf } from "./patches.js";
+import { announce, button, make } from "../dom.js";
+import { patchesOf } from "../patches.js";
 import { continuedText, writeTokens } from "./writing.js";
 
 const AT_ONCE = 30;

@@ -1,7 +1,7 @@
 // The attention of one head in full: a row for each token that reads (query), a column for each
 // that is read (key), with the tokens along both sides.
 
-import { announce, children, make } from "./dom.js";
+import { announce, children, make } from "../dom.js";
 import { attentionArithmetic, fixed } from "./attention_arithmetic.js";
 import { cellInWords, shownCell, tokenText } from "./cell.js";
 import { paintTriangle, shades } from "./shades.js";

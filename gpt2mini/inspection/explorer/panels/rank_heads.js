@@ -1,9 +1,9 @@
 // Ranking heads: the probability of the token that follows, without each head in turn. The model is
 // whole but for that one head, whatever is switched off elsewhere in the page.
 
-import { announce, button, change, children, clear, make, percent, svg } from "./dom.js";
+import { announce, button, change, children, clear, make, percent, svg } from "../dom.js";
 import { wordBefore } from "./before_after.js";
-import { isSamePart, withPartOff, withPartOn } from "./patches.js";
+import { isSamePart, withPartOff, withPartOn } from "../patches.js";
 
 const HEADS_LISTED = 12;
 const EFFECT_CELL = 10; // in the map's own unit

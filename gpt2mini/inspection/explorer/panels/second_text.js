@@ -1,7 +1,7 @@
 // Activation patching: the stream of a second text, at one position after one block, takes the
 // place of this text's. What changes, changes because of that one vector.
 
-import { button, children, make, rovingGroup } from "./dom.js";
+import { button, children, make, rovingGroup } from "../dom.js";
 
 const FIRST_PATCH = { text: "", layer: 0, position: 0, from: 0 };
 

@@ -1,6 +1,6 @@
 // Sliders for temperature, top-k and top-p, each with its exact number, which can be typed too.
 
-import { make } from "./dom.js";
+import { make } from "../dom.js";
 
 const CONTROLS = [
   { field: "temperature", name: "temperature", min: 0, max: 2, step: 0.05,

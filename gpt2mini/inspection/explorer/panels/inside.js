@@ -2,7 +2,7 @@
 // its shapes, its parameters and its lines of source code.
 
 import { tokenName, tokenText } from "./cell.js";
-import { button, children, clear, make, number, percent, rovingGroup } from "./dom.js";
+import { button, children, clear, make, number, percent, rovingGroup } from "../dom.js";
 import { drawSource, makeSource } from "./source_code.js";
 
 // What each part reads and writes, in words.

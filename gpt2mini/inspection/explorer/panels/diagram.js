@@ -4,7 +4,7 @@
 // lens).
 
 import { tokenText } from "./cell.js";
-import { at, button, children, make, number, percent, rovingGroup, svg } from "./dom.js";
+import { at, button, children, make, number, percent, rovingGroup, svg } from "../dom.js";
 
 // A block is drawn in a box of 57 x 40 units; attention in its upper half, the MLP in the lower.
 const DRAWING_WIDTH = 57, DRAWING_HEIGHT = 40, LINE_AT = 40; // LINE_AT: x of the residual stream

@@ -1,7 +1,7 @@
 // A tour of eight cards. Each card sets the real controls, as a reader would by hand, and says what
 // to look at. It can be left at any card; undo takes its settings back.
 
-import { announce, at, button, clear, make } from "./dom.js";
+import { announce, at, button, clear, make } from "../dom.js";
 
 const TEXT = "The old keeper lit the lamp. Then the old keeper";
 

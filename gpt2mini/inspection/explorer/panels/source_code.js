@@ -1,6 +1,6 @@
 // Lines of Python, with line numbers, lightly highlighted.
 
-import { clear, make } from "./dom.js";
+import { clear, make } from "../dom.js";
 
 const PYTHON_KEYWORDS = "and as assert async await class def del elif else except False finally " +
   "for from global if import in is lambda None nonlocal not or pass raise return True try while " +

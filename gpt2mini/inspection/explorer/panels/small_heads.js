@@ -1,9 +1,9 @@
 // All heads of the model as small pictures of their attention: a row for each block.
 
-import { button, make, percent, rovingGroup } from "./dom.js";
+import { button, make, percent, rovingGroup } from "../dom.js";
 import { isHeadOff } from "./cell.js";
 import { kindOfHead, HEAD_KINDS, TIMES_EVEN } from "./head_kinds.js";
-import { withPartOff, withPartOn } from "./patches.js";
+import { withPartOff, withPartOn } from "../patches.js";
 import { paintTriangle, shades } from "./shades.js";
 
 const MOST_PIXELS = 32; // a small picture is not larger: longer texts share pixels

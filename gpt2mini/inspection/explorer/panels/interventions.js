@@ -2,8 +2,8 @@
 // second text, and see what changes. What is in force is part of the state, so all panels show it.
 
 import { beforeAfterPart } from "./before_after.js";
-import { button, children, make } from "./dom.js";
-import { isSamePart, partLabel, patchInForce, withPartOff, withPartOn } from "./patches.js";
+import { button, children, make } from "../dom.js";
+import { isSamePart, partLabel, patchInForce, withPartOff, withPartOn } from "../patches.js";
 import { rankingPart } from "./rank_heads.js";
 import { secondTextPart } from "./second_text.js";
 

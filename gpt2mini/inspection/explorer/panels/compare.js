@@ -1,7 +1,7 @@
 // Two models side by side on the same text: which tokens became more likely, what comes next, after
 // which block they part, and where the lengths of their vectors differ.
 
-import { change, children, make, number, percent } from "./dom.js";
+import { change, children, make, number, percent } from "../dom.js";
 import { mostChanged, pairOfBars, wordBefore } from "./before_after.js";
 import { groupSurprise, tokenStrip } from "./strip.js";
 

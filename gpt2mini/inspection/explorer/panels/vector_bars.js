@@ -1,7 +1,7 @@
 // A vector as a row of bars, up for positive numbers and down for negative ones.
 
 import { fixed } from "./attention_arithmetic.js";
-import { color, make } from "./dom.js";
+import { color, make } from "../dom.js";
 
 const HEIGHT = 40; // pixels
 

@@ -1,6 +1,6 @@
 // Attention heads: all of them small, one large, and what the chosen token reads in it.
 
-import { button, children, make, percent, rovingGroup } from "./dom.js";
+import { button, children, make, percent, rovingGroup } from "../dom.js";
 import { isHeadOff, shownCell, tokenName } from "./cell.js";
 import { kindOfHead, HEAD_KINDS } from "./head_kinds.js";
 import { largeHead } from "./large_head.js";

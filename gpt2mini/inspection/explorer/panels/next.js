@@ -1,6 +1,6 @@
 // The next token after the chosen one: probabilities, how a token is chosen from them, and writing.
 
-import { button, children, make, percent, rovingGroup } from "./dom.js";
+import { button, children, make, percent, rovingGroup } from "../dom.js";
 import { tokenName } from "./cell.js";
 import { isUntouched, nextRows, RANKED, whyLikely } from "./next_tokens.js";
 import { samplingControls } from "./sampling_controls.js";
