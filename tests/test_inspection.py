@@ -747,6 +747,9 @@ def test_the_command_shows_and_writes(
     inspect_here(what, "--out", tmp_path)
     shown = capsys.readouterr().out
     assert said in shown and "\x1b" not in shown
+    paths_and_text = (str(tmp_path.parent), "[The]")
+    lines = [line for line in shown.splitlines() if not any(x in line for x in paths_and_text)]
+    assert max(map(len, lines)) <= 80
     json.loads((tmp_path / f"{what}.json").read_text(encoding="utf-8"))
     assert sorted(p.name for p in tmp_path.glob("*.png")) == sorted(pictures)
 

@@ -215,7 +215,7 @@ def print_last_looks(attention: Tensor, tokens: list[str], layer: int) -> None:
     for head, shares in enumerate(attention[:, -1]):
         best = shares.topk(min(3, len(tokens)))
         cells = [
-            f"{f'{i} {shortened(tokens[i], 12)}':<17}{share:4.0%}"
+            f"{f'{i} {shortened(tokens[i], 11)}':<16}{share:4.0%}"
             for i, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
         print(f"  {f'head {layer}.{head}':<11} ", "  ".join(cells))
@@ -240,7 +240,7 @@ def show_lens(model: GPT2, tokenizer: Tokenizer, token_ids: Tensor, flags: Flags
         )
     pieces = score_text(model, tokenizer, flags.text)
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ  # no-color.org
-    print(f"\nHow likely it finds the text ({surprise_legend(color)}):")
+    print(f"\nHow likely it finds the text:\n{surprise_legend(color)}\n")
     print(surprise_text(pieces, color))
     mean = sum(piece.logprob for piece in pieces) / token_ids.shape[1]
     print(f"({-mean:.2f} nats per token)")

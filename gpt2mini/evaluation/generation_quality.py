@@ -46,7 +46,7 @@ class GenerationQuality:
         distinct = ", ".join(f"distinct-{n} {share:.3f}" for n, share in self.distinct.items())
         scripts = ", ".join(f"{name} {share:.1%}" for name, share in self.scripts.items() if share)
         return (
-            f"{self.texts} texts: {distinct}, repetition {self.repetition:.3f}, "
+            f"{self.texts} texts: {distinct}, repetition {self.repetition:.3f},\n"
             f"self-perplexity {self.self_perplexity:.2f}\ncharacters: {scripts}"
         )
 
