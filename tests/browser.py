@@ -81,6 +81,7 @@ class Browser:
         self.driver.execute_cdp_cmd(
             "Emulation.setEmulatedMedia", {"media": media, "features": pairs}
         )
+        self.driver.execute_async_script(NEXT_FRAMES)  # the page draws anew
 
     # ---- what is seen
 
@@ -186,6 +187,10 @@ REQUEST = "Network.requestWillBeSent"
 READY_OR_REFUSED = """
 const refusal = document.getElementById("notice");
 return document.documentElement.dataset.ready === "true" || (refusal && !refusal.hidden);
+"""
+NEXT_FRAMES = """
+const [done] = arguments;
+requestAnimationFrame(() => requestAnimationFrame(() => done()));
 """
 FOLLOW_LINK = """
 const [fragment, done] = arguments;

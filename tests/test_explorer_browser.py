@@ -1,6 +1,7 @@
 """The explorer's page in a real browser: it is used as a person would, and what it then shows is
 compared with what Python computes with the same weights."""
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,12 +26,12 @@ LAST = 12  # index of the last token of TEXT, "er" of "keeper"
 
 
 @pytest.fixture
-def page(browser: Browser, nano_page: Path) -> Iterator[Browser]:
+def page(browser: Browser, nano_page: Path, small_page: Path) -> Iterator[Browser]:
     """gpt2-nano's page as it first shows itself; afterwards nothing was complained about."""
     browser.visit(nano_page)
     yield browser
     assert browser.complaints() == []
-    assert set(browser.requests()) <= {nano_page.as_uri()}
+    assert set(browser.requests()) <= {nano_page.as_uri(), small_page.as_uri()}
 
 
 def tab(page: Browser, name: str) -> None:
@@ -332,7 +333,8 @@ def written(page: Browser) -> str:
     return str(page.one("#text").get_property("value"))
 
 
-def test_the_model_writes_the_same_text_for_the_same_seed(page: Browser) -> None:
+def test_the_model_writes_the_same_text_for_the_same_seed(page: Browser, small_page: Path) -> None:
+    page.visit(small_page)
     page.click(page.button("add one"))
     assert written(page).startswith(TEXT) and len(token_texts(page)) == LAST + 2
     page.click(page.one("#undo"))
@@ -358,11 +360,11 @@ def test_the_most_likely_text_is_that_of_greedy_generation(page: Browser, nano: 
     assert written(page) == text
 
 
-def test_writing_stops_where_the_text_is_full(page: Browser, nano_page: Path) -> None:
-    page.visit(nano_page, "#text=" + "+the+lamp" * 55)
+def test_writing_stops_where_the_text_is_full(page: Browser, small_page: Path) -> None:
+    page.visit(small_page, "#text=" + "+the+lamp" * 25)
     page.click(page.button("write 30"))
     written(page)
-    assert len(token_texts(page)) == 128
+    assert int(re.findall(r"of 0 to (\d+)", page.text("#token-said"))[0]) == 63  # its context
     assert "No more tokens fit" in page.text("#next")
     assert not page.button("write 30").is_enabled() and not page.button("add one").is_enabled()
 

@@ -28,6 +28,10 @@ VIEWS = {
     "Chinese": "#text=%E4%BA%BA%E5%B7%A5+%F0%9F%99%82&middle=step&step=7",
 }
 SCHEMES = ("light", "dark")
+PICTURES_OF_HEADS = """
+return [...document.querySelectorAll(".small-head canvas, .large-cells canvas")].map((canvas) =>
+  canvas.toDataURL());
+"""
 FOCUS_ON_TOP = """
 document.body.tabIndex = -1;
 document.body.focus();
@@ -142,6 +146,14 @@ def test_bars_are_seen_in_forced_colors(page: Browser, nano_page: Path) -> None:
         outside = picture.getpixel((int(box["x"]) - 3, y))
         assert isinstance(inside, tuple) and isinstance(outside, tuple)
         assert sum(abs(a - b) for a, b in zip(inside, outside, strict=True)) > 300, scheme
+
+
+def test_pictures_follow_the_colors_of_the_page(page: Browser) -> None:
+    colors = []
+    for scheme in [*SCHEMES, *SCHEMES]:
+        page.look(prefers_color_scheme=scheme)
+        colors.append(page.script(PICTURES_OF_HEADS))
+    assert colors[0] == colors[2] != colors[1] == colors[3]
 
 
 def test_nothing_moves_for_readers_who_do_not_want_it(page: Browser) -> None:
