@@ -12,7 +12,7 @@ export function textPanel(app) {
   const choose = (i) => app.set({ token: app.groups[i].tokens.at(-1), key: null });
   const markTabStop = rovingGroup(tokens, ".token", { onMove: choose });
 
-  let drawn = {}; // what the page's layout was last fitted to
+  let scrolledTo = null; // the chosen token's text and place, when it was last brought into view
 
   function draw() {
     if (box.value !== app.state.text) box.value = app.state.text;
@@ -21,10 +21,10 @@ export function textPanel(app) {
     app.groups.forEach((group, i) => drawToken(app, buttons[i], group));
     markTabStop();
     at("token-said").textContent = said(app);
-    const { text } = app.state, { token } = app;
-    if (text !== drawn.text) fitHeight(box);
-    if (text !== drawn.text || token !== drawn.token) scrollToChosen(tokens, buttons);
-    drawn = { text, token };
+    const place = `${app.token} ${app.state.text}`;
+    // When all panels are drawn: places on the page are then computed once.
+    if (place !== scrolledTo) requestAnimationFrame(() => scrollToChosen(tokens));
+    scrolledTo = place;
   }
 
   return { draw };
@@ -68,15 +68,9 @@ function said(app) {
     : `; the model gave it ${percent(Math.exp(-surprise))}. Darker tokens surprised it more.`) + left;
 }
 
-/** As high as its lines, up to five. */
-function fitHeight(box) {
-  box.style.height = "auto";
-  box.style.height = Math.min(box.scrollHeight + 2, 130) + "px";
-}
-
 /** Scrolls the group alone, not the page. */
-function scrollToChosen(group, buttons) {
-  const chosen = buttons.find((one) => one.getAttribute("aria-checked") === "true");
+function scrollToChosen(group) {
+  const chosen = group.querySelector("[aria-checked=true]");
   if (!chosen) return;
   const [outer, inner] = [group.getBoundingClientRect(), chosen.getBoundingClientRect()];
   if (inner.left < outer.left || inner.right > outer.right) {
