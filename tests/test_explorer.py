@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from command import ROOT, run
-from explorer_page import TEXT, called, data_of
 from torch import Tensor, nn
+from written_page import TEXT, called, data_of
 
 import gpt2mini
 from gpt2mini import GPT2, GPT2Config, Tokenizer

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from explorer_page import TEXT, called
 from torch import Tensor
 from torch.nn import functional as F
+from written_page import TEXT, called
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.inspection import head_effects, logit_lens, patched, trace

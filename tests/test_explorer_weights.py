@@ -12,8 +12,8 @@ import pytest
 import torch
 from command import run
 from conftest import enlarge, random_ids
-from explorer_page import data_of, unpacked
 from torch import Tensor, nn
+from written_page import data_of, unpacked
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer
 from gpt2mini.inspection import mean_activations, trace
