@@ -92,17 +92,16 @@ class Browser:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def shown(self, selector: str) -> list[WebElement]:
-        return [element for element in self.all(selector) if element.is_displayed()]
+        return self.script(SHOWN, selector)
 
     def text(self, selector: str) -> str:
         """The text that can be seen, each run of white space as one space."""
-        return " ".join(self.one(selector).text.split())
+        return " ".join(self.script("return arguments[0].innerText", self.one(selector)).split())
 
     def button(self, name: str, within: str = "body") -> WebElement:
-        """The visible button of this text or accessible name."""
-        for button in self.shown(f"{within} button, {within} [role=button]"):
-            if name in (" ".join(button.text.split()), button.accessible_name):
-                return button
+        """The visible button of this text or label."""
+        for button in self.script(NAMED_BUTTONS, f"{within} button", name):
+            return button
         raise LookupError(f"no button {name!r} in {within}")
 
     def script(self, code: str, *arguments: object) -> Any:
@@ -187,6 +186,14 @@ REQUEST = "Network.requestWillBeSent"
 READY_OR_REFUSED = """
 const refusal = document.getElementById("notice");
 return document.documentElement.dataset.ready === "true" || (refusal && !refusal.hidden);
+"""
+SHOWN = """
+return [...document.querySelectorAll(arguments[0])].filter((one) => one.checkVisibility());
+"""
+NAMED_BUTTONS = """
+const [selector, name] = arguments;
+return [...document.querySelectorAll(selector)].filter((button) => button.checkVisibility() &&
+  [button.innerText, button.getAttribute("aria-label")].includes(name));
 """
 NEXT_FRAMES = """
 const [done] = arguments;

@@ -35,8 +35,7 @@ def page(browser: Browser, nano_page: Path, small_page: Path) -> Iterator[Browse
 
 
 def tab(page: Browser, name: str) -> None:
-    [one] = [tab for tab in page.all("[role=tab]") if tab.text == name]
-    page.click(one)
+    page.click(page.button(name, "[role=tablist]"))
 
 
 def token(page: Browser, i: int) -> WebElement:
@@ -329,7 +328,7 @@ def test_temperature_top_k_and_top_p(page: Browser, nano: InPython) -> None:
 
 def written(page: Browser) -> str:
     """What is in the text box after the model has written."""
-    page.until(lambda: page.all("#next .writing button")[1].is_displayed(), "the end")
+    page.until(lambda: "write 30" in page.text("#next .writing"), "the writing to end")
     return str(page.one("#text").get_property("value"))
 
 
