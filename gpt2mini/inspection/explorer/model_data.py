@@ -58,7 +58,10 @@ def live_models(
     first = packed_model(models[0], precision)
     packed_models = [first]
     packed_models += [packed_difference(models[0], first, one, precision) for one in models[1:]]
-    return [live_model(*pair, shown) for pair in zip(models, packed_models, strict=True)]
+    found = [live_model(*pair, shown) for pair in zip(models, packed_models, strict=True)]
+    for data, _ in found[1:]:
+        data["recorded"] = None  # a page that is not live after all shows the first model alone
+    return found
 
 
 def live_model(

@@ -24,7 +24,8 @@ export async function startModels(data) {
 }
 
 function recorded(data, tokenizer) {
-  const sources = data.models.map((model) => new RecordedSource(model, data.forbidden_ids));
+  const models = data.models.filter((model) => model.recorded);
+  const sources = models.map((model) => new RecordedSource(model, data.forbidden_ids));
   return { live: false, tokenizer, sources, patched: sources, second: sources };
 }
 

@@ -36,9 +36,9 @@ class App {
 
   start() {
     this.show(fromHash(location.hash, this.first));
-    addEventListener("hashchange", () => { // a link, or an address that the reader has edited
+    addEventListener("hashchange", ({ newURL }) => { // a link, or an address edited by the reader
       this.remember({});
-      this.show(fromHash(location.hash, this.first));
+      this.show(fromHash(new URL(newURL).hash, this.first));
     });
   }
 
@@ -63,9 +63,18 @@ class App {
     this.state = Object.freeze({ ...fits, ...none, text });
     this.hover = null;
     this.read();
-    const hash = toHash(this.state, this.first);
-    history.replaceState(null, "", hash || location.pathname + location.search);
     this.draw();
+    clearTimeout(this.addressTimer);
+    this.addressTimer = setTimeout(() => this.writeAddress(), 0); // when the panels are drawn
+  }
+
+  writeAddress() {
+    const hash = toHash(this.state, this.first);
+    try {
+      history.replaceState(null, "", hash || location.pathname + location.search);
+    } catch { // Safari allows 100 changes in 30 seconds
+      this.addressTimer = setTimeout(() => this.writeAddress(), 1000);
+    }
   }
 
   // ---- readings
@@ -155,7 +164,10 @@ function buildTop(app) {
   app.data.models.forEach(({ name }, i) => at("model").add(new Option(name, i)));
   at("model").addEventListener("change", () => app.set({ model: Number(at("model").value) }));
   at("undo").addEventListener("click", () => app.undo());
-  at("copy-link").addEventListener("click", () => copy(location.href, "link"));
+  at("copy-link").addEventListener("click", () => {
+    app.writeAddress();
+    copy(location.href, "link");
+  });
   at("copy-python").addEventListener("click", () => copy(pythonCode(app), "Python code"));
   addEventListener("keydown", (event) => {
     const writes = event.target.closest?.("textarea, input:not([type=range])");
@@ -216,6 +228,10 @@ async function start() {
   app.add(interventionsPanel, at("off"));
   app.add(comparePanel, at("compare"));
   app.add(tourPanel, at("tour"));
+  const above = new ResizeObserver(() => { // the diagram takes the height that is left
+    document.documentElement.style.setProperty("--above", `${at("diagram").offsetTop}px`);
+  });
+  [at("top"), at("token-bar")].forEach((element) => above.observe(element));
   app.start();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => app.draw());
   if (models.refusal) say(models.refusal);

@@ -93,11 +93,11 @@ function comparedNextPart(app, root, names) {
   return function draw() {
     title.textContent = `Next token after ${wordBefore(app)}`;
     const rows = likelyInEither(bothModels(app), app.token);
-    drawTextTable(table, ["token", ...names, "", "points"], rows.map(({ id, before, after }) =>
-      [app.label(id), percent(before), percent(after), null, change(after - before)]));
+    drawTextTable(table, ["token", ...names, "points", ""], rows.map(({ id, before, after }) =>
+      [app.label(id), percent(before), percent(after), change(after - before), null]));
     const full = Math.max(...rows.flatMap(({ before, after }) => [before, after]));
     [...table.rows].slice(1).forEach((row, i) => {
-      if (!bars.has(row)) bars.set(row, pairOfBars(row.children[3]));
+      if (!bars.has(row)) bars.set(row, pairOfBars(row.children[4]));
       bars.get(row)(rows[i].before, rows[i].after, full);
     });
   };

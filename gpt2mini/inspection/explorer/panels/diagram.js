@@ -10,7 +10,7 @@ import { at, button, children, make, number, percent, rovingGroup, svg } from ".
 const DRAWING_WIDTH = 57, DRAWING_HEIGHT = 40, LINE_AT = 40; // LINE_AT: x of the residual stream
 const MOST_LINE = 18, MOST_BRANCH = 9, LEAST = 1.5; // thickness of the longest and shortest vectors
 const NOTE = "\u2193 The line is the residual stream. Attention and the MLP read it and add a " +
-  "vector to it; thickness and number are its length. On the right: what the model would say.";
+  "vector to it; thickness and number are its length. On the right: what it would say if it stopped there.";
 const BRANCHES = [
   { part: "attention", name: "attention", vector: "attn_out", reads: 4.5, adds: 13.5 },
   { part: "mlp", name: "MLP", vector: "mlp_out", reads: 24.5, adds: 33.5 },

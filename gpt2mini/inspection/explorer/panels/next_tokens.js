@@ -13,7 +13,7 @@ export function isUntouched(state) {
 }
 
 /** [{id, rank, p, isRemoved, plain, before, isActual}]: the most likely tokens, and the one that
- * follows in the text. p: after temperature, top-k and top-p; plain: the model's own probability;
+ * follows in the text or, at its end, was the most likely one before the interventions. p: after temperature, top-k and top-p; plain: the model's own probability;
  * before: {p, isRemoved} without interventions, null if none is in force. */
 export function nextRows(app) {
   const { reading, token } = app, sampling = samplingOf(app.state);
@@ -22,7 +22,8 @@ export function nextRows(app) {
   const actual = app.tokenIds[token + 1];
   const ranked = reading.nextTokens(token, UNTOUCHED, RANKED).map(({ id }) => id);
   const ids = ranked.slice(0, ROWS_SHOWN);
-  if (actual !== undefined && !ids.includes(actual)) ids.push(actual);
+  const watched = app.before === reading ? actual : app.target; // with interventions: it may fall
+  if (watched !== undefined && !ids.includes(watched)) ids.push(watched);
   return ids.map((id) => ({
     id,
     rank: ranked.includes(id) ? ranked.indexOf(id) + 1 : null,

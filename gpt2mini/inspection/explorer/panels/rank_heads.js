@@ -55,7 +55,7 @@ function subjectOf(app) {
 }
 
 function wordsOf(app) {
-  return `${app.label(app.target)} after ${wordBefore(app)}`;
+  return `\u201c${app.label(app.target)}\u201d after \u201c${wordBefore(app)}\u201d`;
 }
 
 function saidOfRanking({ rows, words, note }) {

@@ -23,7 +23,7 @@ export function secondTextPart(app, root) {
     const { patch, layer } = app.state;
     chosen ??= { ...FIRST_PATCH, layer, position: app.token };
     chosen = patch ?? withinTexts(app, chosen);
-    if (patch && !wasInForce) parts.details.open = true;
+    if ((patch !== null) !== wasInForce) parts.details.open = patch !== null;
     wasInForce = patch !== null;
     if (parts.details.open) drawSecondText(app, parts, chosen);
   }

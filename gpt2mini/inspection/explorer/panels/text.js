@@ -65,7 +65,7 @@ function said(app) {
   const chosen = `Token ${token} of 0 to ${tokenIds.length - 1}: ${app.label(tokenIds[token])}, id ` +
     `${tokenIds[token]}`;
   return chosen + (surprise === null ? "; the first, so nothing predicts it."
-    : `; the model gave it ${percent(Math.exp(-surprise))}. Darker tokens surprised it more.`) + left;
+    : `; the model gave it ${percent(Math.exp(-surprise))}. The thicker a token's lower edge, the more it surprised the model.`) + left;
 }
 
 /** Scrolls the group alone, not the page. */

@@ -10,7 +10,7 @@ const CARDS = [
   {
     title: "Text becomes tokens",
     text: "A model reads tokens: words and parts of words, each a number. Below the text box is " +
-      "the text in tokens; \u2423 is a space. A darker token surprised the model more. Choose a " +
+      "the text in tokens; \u2423 is a space. The thicker its lower edge, the more a token surprised the model. Choose a " +
       "token with a click or with \u2190 and \u2192: all panels are then about that token.",
     show: "tokens",
     set: () => ({ token: null, off: [], patch: null }),
