@@ -5,16 +5,16 @@ key/value cache and call the model itself. They restore the model's mode and kee
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn import functional as F
 
-from gpt2mini.cache import KeyValueCache
-from gpt2mini.checks import check_cache_is_filled, check_generation_request
+from gpt2mini.checks import check_generation_request
 from gpt2mini.generation_arguments import (
     Ids,
     Rows,
@@ -26,26 +26,15 @@ from gpt2mini.generation_arguments import (
     bare_model,
     refuse_other_spellings,
 )
-from gpt2mini.kernels import decoding_kernels
-from gpt2mini.masking import align_right, pad_left
-from gpt2mini.model import GPT2, accepts_shortcut
-from gpt2mini.modes import evaluating
-from gpt2mini.sampling import FORBIDDEN, Sampling, whole_number
+from gpt2mini.model import GPT2
+from gpt2mini.reader import Reader
+from gpt2mini.responses import DraftCounts, Generated, NewTokens, Responses, joined
+from gpt2mini.sampling import Sampling, whole_number
+from gpt2mini.speculative import Drafting, speculative_steps
 from gpt2mini.stop_strings import until_stop
+from gpt2mini.token_rules import TokenRules
 from gpt2mini.tokenizer import END_OF_TEXT, Tokenizer
 from gpt2mini.valid_utf8 import TextStates, ValidUTF8
-
-
-@dataclass(frozen=True)
-class Generated:
-    """What `generate` returns. All tensors have one shape, (rows, prompt + new): column for
-    column."""
-
-    token_ids: Int[Tensor, "rows tokens"]  # a finished row repeats its last token
-    attention_mask: Bool[Tensor, "rows tokens"]  # real tokens: the prompt's and the response's
-    response_mask: Bool[Tensor, "rows tokens"]  # generated tokens, the stop token included
-    logprobs: Float[Tensor, "rows tokens"]  # of the response tokens under the model itself; else 0
-    sampling_logprobs: Float[Tensor, "rows tokens"]  # the same after temperature, top-k and so on
 
 
 def generate(
@@ -64,6 +53,9 @@ def generate(
     overflow: str = "error",
     forbidden_ids: Ids = (),
     valid_utf8: ValidUTF8 | None = None,
+    draft: GPT2 | None = None,
+    lookup: int = 0,
+    draft_tokens: int = 4,
     **others: Any,
 ) -> Generated:
     """Continue each row by up to `max_new_tokens` tokens; a row ends early at any of `stop_ids`.
@@ -74,6 +66,11 @@ def generate(
     positions are absolute, so a window cannot move without that). forbidden_ids: never generated,
     as `tokenizer.missing_ids(model.config.vocab_size)` of a padded vocabulary. valid_utf8: see
     `ValidUTF8`. Several threads may share a model that is in eval mode.
+
+    Speculative decoding writes faster, from the same distribution (at temperature 0, the same
+    tokens). draft: a smaller model of the same vocabulary, which guesses the next `draft_tokens`
+    tokens. lookup: or, without a second model, these are what followed the last `lookup` tokens
+    where they stood before in the text. `Generated.drafts` counts how many were right.
 
     Raises ValueError for values that make no sense, and for logits that are NaN; TypeError for
     arguments of another kind, or of another library's name.
@@ -89,7 +86,8 @@ def generate(
     if attention_mask is not None:
         attention_mask = as_rows("attention_mask", attention_mask, device)
         attention_mask = attention_mask.repeat_interleave(num_samples, dim=0)
-    with evaluating(model):  # once, not for each token: it visits every layer
+    drafting = Drafting(draft, lookup, draft_tokens, DraftCounts())
+    with drafting.evaluating(model):  # once, not for each token: it visits every layer
         steps = list(
             generation_steps(
                 model,
@@ -102,38 +100,10 @@ def generate(
                 overflow,
                 as_ids("forbidden_ids", forbidden_ids),
                 valid_utf8,
+                drafting,
             )
         )
-    return joined(token_ids, attention_mask, steps)
-
-
-@dataclass(frozen=True)
-class NewTokens:
-    """One new token for every row. Rows that have ended are not active; their values are
-    padding."""
-
-    token_ids: Int[Tensor, " rows"]
-    active: Bool[Tensor, " rows"]
-    logprobs: Float[Tensor, " rows"]
-    sampling_logprobs: Float[Tensor, " rows"]
-
-
-def joined(
-    token_ids: Int[Tensor, "rows prompt"], attention_mask: Tensor | None, steps: list[NewTokens]
-) -> Generated:
-    """The prompt and all steps behind it."""
-    prompt = torch.zeros(token_ids.shape, device=token_ids.device)  # (rows, prompt)
-    new_active = torch.stack([step.active for step in steps], dim=1)  # (rows, new)
-    prompt_real = torch.ones_like(prompt) if attention_mask is None else attention_mask
-    return Generated(
-        token_ids=torch.cat([token_ids, *(step.token_ids[:, None] for step in steps)], dim=1),
-        attention_mask=torch.cat([prompt_real.bool(), new_active], dim=1),
-        response_mask=torch.cat([prompt.bool(), new_active], dim=1),
-        logprobs=torch.cat([prompt, *(step.logprobs[:, None] for step in steps)], dim=1),
-        sampling_logprobs=torch.cat(
-            [prompt, *(step.sampling_logprobs[:, None] for step in steps)], dim=1
-        ),
-    )
+    return joined(token_ids, attention_mask, steps, drafting.counts)
 
 
 def generation_steps(
@@ -147,120 +117,62 @@ def generation_steps(
     overflow: str,
     forbidden_ids: list[int],
     valid_utf8: ValidUTF8 | None,
+    drafting: Drafting,
 ) -> Iterator[NewTokens]:
-    """The loop behind `generate` and `stream`: read, choose, feed back; stop when every row has
-    ended. To be run in eval mode without gradients."""
+    """What is behind `generate` and `stream`: check the request, then one token of each row after
+    another. To be run in eval mode without gradients."""
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
     check_generation_request(
         model, token_ids, attention_mask, max_new_tokens, stop_ids, forbidden_ids, overflow
     )
+    drafting.check(model)
     rows, prompt = token_ids.shape
-    text = torch.cat(
-        [token_ids, token_ids.new_zeros(rows, max_new_tokens)], dim=1
-    )  # (rows, prompt + new)
-    is_real = torch.ones_like(text, dtype=torch.bool)
+    device = token_ids.device
+    is_real = torch.ones_like(token_ids, dtype=torch.bool)
     if attention_mask is not None:
-        is_real[:, :prompt] = attention_mask.bool()
-    active = torch.ones(rows, dtype=torch.bool, device=text.device)
-    stops = torch.tensor(stop_ids, dtype=text.dtype, device=text.device)
-    states = None
+        is_real = attention_mask.bool()
+    stops = torch.tensor(stop_ids, dtype=token_ids.dtype, device=device)
+    forbidden = torch.tensor(forbidden_ids, dtype=torch.long, device=device)
+    rules = TokenRules(sampling, forbidden, generator)
+    drafter = drafting.drafter(token_ids, max_new_tokens, rules, model.config.vocab_size)
     if valid_utf8 is not None:
-        states = TextStates(valid_utf8, token_ids, is_real[:, :prompt], stops)
+        states = TextStates(valid_utf8, token_ids, is_real, stops)
+        rules = replace(rules, states=states)
+    capacity = prompt + max_new_tokens + drafting.spare_columns(rows)
+    reader = Reader(model, rows, capacity, slide=overflow == "slide")
+    if drafter is None:
+        return plain_steps(reader, token_ids, is_real, rules, max_new_tokens, stops)
+    responses = Responses(token_ids, max_new_tokens, stops)
+    return speculative_steps(reader, drafter, token_ids, is_real, rules, responses, drafting)
 
-    forbidden = torch.tensor(forbidden_ids, dtype=torch.long, device=text.device)
-    reader = Reader(model, rows, capacity=text.shape[1], slide=overflow == "slide")
-    for end in range(prompt, prompt + max_new_tokens):
-        logits = reader.next_logits(text[:, :end], is_real[:, :end])  # (rows, vocab)
-        allowed = logits.index_fill(1, forbidden, FORBIDDEN)  # (rows, vocab)
-        if states is not None:
-            allowed = states.forbid_broken(allowed, text.shape[1] - end - 1)
-        chosen, sampling_logprobs = sampling.choose(
-            allowed, text[:, :end], is_real[:, :end], generator
-        )
+
+def plain_steps(
+    reader: Reader,
+    prompt: Int[Tensor, "rows prompt"],
+    prompt_is_real: Bool[Tensor, "rows prompt"],
+    rules: TokenRules,
+    max_new_tokens: int,
+    stops: Int[Tensor, " stops"],
+) -> Iterator[NewTokens]:
+    """The loop: read, choose, feed back; stop when every row has ended."""
+    rows, start = prompt.shape
+    text = F.pad(prompt, (0, max_new_tokens))  # (rows, prompt + new)
+    is_real = F.pad(prompt_is_real, (0, max_new_tokens), value=True)
+    active = torch.ones(rows, dtype=torch.bool, device=text.device)
+    for end in range(start, start + max_new_tokens):
+        logits = reader.read(text[:, :end], is_real[:, :end])[:, -1]  # (rows, vocab)
+        tokens_left = text.shape[1] - end - 1
+        allowed = rules.apply(logits, text[:, :end], is_real[:, :end], tokens_left)
+        chosen, sampling_logprobs = rules.draw(allowed)
         chosen = torch.where(active, chosen, text[:, end - 1])
         text[:, end] = chosen
         logprobs = logits.log_softmax(dim=1).gather(1, chosen[:, None])[:, 0]
         yield NewTokens(chosen, active, logprobs * active, sampling_logprobs * active)
-        if states is not None:
-            states.read(chosen, active)
+        if rules.states is not None:
+            rules.states.read(chosen, active)
         active = active & ~torch.isin(chosen, stops)
-        if stop_ids and not active.any():
+        if len(stops) and not active.any():
             return
-
-
-class Reader:
-    """Gives the logits of the next token of a growing text; the model reads only new tokens."""
-
-    def __init__(self, model: GPT2, rows: int, capacity: int, slide: bool) -> None:
-        self.model, self.slide = model, slide
-        self.kernels = decoding_kernels(model, rows)
-        self.context = model.config.context_length
-        self.capacity = min(capacity, self.context) if slide else capacity
-        self.cache: KeyValueCache | None = None
-        self.forgotten: Int[Tensor, " rows"] | int = 0  # real tokens before each row's window
-
-    def next_logits(
-        self, text: Int[Tensor, "rows tokens"], is_real: Bool[Tensor, "rows tokens"]
-    ) -> Float[Tensor, "rows vocab"]:
-        if self.cache is None:
-            if self.slide:
-                text, is_real = self.windows(text, is_real, longest=self.context)
-            logits = self.prefill(text, is_real)  # (rows, vocab)
-        elif self.cache.length == self.cache.max_tokens:  # only when sliding
-            logits = self.prefill(*self.windows(text, is_real, max(1, self.context // 2)))
-        else:
-            with self.kernels:
-                logits = self.model(text[:, -1:], cache=self.cache)[:, -1]  # (rows, vocab)
-        return logits.float()
-
-    def windows(
-        self, text: Int[Tensor, "rows tokens"], is_real: Bool[Tensor, "rows tokens"], longest: int
-    ) -> tuple[Int[Tensor, "rows columns"], Bool[Tensor, "rows columns"]]:
-        """The tokens of each row that the model reads: its window and all later tokens, or, where
-        they exceed the context, the last `longest` of them.
-
-        Only real tokens count, as if each row were alone. All rows end in the last column, so the
-        cache is full exactly when the longest window fills the context.
-        """
-        length = is_real.sum(dim=1)  # (rows)
-        window = length - self.forgotten  # (rows)
-        window = torch.where(window > self.context, longest, window)
-        self.forgotten = length - window
-        rows = zip(text, is_real, window.tolist(), strict=True)
-        text, is_real = pad_left([ids[real][-columns:] for ids, real, columns in rows])
-        return text, is_real.to(text.device)
-
-    def prefill(
-        self, text: Int[Tensor, "rows columns"], is_real: Bool[Tensor, "rows columns"]
-    ) -> Float[Tensor, "rows vocab"]:
-        """Fill a new cache with the text; the logits of each row's last token."""
-        weight = self.model.tok_emb.weight
-        self.cache = KeyValueCache(
-            self.model.config, len(text), self.capacity, weight.device, cache_dtype(weight)
-        )
-        mask = None if is_real.all() else is_real
-        logits = last_token_logits(self.model, text, mask, self.cache)
-        check_cache_is_filled(self.cache, text.shape[1])
-        return logits
-
-
-def last_token_logits(
-    model: GPT2,
-    token_ids: Int[Tensor, "batch tokens"],
-    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
-    cache: KeyValueCache | None = None,
-) -> Float[Tensor, "batch vocab"]:
-    """The logits at the last real token of each row, on whichever side the padding stands."""
-    if attention_mask is not None:
-        token_ids, attention_mask = align_right(token_ids, attention_mask)
-    shortcut = {"last_only": True} if accepts_shortcut(model, "last_only") else {}
-    return model(token_ids, attention_mask, cache=cache, **shortcut)[:, -1]
-
-
-def cache_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype in which attention computes: autocast's if it is on, else the weights'."""
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def complete(
@@ -282,6 +194,10 @@ def stream(
     forbidden_ids: Ids = (),
     valid_utf8: bool = False,
     allow_special: bool = False,
+    draft: GPT2 | None = None,
+    lookup: int = 0,
+    draft_tokens: int = 4,
+    counts: DraftCounts | None = None,
     **sampling: Any,
 ) -> Iterator[str]:
     """The continuation of a prompt, piece by piece as it is generated, in whole characters.
@@ -291,6 +207,7 @@ def stream(
     before the first of `stop_strings` (one string counts as one stop); none of them is part of the
     text. Ids that the tokenizer lacks are never generated. valid_utf8: no broken characters come
     out, see `ValidUTF8`. allow_special: the prompt may hold special tokens, such as chat tokens.
+    draft, lookup, draft_tokens: as of `generate`; `counts` is filled in with what became of them.
     sampling: temperature, top_k, top_p, repetition_penalty, no_repeat_ngram_size.
     """
     rules = signature(Sampling).parameters
@@ -298,6 +215,7 @@ def stream(
     model = bare_model(model)
     vocab_size, device = model.config.vocab_size, model.tok_emb.weight.device
     stops = [tokenizer.eos_id, *as_ids("stop_ids", stop_ids)]
+    drafting = Drafting(draft, lookup, draft_tokens, DraftCounts() if counts is None else counts)
     steps = generation_steps(
         model,
         torch.tensor([prompt_ids(tokenizer, prompt, allow_special)], device=device),
@@ -309,8 +227,9 @@ def stream(
         overflow,
         [*tokenizer.missing_ids(vocab_size), *as_ids("forbidden_ids", forbidden_ids)],
         ValidUTF8(tokenizer, vocab_size) if valid_utf8 else None,
+        drafting,
     )
-    new_ids = (int(step.token_ids[0]) for step in each_evaluating(model, steps))
+    new_ids = (int(step.token_ids[0]) for step in each_evaluating(model, drafting, steps))
     pieces = tokenizer.decode_stream(i for i in new_ids if i not in stops)
     return until_stop(pieces, as_texts("stop_strings", stop_strings))
 
@@ -321,10 +240,12 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, allow_special: bool) -> list[i
     return tokenizer.encode(prompt, allow_special)
 
 
-def each_evaluating(model: GPT2, steps: Iterator[NewTokens]) -> Iterator[NewTokens]:
+def each_evaluating(
+    model: GPT2, drafting: Drafting, steps: Iterator[NewTokens]
+) -> Iterator[NewTokens]:
     """The steps, each computed in eval mode; between two the model is in its own mode."""
     while True:
-        with evaluating(model):
+        with drafting.evaluating(model):
             step = next(steps, None)
         if step is None:
             return

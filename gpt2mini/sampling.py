@@ -43,14 +43,13 @@ class Sampling:
             if not holds(value):
                 raise ValueError(f"{name} {rule}, not {value}")
 
-    def choose(
+    def apply(
         self,
         logits: Float[Tensor, "rows vocab"],
         token_ids: Int[Tensor, "rows tokens"],
         is_real: Bool[Tensor, "rows tokens"],
-        generator: torch.Generator | None,
-    ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """(next token of each row, its log-probability after all rules), given the text so far."""
+    ) -> Float[Tensor, "rows vocab"]:
+        """The logits of the next token after all rules, given the text so far."""
         if self.repetition_penalty != 1.0:
             logits = penalize_repetition(logits, token_ids, is_real, self.repetition_penalty)
         if self.no_repeat_ngram_size:
@@ -61,7 +60,17 @@ class Sampling:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:
             logits = keep_top_p(logits, self.top_p)
-        return draw(logits, self.temperature, generator)
+        return logits
+
+    def choose(
+        self,
+        logits: Float[Tensor, "rows vocab"],
+        token_ids: Int[Tensor, "rows tokens"],
+        is_real: Bool[Tensor, "rows tokens"],
+        generator: torch.Generator | None,
+    ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """(next token of each row, its log-probability after all rules), given the text so far."""
+        return draw(self.apply(logits, token_ids, is_real), self.temperature, generator)
 
 
 def check_number(name: str, value: Any, optional: bool = False) -> None:
@@ -155,12 +164,26 @@ def draw(
     if temperature == 0:
         token_ids = logits.argmax(dim=1)
         return token_ids, torch.zeros_like(logits[:, 0])
-    probabilities = logits.softmax(dim=1)  # (rows, vocab)
-    if logits.device.type == "cpu":
-        token_ids = sample_by_inverse_cdf(probabilities, generator)  # (rows, 1)
-    else:
-        token_ids = torch.multinomial(probabilities, 1, generator=generator)  # (rows, 1)
-    return token_ids[:, 0], logits.log_softmax(dim=1).gather(1, token_ids)[:, 0]
+    token_ids = sample_from(logits.softmax(dim=1), generator)  # (rows)
+    return token_ids, logits.log_softmax(dim=1).gather(1, token_ids[:, None])[:, 0]
+
+
+def probabilities(
+    logits: Float[Tensor, "*rows vocab"], temperature: float
+) -> Float[Tensor, "*rows vocab"]:
+    """What `draw` draws from, given logits after all rules. Temperature 0: all on the argmax."""
+    if temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    return logits.softmax(dim=-1)
+
+
+def sample_from(
+    probabilities: Float[Tensor, "rows vocab"], generator: torch.Generator | None
+) -> Int[Tensor, " rows"]:
+    """A token of each row; the numbers of a row need not sum to 1."""
+    if probabilities.device.type == "cpu":
+        return sample_by_inverse_cdf(probabilities, generator)[:, 0]
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 
 def check_logits(logits: Float[Tensor, "rows vocab"]) -> None:

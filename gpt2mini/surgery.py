@@ -1,5 +1,6 @@
 """Change the shape of a trained model."""
 
+from copy import copy
 from dataclasses import replace
 
 import torch
@@ -76,3 +77,19 @@ def grow_depth(model: GPT2, n_layers: int) -> GPT2:
                     torch.nn.init.zeros_(parameter)
     remember_origin(grown, Origin(settings=origin_of(model).settings))
     return grown
+
+
+def first_blocks(model: GPT2, n_layers: int) -> GPT2:
+    """A model of the first blocks with the same embedding, final norm and head, whose weights it
+    shares. A draft for `generate`, and an exit early in the stream (the logit lens).
+
+    Raises ValueError for more blocks than the model has, or none.
+    """
+    deepest = len(model.trf_blocks)
+    if not 1 <= n_layers <= deepest:
+        raise ValueError(f"n_layers must be from 1 to {deepest}, not {n_layers}")
+    shallow = copy(model)
+    shallow._modules = dict(model._modules)  # a copy shares the dictionary
+    shallow.config = replace(model.config, n_layers=n_layers)
+    shallow.trf_blocks = model.trf_blocks[:n_layers]
+    return shallow

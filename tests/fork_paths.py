@@ -180,6 +180,20 @@ def check_sliding(model: GPT2) -> None:
         assert found.tolist() == greedy(model, prompt, 20), f"another text in row {row}"
 
 
+@path("generate, speculative")
+def check_speculative(model: GPT2) -> None:
+    """Texts that grow at different speeds, with a draft that the change has not reached and with
+    lookup in a text that repeats itself."""
+    prompts = [texts()[1], 2 * texts()[2][:15]]
+    ids, mask = padded(prompts, "left")
+    draft = GPT2(CONFIG).eval()
+    for drafting in ({"draft": model}, {"draft": draft}, {"lookup": 2}):
+        out = generate(model, ids, 20, mask, temperature=0, **drafting)
+        for row, prompt in enumerate(prompts):
+            found = out.token_ids[row][out.attention_mask[row]]
+            assert found.tolist() == greedy(model, prompt, 20), f"another text, by {[*drafting]}"
+
+
 @path("stream and complete")
 def check_text(model: GPT2) -> None:
     prompt = TEXT[:20]

@@ -9,6 +9,8 @@ Examples:
   gpt2mini generate --interactive
   gpt2mini generate --adapter runs/finetune/best
   gpt2mini generate --model gpt2 --quantize int8
+  gpt2mini generate --model gpt2-xl --draft gpt2
+  gpt2mini generate --lookup 3
 """
 
 import sys
@@ -23,9 +25,19 @@ from gpt2mini import GPT2, Tokenizer
 from gpt2mini.cli import models, options
 from gpt2mini.device import pick_device
 from gpt2mini.generation import Sampling, stream
+from gpt2mini.responses import DraftCounts
 
 PROMPT = "The old man looked at"
 SHOWN = 500  # characters of a prompt that are printed in a terminal
+
+
+@dataclass(frozen=True)
+class DraftFlags:
+    """Speculative decoding: the same text, or distribution of texts, in less time."""
+
+    draft: str | None = None  # a smaller model of the same vocabulary, which guesses tokens
+    lookup: options.CountOrZero = 0  # or guess what followed the last tokens before; 0: off
+    draft_tokens: options.Count = 4  # tokens that are guessed at once
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,19 @@ class Flags:
     overflow: Literal["error", "slide"] = "error"  # when the text grows past the context
     valid_utf8: bool = False  # only whole characters: for scripts that come out with broken ones
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_k=50))
+    drafts: DraftFlags = options.group(DraftFlags)
     computing: options.Computing = options.group(options.Computing)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """What continues a text."""
+
+    model: GPT2
+    tokenizer: Tokenizer
+    draft: GPT2 | None
+    flags: Flags
+    generator: torch.Generator
 
 
 def run(flags: Flags) -> None:
@@ -53,15 +77,17 @@ def run(flags: Flags) -> None:
     if flags.quantize:
         model.quantize(flags.quantize)
     generator = torch.Generator(device).manual_seed(flags.computing.seed)
+    draft = GPT2.from_pretrained(flags.drafts.draft, device=device) if flags.drafts.draft else None
+    writer = Writer(model, tokenizer, draft, flags, generator)
     if flags.interactive:
-        talk(model, tokenizer, flags, generator)
+        talk(writer)
         return
     prompts = [read_stdin() if p == "-" else p for p in flags.prompt or (PROMPT,)]
     runs = [(prompt, sample) for prompt in prompts for sample in range(flags.num_samples)]
     for number, (prompt, sample) in enumerate(runs):
         if len(runs) > 1:
             print(heading(number // flags.num_samples, len(prompts), sample, flags.num_samples))
-        continue_text(model, tokenizer, prompt, flags, generator)
+        continue_text(writer, prompt)
 
 
 def heading(prompt: int, prompts: int, sample: int, samples: int) -> str:
@@ -87,11 +113,11 @@ def shortened(prompt: str) -> str:
     return "[...] " + prompt[-SHOWN:].partition(" ")[2]
 
 
-def talk(model: GPT2, tokenizer: Tokenizer, flags: Flags, generator: torch.Generator) -> None:
+def talk(writer: Writer) -> None:
     print("Begin a text; the model goes on. An empty line ends.", file=sys.stderr)
     while prompt := read_line():
         try:
-            continue_text(model, tokenizer, prompt, flags, generator)
+            continue_text(writer, prompt)
         except ValueError as error:  # a prompt that is too long, say
             print(f"error: {error}", file=sys.stderr)
 
@@ -103,21 +129,24 @@ def read_line() -> str:
         return ""
 
 
-def continue_text(
-    model: GPT2, tokenizer: Tokenizer, prompt: str, flags: Flags, generator: torch.Generator
-) -> None:
+def continue_text(writer: Writer, prompt: str) -> None:
     if prompt.endswith(" "):
         print("note: the prompt ends in a space, but GPT-2's words begin with one", file=sys.stderr)
+    flags, tokenizer, counts = writer.flags, writer.tokenizer, DraftCounts()
     pieces = stream(
-        model,
+        writer.model,
         tokenizer,
         prompt,
         flags.max_new_tokens,
         stop_strings=flags.stop,
-        generator=generator,
+        generator=writer.generator,
         overflow=flags.overflow,
         valid_utf8=flags.valid_utf8,
         allow_special=flags.allow_special,
+        draft=writer.draft,
+        lookup=flags.drafts.lookup,
+        draft_tokens=flags.drafts.draft_tokens,
+        counts=counts,
         **vars(flags.sampling),
     )
     began, text, shown = time.perf_counter(), "", shortened(prompt)
@@ -126,4 +155,5 @@ def continue_text(
         text += piece
     print("" if text else shown)
     tokens, seconds = len(tokenizer.encode(text)), time.perf_counter() - began
-    print(f"[{tokens} tokens, {tokens / seconds:.0f} a second]", file=sys.stderr)
+    accepted = f", {counts.rate:.0%} of {counts.drafted} guesses accepted" if counts.drafted else ""
+    print(f"[{tokens} tokens, {tokens / seconds:.0f} a second{accepted}]", file=sys.stderr)

@@ -26,12 +26,12 @@ from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length
 from gpt2mini.data.instructions import Exchange, encode_exchanges
 from gpt2mini.device import autocast
 from gpt2mini.evaluation.intervals import wilson_interval
-from gpt2mini.generation import last_token_logits
 from gpt2mini.lora.layers import linear_layer
 from gpt2mini.losses.preference import pairwise_reward_loss
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.preferences.pairs import EncodedPreference, PreferenceBatch, pad_pairs
+from gpt2mini.reader import last_token_logits
 from gpt2mini.tokenizer import Tokenizer
 from gpt2mini.training.metrics import Figures
 

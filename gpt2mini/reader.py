@@ -1,0 +1,104 @@
+"""Reads a growing text with a cache: each call computes the new tokens alone."""
+
+from functools import cache
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gpt2mini.cache import KeyValueCache
+from gpt2mini.checks import check_cache_is_filled
+from gpt2mini.kernels import decoding_kernels
+from gpt2mini.masking import align_right, pad_left
+from gpt2mini.model import GPT2, accepts_shortcut
+
+
+class Reader:
+    """Gives the logits of a growing text's next tokens; the model reads only new tokens.
+
+    capacity: columns of the longest text. slide: forget the older half of a row that outgrows the
+    context, and read the newer half again.
+    """
+
+    def __init__(self, model: GPT2, rows: int, capacity: int, slide: bool) -> None:
+        self.model, self.slide = model, slide
+        # Found out once for each number of columns: it looks at every layer.
+        self.kernels = cache(lambda new: decoding_kernels(model, rows * new))
+        self.context = model.config.context_length
+        self.capacity = min(capacity, self.context) if slide else capacity
+        self.cache: KeyValueCache | None = None
+        self.forgotten: Int[Tensor, " rows"] | int = 0  # real tokens before each row's window
+
+    def read(
+        self,
+        text: Int[Tensor, "rows tokens"],
+        is_real: Bool[Tensor, "rows tokens"],
+        new: int = 1,
+    ) -> Float[Tensor, "rows outputs vocab"]:
+        """The logits after each of the last `new` columns, which this reader has not yet read.
+        The first time it reads all of the text, and gives the logits after the last column."""
+        if self.cache is None:
+            if self.slide:
+                text, is_real = self.windows(text, is_real, longest=self.context)
+            return self.prefill(text, is_real)[:, None].float()  # (rows, 1, vocab)
+        if self.cache.length + new > self.cache.max_tokens:
+            self.cache.compact()
+        if self.cache.length + new > self.cache.max_tokens:  # only when sliding
+            text, is_real = self.windows(text, is_real, max(1, self.context // 2))
+            return self.prefill(text, is_real)[:, None].float()  # (rows, 1, vocab)
+        mask = None if new == 1 or is_real[:, -new:].all() else is_real[:, -new:]
+        with self.kernels(new):
+            return self.model(text[:, -new:], mask, cache=self.cache).float()
+
+    def room(self, is_real: Bool[Tensor, "rows tokens"]) -> int:
+        """How many tokens every row can be given before one outgrows the context."""
+        return self.context - int((is_real.sum(dim=1) - self.forgotten).max())
+
+    def windows(
+        self, text: Int[Tensor, "rows tokens"], is_real: Bool[Tensor, "rows tokens"], longest: int
+    ) -> tuple[Int[Tensor, "rows columns"], Bool[Tensor, "rows columns"]]:
+        """The tokens of each row that the model reads: its window and all later tokens, or, where
+        they exceed the context, the last `longest` of them.
+
+        Only real tokens count, as if each row were alone. All rows end in the last column, so the
+        cache is full exactly when the longest window fills the context.
+        """
+        length = is_real.sum(dim=1)  # (rows)
+        window = length - self.forgotten  # (rows)
+        window = torch.where(window > self.context, longest, window)
+        self.forgotten = length - window
+        rows = zip(text, is_real, window.tolist(), strict=True)
+        text, is_real = pad_left([ids[real][-columns:] for ids, real, columns in rows])
+        return text, is_real.to(text.device)
+
+    def prefill(
+        self, text: Int[Tensor, "rows columns"], is_real: Bool[Tensor, "rows columns"]
+    ) -> Float[Tensor, "rows vocab"]:
+        """Fill a new cache with the text; the logits of each row's last token."""
+        weight = self.model.tok_emb.weight
+        self.cache = KeyValueCache(
+            self.model.config, len(text), self.capacity, weight.device, cache_dtype(weight)
+        )
+        mask = None if is_real.all() else is_real
+        logits = last_token_logits(self.model, text, mask, self.cache)
+        check_cache_is_filled(self.cache, text.shape[1])
+        return logits
+
+
+def last_token_logits(
+    model: GPT2,
+    token_ids: Int[Tensor, "batch tokens"],
+    attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
+    cache: KeyValueCache | None = None,
+) -> Float[Tensor, "batch vocab"]:
+    """The logits at the last real token of each row, on whichever side the padding stands."""
+    if attention_mask is not None:
+        token_ids, attention_mask = align_right(token_ids, attention_mask)
+    shortcut = {"last_only": True} if accepts_shortcut(model, "last_only") else {}
+    return model(token_ids, attention_mask, cache=cache, **shortcut)[:, -1]
+
+
+def cache_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype in which attention computes: autocast's if it is on, else the weights'."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

@@ -1,0 +1,157 @@
+"""Speculative decoding: the model checks several drafted tokens in one forward pass.
+
+A step of generation reads all weights to make one token. To read them for five tokens takes hardly
+longer, if the five are known: a draft guesses them (drafts.py), the model computes the
+distribution p after each, and a guess x that was drawn from q is accepted with the probability
+min(1, p(x) / q(x)). In place of the first that is rejected a token is drawn from max(0, p - q),
+scaled to a sum of 1; if none is, one more is drawn from p. So the text has exactly the model's
+distribution, whatever the draft (Leviathan et al. 2023, "Fast Inference from Transformers via
+Speculative Decoding", algorithm 1; Chen et al. 2023, "Accelerating Large Language Model Decoding
+with Speculative Sampling"). At temperature 0 it is the text without a draft.
+
+The rows of a batch accept different numbers of tokens. In the text, and in the cache, a rejected
+token becomes padding, to which no later token attends.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt2mini.drafts import Draft, Drafter, Drafting
+from gpt2mini.reader import Reader
+from gpt2mini.responses import NewTokens, Responses
+from gpt2mini.sampling import check_logits, sample_from
+from gpt2mini.token_rules import TokenRules
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the model makes of a draft. New tokens of a row: those that are accepted, and one."""
+
+    accepted: Int[Tensor, " rows"]  # how many drafted tokens
+    token_ids: Int[Tensor, "rows new"]  # those after `accepted` + 1 have no meaning
+    logprobs: Float[Tensor, "rows new"]
+    sampling_logprobs: Float[Tensor, "rows new"]
+
+
+def speculative_steps(
+    reader: Reader,
+    drafter: Drafter,
+    text: Int[Tensor, "rows prompt"],
+    is_real: Bool[Tensor, "rows prompt"],
+    rules: TokenRules,
+    responses: Responses,
+    drafting: Drafting,
+) -> Iterator[NewTokens]:
+    """The loop behind `generate(..., draft=...)`: draft, check, feed back."""
+    while responses.active.any():
+        most = min(drafting.draft_tokens, int(responses.missing.max()) - 1, reader.room(is_real))
+        draft = no_draft(text, reader)
+        if most > 0 and reader.cache is not None:
+            draft = drafter.draft(text, is_real, most)
+        start, active = text.shape[1], responses.active
+        text = torch.cat([text, draft.token_ids], dim=1)  # (rows, start + drafted)
+        is_real = torch.cat([is_real, draft.is_drafted & active[:, None]], dim=1)
+        logits = reader.read(text, is_real, 1 + draft.token_ids.shape[1])  # (rows, new, vocab)
+        checked = check_draft(draft, logits, text, is_real, rules, responses)
+        responses.add(
+            checked.token_ids, checked.logprobs, checked.sampling_logprobs, checked.accepted + 1
+        )
+        yield from responses.new_steps()
+
+        drafted = torch.arange(draft.token_ids.shape[1], device=text.device)  # (drafted)
+        is_kept = (drafted < checked.accepted[:, None]) & active[:, None]  # (rows, drafted)
+        drafting.counts.drafted += int(is_real[:, start:].sum())
+        drafting.counts.accepted += int(is_kept.sum())
+        drafter.advance(is_kept)
+        assert reader.cache is not None
+        reader.cache.forget(is_kept)
+        kept = int(is_kept.any(dim=0).sum())  # columns that a row has accepted
+        following = checked.token_ids.gather(1, checked.accepted[:, None])  # (rows, 1)
+        text = torch.cat([text[:, : start + kept], following], dim=1)
+        is_real = torch.cat([is_real[:, :start], is_kept[:, :kept], active[:, None]], dim=1)
+
+
+def no_draft(text: Int[Tensor, "rows tokens"], reader: Reader) -> Draft:
+    """At the start, and where the context has no room: a step without a draft."""
+    rows, vocab = len(text), reader.model.config.vocab_size
+    none = torch.zeros(rows, 0, dtype=torch.bool, device=text.device)
+    return Draft(text[:, :0], none, torch.zeros(rows, 0, vocab, device=text.device))
+
+
+def check_draft(
+    draft: Draft,
+    logits: Float[Tensor, "rows new vocab"],
+    text: Int[Tensor, "rows tokens"],
+    is_real: Bool[Tensor, "rows tokens"],
+    rules: TokenRules,
+    responses: Responses,
+) -> Checked:
+    """Accept the drafted tokens, the last columns of the text, as far as the model would have
+    drawn them, and draw one more for each row."""
+    allowed = apply_rules(draft, logits, text, is_real, rules, responses)  # (rows, new, vocab)
+    p = rules.probabilities(allowed)  # (rows, new, vocab)
+    q = draft.probabilities * draft.is_drafted[..., None]  # (rows, drafted, vocab)
+    drafted, guessed = draft.token_ids.shape[1], draft.token_ids[..., None].long()
+    p_of_guess = p[:, :drafted].gather(2, guessed)[..., 0]  # (rows, drafted)
+    q_of_guess = q.gather(2, guessed)[..., 0]  # (rows, drafted)
+    uniform = torch.rand(q_of_guess.shape, generator=rules.generator, device=q.device)
+    is_accepted = draft.is_drafted & (uniform * q_of_guess < p_of_guess)
+    accepted = is_accepted.long().cumprod(dim=1).sum(dim=1)  # (rows)
+
+    rows = torch.arange(len(text), device=text.device)
+    check_logits(allowed[rows, accepted][responses.active])
+    # After the last drafted token q is 0: then the token is drawn from p.
+    left = (p - F.pad(q, (0, 0, 0, 1))).clamp(min=0)[rows, accepted]  # (rows, vocab)
+    left = torch.where(left.sum(dim=1, keepdim=True) > 0, left, p[rows, accepted])
+    following = sample_from(left, rules.generator).to(text.dtype)  # (rows)
+    token_ids = F.pad(draft.token_ids, (0, 1)).scatter(1, accepted[:, None], following[:, None])
+    read_on(rules, token_ids, accepted, responses)
+    new = token_ids[..., None].long()
+    return Checked(
+        accepted,
+        token_ids,
+        logits.log_softmax(dim=2).gather(2, new)[..., 0],
+        p.log().gather(2, new)[..., 0],
+    )
+
+
+def apply_rules(
+    draft: Draft,
+    logits: Float[Tensor, "rows new vocab"],
+    text: Int[Tensor, "rows tokens"],
+    is_real: Bool[Tensor, "rows tokens"],
+    rules: TokenRules,
+    responses: Responses,
+) -> Float[Tensor, "rows new vocab"]:
+    """The logits after each drafted token, each by the rules for the text up to there."""
+    drafted = draft.token_ids.shape[1]
+    start = text.shape[1] - drafted
+    before = None if rules.states is None else rules.states.states
+    allowed = []
+    for i in range(drafted + 1):
+        end = start + i
+        tokens_left = (responses.missing[:, None] - i - 1).clamp(min=0)  # (rows, 1)
+        allowed.append(rules.apply(logits[:, i], text[:, :end], is_real[:, :end], tokens_left))
+        if rules.states is not None and i < drafted:
+            rules.states.read(draft.token_ids[:, i], responses.active)
+    if rules.states is not None and before is not None:
+        rules.states.states = before
+    return torch.stack(allowed, dim=1)
+
+
+def read_on(
+    rules: TokenRules,
+    token_ids: Int[Tensor, "rows new"],
+    accepted: Int[Tensor, " rows"],
+    responses: Responses,
+) -> None:
+    """Take the accepted tokens, and the one behind them, into the states of the texts."""
+    if rules.states is None:
+        return
+    for i, ids in enumerate(token_ids.T):
+        rules.states.read(ids, responses.active & (i <= accepted))

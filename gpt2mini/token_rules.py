@@ -1,0 +1,44 @@
+"""Which token may come next: all rules of a request together."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gpt2mini.sampling import FORBIDDEN, Sampling, draw, probabilities
+from gpt2mini.valid_utf8 import TextStates
+
+
+@dataclass
+class TokenRules:
+    """forbidden: ids that never come. states: of the texts, if broken characters are forbidden."""
+
+    sampling: Sampling
+    forbidden: Int[Tensor, " ids"]
+    generator: torch.Generator | None
+    states: TextStates | None = None
+
+    def apply(
+        self,
+        logits: Float[Tensor, "rows vocab"],
+        text: Int[Tensor, "rows tokens"],
+        is_real: Bool[Tensor, "rows tokens"],
+        tokens_left: int | Int[Tensor, "rows 1"] = 0,
+    ) -> Float[Tensor, "rows vocab"]:
+        """The logits of the token after a text, of which `tokens_left` more may follow."""
+        allowed = logits.index_fill(1, self.forbidden, FORBIDDEN)  # (rows, vocab)
+        if self.states is not None:
+            allowed = self.states.forbid_broken(allowed, tokens_left)
+        return self.sampling.apply(allowed, text, is_real)
+
+    def draw(
+        self, logits: Float[Tensor, "rows vocab"]
+    ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """(next token of each row, its log-probability), from logits to which the rules were
+        applied."""
+        return draw(logits, self.sampling.temperature, self.generator)
+
+    def probabilities(self, logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
+        """The distribution that `draw` draws from."""
+        return probabilities(logits, self.sampling.temperature)
