@@ -18,7 +18,7 @@ from torch import Tensor
 from gpt2mini.classification.labeled import LabeledBatch, pad_texts
 from gpt2mini.data.batching import BATCH_TOKENS, LengthBatches, batches_by_length
 from gpt2mini.device import autocast
-from gpt2mini.generation import last_token_logits
+from gpt2mini.reader import last_token_logits
 from gpt2mini.losses.last_token import last_token_loss
 from gpt2mini.masking import pad_left
 from gpt2mini.model import GPT2, accepts_shortcut
