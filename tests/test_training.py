@@ -228,6 +228,23 @@ def test_orthogonalising_forgets_the_scale(scale: float) -> None:
     assert_close(orthogonalize(scale * matrices), orthogonalize(matrices))
 
 
+@pytest.mark.parametrize("shape", [(3, 32, 128), (3, 128, 32), (3, 32, 32)])
+@pytest.mark.parametrize("smallest", [1e-1, 1e-4, 1e-12])
+def test_orthogonalising_in_float32_keeps_small_singular_values(
+    shape: tuple[int, int, int], smallest: float
+) -> None:
+    u, s, vh = torch.linalg.svd(random_matrices(*shape), full_matrices=False)
+    falling = torch.logspace(0, math.log10(smallest), s.shape[1], dtype=s.dtype)
+    matrices = u * falling @ vh
+    found, expected = orthogonalize(matrices.float()).double(), orthogonalize(matrices)
+    assert (found - expected).norm() < 1e-3 * expected.norm()  # bfloat16: 3e-2
+
+
+def test_orthogonalising_no_matrices_gives_none() -> None:
+    """What a rank does for which no matrix is left."""
+    assert orthogonalize(torch.zeros(0, 4, 16)).shape == (0, 4, 16)
+
+
 def test_orthogonalising_zeros_gives_zeros() -> None:
     assert orthogonalize(torch.zeros(2, 4, 6)).count_nonzero() == 0
 

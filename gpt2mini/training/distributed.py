@@ -78,6 +78,13 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     return together.tolist()
 
 
+def sum_tensor_over_ranks(tensor: Tensor) -> Tensor:
+    """The tensor itself, in place the sum of those of all ranks."""
+    if get_world_size() > 1:
+        distributed.all_reduce(tensor)
+    return tensor
+
+
 def broadcast_from_rank_zero(value: float, device: torch.device) -> float:
     """Rank 0's value. Decisions that all ranks make alike need one number, to the last bit."""
     return sum_over_ranks([value if get_rank() == 0 else 0.0], device)[0]
