@@ -18,11 +18,11 @@ from torch import Tensor
 from gpt2mini.classification.labeled import LabeledBatch, pad_texts
 from gpt2mini.data.batching import BATCH_TOKENS, LengthBatches, batches_by_length
 from gpt2mini.device import autocast
-from gpt2mini.reader import last_token_logits
 from gpt2mini.losses.last_token import last_token_loss
 from gpt2mini.masking import pad_left
 from gpt2mini.model import GPT2, accepts_shortcut
 from gpt2mini.modes import evaluating
+from gpt2mini.reader import last_token_logits
 from gpt2mini.training.distributed import is_sharded
 
 LARGEST_IN_MEMORY = 2**31  # bytes; a larger stream goes to a temporary file

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from gpt2mini.classification.labeled import pad_texts
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length, encode_texts
-from gpt2mini.reader import last_token_logits
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
+from gpt2mini.reader import last_token_logits
 from gpt2mini.tokenizer import Tokenizer
 
 
