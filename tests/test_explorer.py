@@ -23,6 +23,7 @@ from gpt2mini.inspection.explorer import page_data, write_page
 from gpt2mini.inspection.explorer.architecture import source_of
 from gpt2mini.inspection.explorer.contents import EXAMPLES
 from gpt2mini.inspection.explorer.page import FOLDER, bundle, modules
+from gpt2mini.lora import add_lora, save_adapter
 from gpt2mini.model import MLP, TransformerBlock
 
 MODEL_FILE = Path(gpt2mini.__file__).with_name("model.py").read_text(encoding="utf-8").split("\n")
@@ -435,6 +436,29 @@ def test_the_command_says_what_it_wrote(word_folder: Path, tmp_path: Path) -> No
     assert data_of(page)["models"][0]["name"] == "<I>"
     done = run("explore", "--model", word_folder, "--out", page, "--live", "fp16")
     assert "live, float16 weights" in done.stdout
+
+
+def test_the_command_tells_the_page_what_to_load(
+    word_folder: Path, word_model: GPT2, tmp_path: Path
+) -> None:
+    """By names: "Copy as Python" writes them."""
+    adapted, adapter, page = deepcopy(word_model), tmp_path / "captain", tmp_path / "page.html"
+    add_lora(adapted, rank=2)
+    save_adapter(adapted, adapter)
+    asked = ("explore", "--model", word_folder, "--text", "a lamp", "--out", page)
+    done = run(*asked, "--adapter", adapter, "--other", word_folder, "--name", "any name")
+    assert done.returncode == 0, done.stderr
+    base = word_folder.name
+    assert loaded(page) == [("any name", base, "captain"), (base, base, None)]
+    done = run(*asked, "--other", adapter, "--live", "off")
+    assert loaded(page) == [(base, base, None), ("captain", base, "captain")]
+    done = run(*asked, "--adapter", adapter)
+    assert loaded(page) == [(f"{base} with the adapter captain", base, "captain")]
+    assert str(tmp_path) not in page.read_text(encoding="utf-8")
+
+
+def loaded(page: Path) -> list[tuple[str, str, str | None]]:
+    return [(one["name"], one["base"], one["adapter"]) for one in data_of(page)["models"]]
 
 
 def test_the_command_reads_a_text_from_standard_input(word_folder: Path, tmp_path: Path) -> None:

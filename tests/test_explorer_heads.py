@@ -82,18 +82,42 @@ def test_numbers_as_text_have_a_true_minus_sign_and_no_negative_zero(tmp_path: P
 
 def test_heads_are_marked_by_how_far_they_are_above_equal_weights(tmp_path: Path) -> None:
     scores = {
-        "previous_token": [[0.9, 0.05, 0.3, 0.0]],
-        "induction": [[0.02, 0.02, 0.2, 0.0]],
-        "first_token": [[0.1, 0.06, 0.3, 0.5]],
+        "previous_token": [[0.9, 0.05, 0.32, 0.0, 0.1]],
+        "induction": [[0.02, 0.02, 0.19, 0.22, 0.199]],
+        "first_token": [[0.1, 0.06, 0.29, 0.5, 0.2]],
     }
-    model = {"config": {"context_length": 512}, "head_scores": scores}
-    kinds = called(tmp_path, *(["kindOfHead", model, 0, head] for head in range(4)))
-    assert kinds == [
-        {"kind": "previous_token", "score": 0.9},
-        None,
-        {"kind": "induction", "score": 0.2},
-        {"kind": "first_token", "score": 0.5},
+    even = {"previous_token": 0.06, "induction": 0.02, "first_token": 0.06}
+    model = {"head_scores": scores, "even_scores": even}
+    kinds = called(tmp_path, *(["kindOfHead", model, 0, head] for head in range(5)))
+    assert kinds[1] is None
+    found = [(one["kind"], one["clear"]) for one in kinds if one]
+    assert found == [
+        ("previous_token", True),
+        ("previous_token", True),  # 5.3 times, 32 %; the higher 9.5 times are not clear
+        ("induction", True),
+        ("induction", False),
     ]
+    said = called(tmp_path, *(["kindInWords", one] for one in kinds if one))
+    assert said[2:] == [
+        "On random tokens, 22.0\u00a0% of its weight is on the token that came next when the "
+        "current one occurred before, 11 times as much as equal weights would put there: "
+        "an induction head.",
+        "On random tokens, 19.9\u00a0% of its weight is on the token that came next when the "
+        "current one occurred before, 9.9 times as much as equal weights would put there: "
+        "it leans to an induction head.",
+    ]
+
+
+def test_the_data_have_the_scores_of_equal_weights(word_model: GPT2, tokenizer: Tokenizer) -> None:
+    (model,) = page_data(word_model, tokenizer, TEXT, live="off")["models"]
+    weights = [1 / (t + 1) for t in range(64)]  # at position t; 32 random tokens, repeated once
+    assert model["even_scores"] == pytest.approx(
+        {
+            "previous_token": np.mean(weights[1:]),
+            "induction": np.mean(weights[32:]),
+            "first_token": np.mean(weights[1:]),
+        }
+    )
 
 
 def test_the_arrow_keys_stay_where_a_token_may_read(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 from command import HANGS
 
 from gpt2mini import GPT2, Tokenizer
-from gpt2mini.inspection.explorer.contents import page_contents
+from gpt2mini.inspection.explorer.contents import Contents, Origin, page_contents
 from gpt2mini.inspection.explorer.page import FOLDER
 from gpt2mini.inspection.explorer.weights import with_packed_weights
 from gpt2mini.lora import add_lora, lora_layers
@@ -40,6 +40,7 @@ VIEWS: dict[str, dict[str, Any]] = {
     "the same block twice": {"layer": 10, "off": "layer:7,mean:mlp:7"},
     "patch": {"layer": 9, "patch": "5.10.3", "second": "The young captain saw the sea."},
     "patch and head": {"layer": 9, "off": "8.2", "patch": "5.2.1", "second": "中 \u2028 text"},
+    "patch from a long text": {"layer": 9, "patch": "5.10.3", "second": "The sea was calm. " * 60},
     "patch beyond the end": {"layer": 9, "patch": "5.99.1", "second": "Too short"},
     "token": {"layer": 8, "head": 2, "token": 4, "off": "4.1"},
     "sampling": {"temperature": 0.7, "topK": 4, "topP": 0.9, "off": "8.2"},
@@ -92,23 +93,28 @@ def views(
     nano: tuple[GPT2, Tokenizer], adapted: GPT2, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, View]:
     """What a live page of the model and its adapter shows of each of VIEWS."""
-    if NODE is None:
-        pytest.skip("node is not installed")
     model, tokenizer = nano
     contents = page_contents(model, tokenizer, TEXT, "gpt2-nano", adapted, "captain", "int8")
-    folder = tmp_path_factory.mktemp("views")
+    return shown_views(contents, VIEWS, tmp_path_factory.mktemp("views"))
+
+
+def shown_views(
+    contents: Contents, asked_views: dict[str, dict[str, Any]], folder: Path
+) -> dict[str, View]:
+    if NODE is None:
+        pytest.skip("node is not installed")
     asked, answered = folder / "input.json", folder / "output.json"
     page = {
         "data": contents.data,
         "blobs": [base64.b64encode(blob).decode() for blob in contents.weights],
         "kernel": base64.b64encode((FOLDER / "model" / "kernel.wasm").read_bytes()).decode(),
         "tokenizer": base64.b64encode(contents.tokenizer).decode(),
-        "hashes": ["#" + urlencode(view) for view in VIEWS.values()],
+        "hashes": ["#" + urlencode(view) for view in asked_views.values()],
     }
     asked.write_text(json.dumps(page), encoding="utf-8")
     subprocess.run([NODE, HARNESS, asked, answered], check=True, timeout=HANGS)
     found = json.loads(answered.read_text(encoding="utf-8"))
-    return {name: View(**view) for name, view in zip(VIEWS, found, strict=True)}
+    return {name: View(**view) for name, view in zip(asked_views, found, strict=True)}
 
 
 def printed(code: str) -> list[dict[str, Any]]:
@@ -130,13 +136,12 @@ def printed(code: str) -> list[dict[str, Any]]:
     return found
 
 
-def expected(name: str, views: dict[str, View]) -> list[dict[str, Any]]:
+def expected(view: View, state: dict[str, Any]) -> list[dict[str, Any]]:
     """What the page shows, in the order in which its script prints it."""
-    state = VIEWS[name]
     first = int(state.get("model", 0))
     models = [first, 1 - first] if state.get("right") == "compare" else [first]
     numbers = []
-    for model in (views[name].models[i] for i in models):
+    for model in (view.models[i] for i in models):
         numbers += [model["before"], *([model["after"]] if model["patches"] else [])]
     return numbers
 
@@ -155,15 +160,62 @@ def test_the_python_of_a_view_prints_the_numbers_of_the_page(
     monkeypatch.setattr(
         "gpt2mini.lora.load_adapter", lambda model, name: add_change(model, adapted)
     )
-    found, right = printed(views[name].code), expected(name, views)
+    prints(views[name], VIEWS[name])
+
+
+def prints(view: View, state: dict[str, Any]) -> None:
+    """The view's script prints what the page shows."""
+    found, right = printed(view.code), expected(view, state)
     assert len(found) == len(right)
     for one, other in zip(found, right, strict=True):
         # The page has the adapter in float16.
-        tolerance = 2e-5 if "compare" not in VIEWS[name].values() else 2e-3
+        tolerance = 2e-5 if "compare" not in state.values() else 2e-3
         assert one["target"] == pytest.approx(other["target"], abs=tolerance)
         assert one["attention"] == pytest.approx(other["attention"], abs=tolerance)
         shown = [p for p in other["next"] if p > 5e-7]
         assert one["next"] == pytest.approx(shown, abs=tolerance)
+
+
+@needs_node
+def test_the_python_of_a_short_context_prints_the_numbers_of_the_page(
+    word_model: GPT2, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The means are those of the whole bundled text, in rows of 64 tokens."""
+    states: dict[str, dict[str, Any]] = {
+        "means": {"layer": 2, "off": "mean:0.1,mean:mlp:1"},
+        "a long second text": {"layer": 2, "patch": "0.3.60", "second": "The sea. " * 60},
+    }
+    contents = page_contents(word_model, tokenizer, TEXT, "small", None, "", "int8")
+    in_page = with_packed_weights(word_model, "int8")
+    monkeypatch.setattr(GPT2, "from_pretrained", staticmethod(lambda name: deepcopy(in_page)))
+    monkeypatch.setattr(Tokenizer, "from_pretrained", staticmethod(lambda name: tokenizer))
+    views = shown_views(contents, states, tmp_path)
+    for name, view in views.items():
+        assert view.models[0]["patches"]
+        prints(view, states[name])
+
+
+@needs_node
+@pytest.mark.parametrize("live", ["int8", "fp16"])
+def test_the_python_loads_each_model_and_its_adapter(
+    live: str, word_model: GPT2, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    origins = [Origin("base", "captain"), Origin("base", "sailor")]
+    contents = page_contents(
+        *(word_model, tokenizer, TEXT, "any name", word_model, "another", live), origins=origins
+    )
+    views = shown_views(contents, {"both": {"right": "compare"}}, tmp_path)
+    lines = views["both"].code.split("\n")
+    assert "from gpt2mini.lora import load_adapter" in lines
+    loading = [line for line in lines if re.search(r"= \w+\.from_pretrained|^load_adapter", line)]
+    assert loading == [
+        'model = GPT2.from_pretrained("base")',
+        'load_adapter(model, "captain")',
+        'tokenizer = Tokenizer.from_pretrained("base")',
+        'other = GPT2.from_pretrained("base")',
+        'load_adapter(other, "sailor")',
+    ]
+    assert lines[lines.index(loading[1]) - 1] == "# Put the adapter's path in place of its name."
 
 
 @needs_node

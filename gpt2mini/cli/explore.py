@@ -21,6 +21,7 @@ from gpt2mini.cli import models
 from gpt2mini.cli.generate import read_stdin
 from gpt2mini.files import local_path, writable_folder
 from gpt2mini.inspection.explorer import write_page
+from gpt2mini.inspection.explorer.contents import Origin
 from gpt2mini.inspection.explorer.page import refuse_folder
 from gpt2mini.lora import load_adapter
 
@@ -44,7 +45,8 @@ def run(flags: Flags) -> None:
     text = read_stdin() if flags.text == "-" else flags.text
     model, tokenizer = models.load(flags.model, flags.adapter)
     other = load_other(flags.model, flags.other, tokenizer) if flags.other else None
-    name = flags.name or named(flags.model, flags.adapter)
+    origins = origins_of(flags)
+    name = flags.name or models.describe(origins[0].base, origins[0].adapter)
     with tqdm(desc="effects", unit="pass", leave=False, disable=None) as bar:
 
         def show(done: int, of: int) -> None:
@@ -57,6 +59,7 @@ def run(flags: Flags) -> None:
             other_name=end_of_path(flags.other or ""),
             live=flags.live,
             progress=show,
+            origins=origins,
         )
     kind = f"live, {written.precision} weights"
     if written.precision is None:
@@ -80,9 +83,15 @@ def load_other(model: str, other: str, tokenizer: Tokenizer) -> GPT2:
     return GPT2.from_pretrained(other)
 
 
-def named(model: str, adapter: str | None) -> str:
-    """The page's name of a model: nothing of the folders in which it lies on this machine."""
-    return models.describe(end_of_path(model), end_of_path(adapter) if adapter else None)
+def origins_of(flags: Flags) -> list[Origin]:
+    """What the models are loaded from: nothing of the folders in which they lie on this machine."""
+    base = end_of_path(flags.model)
+    origins = [Origin(base, end_of_path(flags.adapter) if flags.adapter else None)]
+    if flags.other:
+        other = end_of_path(flags.other)
+        is_adapter = holds_adapter(local_path(flags.other))
+        origins.append(Origin(base, other) if is_adapter else Origin(other))
+    return origins
 
 
 def end_of_path(name_or_folder: str) -> str:

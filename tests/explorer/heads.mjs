@@ -8,7 +8,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 const folder = new URL("../../gpt2mini/inspection/explorer/", import.meta.url);
 const load = (name) => import(new URL(name, folder));
 const { attentionArithmetic, fixed, largestTerms } = await load("panels/attention_arithmetic.js");
-const { kindOfHead } = await load("panels/head_kinds.js");
+const { kindInWords, kindOfHead } = await load("panels/head_kinds.js");
 const { movedCell } = await load("panels/large_head.js");
 const { layersWithToken, nextRows } = await load("panels/next_tokens.js");
 const { RecordedSource } = await load("model/recorded.js");
@@ -36,7 +36,7 @@ function appWith(text, token, state = {}) {
 }
 
 const functions = {
-  fixed, largestTerms, kindOfHead, movedCell,
+  fixed, largestTerms, kindInWords, kindOfHead, movedCell,
   arithmetic(layer, head, query) {
     const source = new RecordedSource(data.models[0], data.forbidden_ids);
     const reading = source.read(data.models[0].recorded.token_ids);

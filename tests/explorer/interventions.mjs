@@ -1,8 +1,8 @@
 // What the page shows of some states, and the Python that it gives for them:
 // node interventions.mjs INPUT.json OUTPUT.json
 //
-// input: {data, blobs, kernel, tokenizer, hashes}; output for each hash of an address: {code, models: for each
-// model {patches, before, after}}.
+// input: {data, blobs, kernel, tokenizer, hashes}; output for each hash of an address: {code,
+// models: for each model {patches, before, after}}.
 
 import { readFileSync, writeFileSync } from "node:fs";
 
@@ -38,7 +38,8 @@ function appOf(hash) {
 
 function shown(app, model) {
   const { tokenIds } = app, patch = patchInForce(app);
-  const second = patch && ofSecond[model].read(tokenizer.encode(patch.text));
+  const second = patch &&
+    ofSecond[model].read(tokenizer.encode(patch.text).slice(0, data.most_tokens));
   const patches = patchesOf(app.state, sources[model], second);
   const before = numbers(app, sources[model].read(tokenIds));
   const after = numbers(app, patched[model].read(tokenIds, patches));

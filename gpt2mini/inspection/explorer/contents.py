@@ -6,6 +6,7 @@ the text and computed with the weights of the page: it shows them if its engine 
 which it starts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,15 @@ EXAMPLES = (
     '"I do not know," he said. "I do not',  # a quotation
     "North, south, east, west, north, south,",  # a list
 )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The names with which the page's Python loads a model: for `GPT2.from_pretrained`, and of a
+    model with an adapter for `load_adapter`. Names, not paths: pages are sent to others."""
+
+    base: str
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ def page_contents(
     other_name: str,
     live: str,
     progress: Progress | None = None,
+    origins: Sequence[Origin] = (),
 ) -> Contents:
     """Arguments and errors as of `write_page`."""
     models = [model] if other is None else [model, other]
@@ -90,6 +101,7 @@ def page_contents(
     found = data_of_models(models, precision, shown)
     for (of_model, _), its_name in zip(found, (name, other_name), strict=False):
         of_model["name"] = well_formed(its_name)
+    add_origins([of_model for of_model, _ in found], origins)
     data = {
         "live": is_live,
         "text": text,
@@ -124,6 +136,17 @@ def data_of_models(
     for model, (data, _) in zip(models, found, strict=True):
         data |= {"n_parameters": count(model), "precision": precision}
     return found
+
+
+def add_origins(models: list[dict[str, Any]], origins: Sequence[Origin]) -> None:
+    """Add "base" and "adapter" to the data of each model. Without origins they are its name."""
+    first = models[0]["name"]
+    for i, data in enumerate(models):
+        name = data["name"]
+        default = Origin(first, name) if data["adapters"] else Origin(name)
+        origin = origins[i] if origins else default
+        data["base"] = well_formed(origin.base)
+        data["adapter"] = None if origin.adapter is None else well_formed(origin.adapter)
 
 
 def well_formed(text: str) -> str:

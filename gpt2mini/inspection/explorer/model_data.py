@@ -18,7 +18,13 @@ from gpt2mini.inspection.explorer.weights import (
     plain_model,
     stored_model,
 )
-from gpt2mini.inspection.heads import head_scores
+from gpt2mini.inspection.heads import (
+    HeadScores,
+    first_token_score,
+    head_scores,
+    induction_score,
+    previous_token_score,
+)
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.tokenizer import Tokenizer
@@ -45,10 +51,9 @@ def recorded_model(model: GPT2, shown: TextShown) -> dict[str, Any]:
         "config": {name: getattr(model.config, name) for name in names},
         "tensors": {},
         "adapters": {},
-        "head_scores": scores_of_heads(model),
         "recorded": recorded_numbers(model, token_ids, shown.forbidden_ids, shown.progress),
         "check": None,
-    }
+    } | scores_of_heads(model)
 
 
 def live_models(
@@ -78,17 +83,34 @@ def live_model(
     }, blob
 
 
-def scores_of_heads(model: GPT2) -> dict[str, list[list[float]]]:
-    """[layer][head], from 0 to 1; zeros where the context is too short to measure them."""
-    kinds = ("previous_token", "induction", "first_token")
+def scores_of_heads(model: GPT2) -> dict[str, Any]:
+    """Two parts of a model's data. "head_scores": of each kind [layer][head], from 0 to 1; zeros
+    where the context is too short to measure them. "even_scores": see `even_scores`."""
     period = min(32, model.config.context_length // 2)
+    even = even_scores(max(2, period))
     if period < 2:
-        zeros = [[0.0] * model.config.n_heads] * model.config.n_layers
-        return dict.fromkeys(kinds, zeros)
-    scores = head_scores(model, period)
+        zeros = torch.zeros(model.config.n_layers, model.config.n_heads)
+        scores = HeadScores(zeros, zeros, zeros)
+    else:
+        scores = head_scores(model, period)
     return {
-        kind: [[round(score, 4) for score in layer] for layer in getattr(scores, kind).tolist()]
-        for kind in kinds
+        "head_scores": {
+            kind: [[round(score, 4) for score in layer] for layer in getattr(scores, kind).tolist()]
+            for kind in even
+        },
+        "even_scores": even,
+    }
+
+
+def even_scores(period: int) -> dict[str, float]:
+    """The scores of a head whose weights are equal over all tokens that it may read, on `period`
+    tokens and the same again."""
+    may_read = torch.ones(1, 1, 2 * period, 2 * period).tril()
+    attention = may_read / may_read.sum(dim=-1, keepdim=True)  # (batch, heads, tokens, tokens)
+    return {
+        "previous_token": previous_token_score(attention).item(),
+        "induction": induction_score(attention, period).item(),
+        "first_token": first_token_score(attention).item(),
     }
 
 

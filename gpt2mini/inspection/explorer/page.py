@@ -11,13 +11,14 @@ import html
 import json
 import posixpath
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2mini.files import local_path, write_text
 from gpt2mini.inspection.ablation import Progress
-from gpt2mini.inspection.explorer.contents import Contents, page_contents, well_formed
+from gpt2mini.inspection.explorer.contents import Contents, Origin, page_contents, well_formed
 from gpt2mini.model import GPT2
 from gpt2mini.tokenizer import Tokenizer
 
@@ -48,6 +49,7 @@ def write_page(
     other_name: str = "other",
     live: str = "auto",
     progress: Progress | None = None,
+    origins: Sequence[Origin] = (),
 ) -> WrittenPage:
     """Write the page of a model, called `name`, on a text.
 
@@ -55,6 +57,7 @@ def write_page(
     live: "int8" or "fp16" puts the weights into the page, in which the model then runs on any text;
         "off" stores the numbers of this text alone; "auto": int8 below 50 million parameters.
     progress: is told how many passes for the effects of heads are done, and how many there are.
+    origins: of each model, what the page's Python is to load it from; by default its name.
     Raises ValueError for an empty text, one of more than 128 tokens or than the context has, a
     classifier, numbers that are not finite, a second model of another shape, a model whose
     activations `trace` cannot observe, and `live` for one that the page cannot compute;
@@ -62,7 +65,9 @@ def write_page(
     """
     path = local_path(path)
     refuse_folder(path)
-    contents = page_contents(model, tokenizer, text, name, other, other_name, live, progress)
+    contents = page_contents(
+        *(model, tokenizer, text, name, other, other_name, live, progress), origins=origins
+    )
     write_text(path, page(contents, name))
     size = path.stat().st_size
     return WrittenPage(path, size, contents.precision, contents.why_not_live)

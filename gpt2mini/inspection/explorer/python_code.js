@@ -3,8 +3,6 @@
 
 import { namesOfPart, partLabel, patchInForce } from "./patches.js";
 
-const MEAN_ROWS = 16; // texts over which contents.py takes the means
-
 /** The script for the state of the page. */
 export function pythonCode(app) {
   const shown = app.state.model;
@@ -51,21 +49,25 @@ function importLines(app) {
     "from gpt2mini import GPT2, Tokenizer",
     ...(hasMeans(app) ? ["from gpt2mini.data.samples import sample"] : []),
     `from gpt2mini.inspection import ${inspection.join(", ")}`,
-    ...(models.some(hasAdapter) ? ["from gpt2mini.lora import load_adapter"] : []),
+    ...(models.some(({ adapter }) => adapter) ? ["from gpt2mini.lora import load_adapter"] : []),
     ...(rules.length ? [`from gpt2mini.sampling import ${[...new Set(rules)].join(", ")}`] : []),
   ];
 }
 
 /** The page has names, never a path of the machine where it was made. */
 function loadingLines(app, index, variable) {
-  const model = app.data.models[index];
-  const base = pythonString((hasAdapter(model) ? app.data.models[0] : model).name);
+  const { base, adapter } = app.data.models[index];
   const lines = [
     "# A model from a folder: put its path in place of the name.",
-    `${variable} = GPT2.from_pretrained(${base})`,
+    `${variable} = GPT2.from_pretrained(${pythonString(base)})`,
   ];
-  if (hasAdapter(model)) lines.push(`load_adapter(${variable}, ${pythonString(model.name)})`);
-  if (variable === "model") lines.push(`tokenizer = Tokenizer.from_pretrained(${base})`);
+  if (adapter) {
+    lines.push("# Put the adapter's path in place of its name.");
+    lines.push(`load_adapter(${variable}, ${pythonString(adapter)})`);
+  }
+  if (variable === "model") {
+    lines.push(`tokenizer = Tokenizer.from_pretrained(${pythonString(base)})`);
+  }
   return lines;
 }
 
@@ -144,7 +146,7 @@ function resultLines(app, index, variable) {
   ];
 }
 
-/** The same means as in the page: see `means` in contents.py. */
+/** The same means as in the page: see `means` in model_data.py. */
 function meansLines(app, variable) {
   if (!hasMeans(app)) return [];
   const parts = app.state.off.filter(({ value }) => value === "mean");
@@ -153,7 +155,7 @@ function meansLines(app, variable) {
   return [
     "# The means over all positions of a bundled text, as in the page.",
     'general = tokenizer.encode(sample("general.txt").read_text(encoding="utf-8"))',
-    `rows = min(${MEAN_ROWS}, max(1, len(general) // ${width}))`,
+    `rows = max(1, len(general) // ${width})`,
     `general_ids = torch.tensor(general[: rows * ${width}]).view(rows, -1)  # (rows, ${width})`,
     `mean_of = mean_activations(${variable}, general_ids, [`,
     ...names,
@@ -172,9 +174,11 @@ function patchLines(part) {
 function secondTextLines(app, variable) {
   const patch = patchInForce(app);
   if (!patch) return [];
-  const name = `blocks.${patch.layer}.stream`;
+  const name = `blocks.${patch.layer}.stream`, most = app.data.most_tokens;
+  const cut = app.tokenizer.encode(patch.text).length > most ? `[:${most}]` : "";
+  const ids = `tokenizer.encode(${pythonString(patch.text)})${cut}`;
   return [
-    `second_ids = torch.tensor([tokenizer.encode(${pythonString(patch.text)})])  # (1, tokens)`,
+    `second_ids = torch.tensor([${ids}])  # (1, tokens)`,
     `second = trace(${variable}, second_ids, names=["${name}"])["${name}"]  # (1, tokens, emb)`,
     "",
     "",
@@ -198,10 +202,6 @@ function hasInterventions(app) {
 
 function hasMeans(app) {
   return app.state.off.some(({ value }) => value === "mean");
-}
-
-function hasAdapter({ adapters }) {
-  return Object.keys(adapters ?? {}).length > 0;
 }
 
 // ---- text in Python

@@ -2,7 +2,7 @@
 
 import { button, children, make, percent, rovingGroup } from "../dom.js";
 import { isHeadOff, shownCell, tokenName } from "./cell.js";
-import { kindOfHead, HEAD_KINDS } from "./head_kinds.js";
+import { kindInWords, kindOfHead } from "./head_kinds.js";
 import { largeHead } from "./large_head.js";
 import { makeLegend, smallHeads, switchHead } from "./small_heads.js";
 
@@ -53,10 +53,7 @@ function buildTitle(app, parent) {
     toggle.disabled = off && app.state.off.some((part) => part.layer === layer &&
       (part.kind === "attn" || part.kind === "layer")); // that is a choice of another panel
     const found = kindOfHead(app.data.models[model], layer, head);
-    kind.textContent = `Head ${head} of block ${layer}` + (found
-      ? `, ${HEAD_KINDS[found.kind].article} ${HEAD_KINDS[found.kind].name}: it ` +
-        `${HEAD_KINDS[found.kind].means} (on random tokens with ${percent(found.score)} of its ` +
-        "weight)." : ".");
+    kind.textContent = `Head ${head} of block ${layer}.${found ? ` ${kindInWords(found)}` : ""}`;
   }
 
   return { draw };
