@@ -17,7 +17,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from gpt2mini.data.samples import sample
 from gpt2mini.inspection import trace
 from gpt2mini.inspection.ablation import head_effects, mean_activations
-from gpt2mini.inspection.tracing import Patch
+from gpt2mini.inspection.tracing import Patch, patched
 from gpt2mini.sampling import divide_by_temperature, keep_top_k, keep_top_p
 
 pytest_plugins = "explorer_pages"
@@ -150,6 +150,12 @@ def test_a_heads_cell_shows_its_weight_and_how_it_is_made(page: Browser, nano: I
         said = page.text("#large-head-said")
         assert f"({query}) attends to" in said and f"({key}) with" in said
         assert shows(said, attention[query, key])
+        short = page.text(".short-arithmetic")  # in view while the pointer is on the cell
+        assert shows(short.split("softmax")[1], attention[query, key])
+        assert page.script(
+            "return document.querySelector('.short-arithmetic').getBoundingClientRect().bottom"
+            " <= innerHeight"
+        )
         made = page.text("#one-number")
         assert f"({query}) reads" in made and percents(made)
         assert shows(
@@ -244,6 +250,31 @@ def test_a_head_is_switched_off_and_on(page: Browser, nano: InPython) -> None:
     assert "Every part is on." in page.text("#off")
     tab(page, "Next token")
     assert shows(next_tokens(page)["\u2423lit"], before)
+
+
+def test_numbers_inside_the_model_are_shown_before_and_after(page: Browser, nano: InPython) -> None:
+    patches: Mapping[str, Patch] = {"blocks.8.head.2": 0}
+    page.click(page.button("switch off", "#all-heads"))
+    page.click(page.one('.small-head[aria-label^="head 9.2"]'))
+    with patched(nano.model, patches):
+        with_patch = trace(nano.model, nano.ids(TEXT)).activations
+    after, before = with_patch["blocks.9.attention"], nano.trace(TEXT)["blocks.9.attention"]
+    key = int(after[0, 2, LAST].argmax())
+    both = (after[0, 2, LAST, key], before[0, 2, LAST, key])
+    assert shows(page.text(".short-arithmetic").split("softmax")[1], *both)
+    weight = page.text("#one-number").split("weight of ")[1].split("Every")[0]
+    assert shows(weight, *both) and "before:" in weight
+    tab(page, "Step by step")
+    page.click(page.button("4 weights", "#step"))
+    assert shows(page.text("#step table tr:nth-child(2) td:nth-child(3)"), *both)
+    page.choose(page.one("#step select[aria-label=block]"), "block 8")
+    page.click(page.button("6 add", "#step"))
+    lengths = [x["blocks.8.attn_out"][0, LAST].norm() for x in (with_patch, nano.trace(TEXT))]
+    said = f"length {lengths[0]:.1f}, before: {lengths[1]:.1f}"
+    assert said in page.text("#step figure.attention figcaption")
+    tab(page, "A part and its code")
+    assert said in page.text("#inside .facts")
+    assert "head 8.2 (off)" in page.text("#inside .head-reads")
 
 
 def test_parts_give_their_mean_instead(page: Browser, nano: InPython) -> None:

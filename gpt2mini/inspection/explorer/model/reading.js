@@ -107,7 +107,8 @@ export class LiveReading {
   }
 }
 
-function described(row) {
+/** The length of a vector, its first numbers and how many it has. */
+export function described(row) {
   const values = Array.from(row.subarray(0, MOST_VALUES));
   return { norm: lengthOf(row), values, size: row.length };
 }

@@ -34,15 +34,26 @@ export function tokenText(app, t) {
 /** "␣keeper (9) attends to ␣keeper (3) with 41.2 %", and what it was without interventions. */
 export function cellInWords(app, { query, key }) {
   const { layer, head } = app.state;
-  const now = app.reading.attention(layer, head, query, key);
-  const before = app.before.attention(layer, head, query, key);
-  const compared = app.before === app.reading ? "" : `; before: ${percent(before)}`;
+  const weight = (reading) => percent(reading.attention(layer, head, query, key));
   const names = `${tokenName(app, query)} attends to ${tokenName(app, key)}`;
-  return `${names} with ${percent(now)}${compared}`;
+  return `${names} with ${nowAndBefore(app, weight, "; ")}`;
+}
+
+/** What `say` says of the reading and, while interventions are in force, of that without them:
+ * "0.53, before: 0.71". */
+export function nowAndBefore(app, say, separator = ", ") {
+  const now = say(app.reading);
+  return app.before === app.reading ? now : `${now}${separator}before: ${say(app.before)}`;
 }
 
 /** Whether a head is switched off, alone or with its whole attention layer or block. */
 export function isHeadOff(state, layer, head) {
   return state.off.some((part) => part.layer === layer &&
     (part.kind === "head" ? part.head === head : part.kind !== "mlp"));
+}
+
+/** ", switched off" if the attention ("attn"), the MLP ("mlp") or all ("layer") of a block is. */
+export function offSaid({ off }, layer, kind) {
+  const isOff = off.some((part) => part.layer === layer && [kind, "layer"].includes(part.kind));
+  return isOff ? ", switched off" : "";
 }

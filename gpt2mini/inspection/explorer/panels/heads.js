@@ -19,6 +19,7 @@ export function headsPanel(app, root) {
   const title = buildTitle(app, one);
   const view = buildViews(one, () => large.draw(view.chosen()));
   const large = largeHead(app, one);
+  one.append(title.kind); // under the picture, so that the arithmetic of a cell is in view
   const words = buildWords(app, make("div", null, layout, { class: "read-words" }));
   makeLegend(app, root);
 
@@ -56,7 +57,7 @@ function buildTitle(app, parent) {
     kind.textContent = `Head ${head} of block ${layer}.${found ? ` ${kindInWords(found)}` : ""}`;
   }
 
-  return { draw };
+  return { kind, draw };
 }
 
 /** after | before | difference, offered while interventions are in force. */

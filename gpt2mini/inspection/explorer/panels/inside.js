@@ -1,7 +1,7 @@
 // An opened part of the architecture: what it reads and writes, what it does to the chosen token,
 // its shapes, its parameters and its lines of source code.
 
-import { tokenName, tokenText } from "./cell.js";
+import { isHeadOff, nowAndBefore, offSaid, tokenName, tokenText } from "./cell.js";
 import { button, children, clear, make, number, percent, rovingGroup } from "../dom.js";
 import { drawSource, makeSource } from "./source_code.js";
 
@@ -130,20 +130,22 @@ function shapeFact({ reading: { nTokens } }, { shape }) {
 
 /** What the part does to the chosen token, in numbers. */
 function hereFact(app, { key }) {
-  const { reading, token, state: { layer } } = app;
-  const length = (vector) => number(reading.norm(vector, layer, token));
-  const stream = (after) => number(after < 0 ? reading.norm("embedding", 0, token)
-    : reading.norm("stream", after, token));
+  const { token, state: { layer } } = app;
+  const length = (vector, block = layer) =>
+    nowAndBefore(app, (reading) => number(reading.norm(vector, block, token)));
+  const stream = (after) => (after < 0 ? length("embedding", 0) : length("stream", after));
+  const off = (kind) => offSaid(app.state, layer, kind);
   const facts = {
     embedding: () => `a vector of length ${length("embedding")}; without any block, the model ` +
       `would say ${lensSaid(app, 0)}`,
-    block: () => `the stream has length ${stream(layer - 1)} before and ${stream(layer)} after. ` +
-      `Before, the model would say ${lensSaid(app, layer)}; after, ${lensSaid(app, layer + 1)}`,
-    attention: () => `adds a vector of length ${length("attn_out")} to a stream of length ` +
-      `${stream(layer - 1)}, which then has length ${length("middle")}`,
-    mlp: () => `adds a vector of length ${length("mlp_out")} to a stream of length ` +
-      `${length("middle")}, which then has length ${length("stream")}`,
-    final_norm: () => `the stream has length ${stream(app.config.n_layers - 1)} before it`,
+    block: () => `the stream enters with length ${stream(layer - 1)}; there the model would say ` +
+      `${lensSaid(app, layer)}. It leaves${off("layer") && " the block, which is switched off,"} ` +
+      `with length ${stream(layer)}; there the model would say ${lensSaid(app, layer + 1)}`,
+    attention: () => `adds a vector of length ${length("attn_out")}${off("attn")}; the stream ` +
+      `enters the block with length ${stream(layer - 1)}; then it has length ${length("middle")}`,
+    mlp: () => `adds a vector of length ${length("mlp_out")}${off("mlp")}; the stream has length ` +
+      `${length("middle")}; then it has length ${length("stream")}`,
+    final_norm: () => `reads a stream of length ${stream(app.config.n_layers - 1)}`,
     out_head: () => `next the model says ${lensSaid(app, app.config.n_layers, 3)}`,
   };
   return `token ${token}, ${tokenText(app, token)}: ${facts[key]()}`;
@@ -151,8 +153,9 @@ function hereFact(app, { key }) {
 
 /** The likeliest next tokens at this place of the stream, with their probabilities. */
 export function lensSaid(app, layer, n = 1) {
-  const likeliest = app.reading.lens(layer, app.token, n).slice(0, n);
-  return likeliest.map(({ id, p }) => `${app.label(id)} (${percent(p)})`).join(", ");
+  const likeliest = (reading) => reading.lens(layer, app.token, n).slice(0, n)
+    .map(({ id, p }) => `${app.label(id)} (${percent(p)})`).join(", ");
+  return nowAndBefore(app, likeliest, n > 1 ? "; " : ", ");
 }
 
 // ---- what the heads of an attention read
@@ -174,8 +177,10 @@ function makeHeadReads(app, parent) {
     element.hidden = part.key !== "attention";
     if (element.hidden) return;
     title.textContent = `What each head reads for token ${app.token}: its largest weights`;
+    const { layer } = app.state;
     children(table, app.config.n_heads, makeRow).forEach((row, head) => {
-      row.querySelector("button").textContent = `head ${app.state.layer}.${head}`;
+      const off = isHeadOff(app.state, layer, head) ? " (off)" : "";
+      row.querySelector("button").textContent = `head ${layer}.${head}${off}`;
       row.lastElementChild.textContent = mostRead(app, head);
     });
     markTabStop();
@@ -186,11 +191,11 @@ function makeHeadReads(app, parent) {
 
 /** The tokens with the largest attention weights of a head. */
 function mostRead(app, head) {
-  const weights = Array.from({ length: app.token + 1 }, (_, key) =>
-    ({ key, weight: app.reading.attention(app.state.layer, head, app.token, key) }));
-  weights.sort((a, b) => b.weight - a.weight);
-  return weights.slice(0, 3).map(({ key, weight }) =>
-    `${percent(weight)} ${tokenName(app, key)}`).join("; ");
+  const weight = (reading, key) => reading.attention(app.state.layer, head, app.token, key);
+  const keys = Array.from({ length: app.token + 1 }, (_, key) => key);
+  keys.sort((a, b) => weight(app.reading, b) - weight(app.reading, a));
+  return keys.slice(0, 3).map((key) => `${tokenName(app, key)} ` +
+    nowAndBefore(app, (reading) => percent(weight(reading, key)))).join("; ");
 }
 
 // ---- parameters

@@ -2,9 +2,9 @@
 // that is read (key), with the tokens along both sides.
 
 import { announce, children, make } from "../dom.js";
-import { attentionArithmetic, fixed } from "./attention_arithmetic.js";
 import { cellInWords, shownCell, tokenText } from "./cell.js";
 import { paintTriangle, shades } from "./shades.js";
+import { shortArithmetic } from "./short_arithmetic.js";
 
 const SMALLEST_CELL = 9, LARGEST_CELL = 26; // pixels; a label has to fit beside a cell
 const SCROLLED_CELL = 12; // where even the smallest do not fit: the picture is scrolled
@@ -58,8 +58,8 @@ function buildLarge(parent) {
   const row = make("div", null, cells, { class: "row-outline" });
   const cell = make("div", null, cells, { class: "cell-outline" });
   const said = make("p", null, parent, { id: "large-head-said", class: "cell-said" });
-  const formula = make("p", null, parent, { class: "cell-said muted" });
-  return { scroll, keys, queries, cells, canvas, row, cell, said, formula };
+  const drawMade = shortArithmetic(parent);
+  return { scroll, keys, queries, cells, canvas, row, cell, said, drawMade };
 }
 
 function setSizes(app, scroll, width) {
@@ -68,23 +68,15 @@ function setSizes(app, scroll, width) {
   scroll.style.setProperty("--tokens", nTokens);
 }
 
-/** The outlines of the chosen query's row and of the shown cell, and the cell in words. */
-function drawShownCell(app, { row, cell, queries, keys, said, formula }) {
+/** The outlines of the chosen query's row and of the shown cell, and how the cell is made. */
+function drawShownCell(app, { row, cell, queries, keys, said, drawMade }) {
   const { query, key } = shownCell(app);
   placeOutline(row, app.token, 0, app.token + 1);
   placeOutline(cell, query, key, 1);
   markLabel(queries, query);
   markLabel(keys, key);
   said.textContent = cellInWords(app, { query, key }) + ".";
-  formula.textContent = cellFormula(app, { query, key });
-}
-
-/** How the weight of a cell is made, in one line; the panel below shows it in full. */
-function cellFormula(app, { query, key }) {
-  const { layer, head } = app.state;
-  const { sums, scores, size } = attentionArithmetic(app.reading, layer, head, query);
-  return `query \u00b7 key = ${fixed(sums[key])}, divided by sqrt(${size}): ` +
-    `${fixed(scores[key])}, then softmax over the row (in full below).`;
+  drawMade(app, { query, key });
 }
 
 /** The largest cells with which the picture fits, within limits. */

@@ -5,7 +5,7 @@ import { children, make, percent } from "../dom.js";
 import {
   attentionArithmetic, fixed, inBrackets, indexOfLargest, largestTerms,
 } from "./attention_arithmetic.js";
-import { isHeadOff, shownCell, tokenName } from "./cell.js";
+import { isHeadOff, nowAndBefore, shownCell, tokenName } from "./cell.js";
 import { vectorBars } from "./vector_bars.js";
 
 const PRODUCTS = 4, ROWS = 6, PARTS = 3; // how many of the largest terms are shown
@@ -21,23 +21,28 @@ export function numberPanel(app, root) {
     const { layer, head } = app.state, { query, key } = shownCell(app);
     title.textContent = `How this weight is made: ${tokenName(app, query)} reads ` +
       `${tokenName(app, key)} in head ${layer}.${head}`;
-    const made = attentionArithmetic(app.reading, layer, head, query);
-    for (const drawStep of steps) drawStep(app, { ...made, query, key });
+    const arithmetic = (reading) => attentionArithmetic(reading, layer, head, query);
+    const made = arithmetic(app.reading);
+    const madeBefore = app.before === app.reading ? made : arithmetic(app.before);
+    const both = (say) => nowAndBefore(app, (one) => say(one === app.reading ? made : madeBefore));
+    for (const drawStep of steps) drawStep(app, { ...made, query, key, both });
   }
 
   return { draw };
 }
 
-// ---- the steps; each builds its elements once and returns a function that draws
+// ---- the steps; each builds its elements once and returns a function that draws. both: what a
+// function says of the numbers and, while interventions are in force, of those without them
 
 function productStep(item) {
   make("p", "Every token has a query, what it looks for, and a key, by which it is found. The " +
-    "head computes both from the token's vector in the residual stream. Query and key are " +
-    "multiplied number by number, and the products are summed: the sum is large where the two " +
-    "agree.", item);
+    "head computes both from the token's vector in the residual stream, after norm1. Query and " +
+    "key are multiplied number by number, and the products are summed: the sum is large where " +
+    "the two agree.", item);
   const drawQuery = vectorBars(item), drawKey = vectorBars(item), drawProducts = vectorBars(item);
-  const drawSum = sumTable(item), drawAll = allProducts(item);
-  return (app, { query, key, queryVector, rows, size }) => {
+  const drawSum = sumTable(item), result = make("p", null, item, { class: "code" });
+  const drawAll = allProducts(item);
+  return (app, { query, key, queryVector, rows, size, both }) => {
     const keyVector = rows[key].key, terms = Array.from(queryVector, (x, i) => x * keyVector[i]);
     const marked = indexOfLargest(terms);
     drawQuery(`query of ${tokenName(app, query)}`, queryVector, { marked });
@@ -47,6 +52,8 @@ function productStep(item) {
     drawSum("number", shown.map(({ i, term }) => [
       `${i}`, `${fixed(queryVector[i], 3)} \u00d7 ${inBrackets(keyVector[i], 3)}`, fixed(term)]),
     nRest ? [`${nRest} others of ${size}`, "", fixed(rest)] : null, ["sum", "", fixed(sum)]);
+    result.hidden = app.reading === app.before; // the table ends with the same sum
+    result.textContent = `query \u00b7 key = ${both(({ sums }) => fixed(sums[key]))}`;
     drawAll(queryVector, keyVector, terms);
   };
 }
@@ -83,11 +90,11 @@ function makeProductRow(i) {
 
 function scaleStep(item) {
   const text = make("p", null, item), result = make("p", null, item, { class: "code" });
-  return (app, { sums, scores, size, key }) => {
+  return (app, { sums, size, key, both }) => {
     text.textContent = `Scale: divided by the square root of head_dim, ${size}, for sums of more ` +
       "products are larger. This is the score.";
     result.textContent = `${fixed(sums[key])} / sqrt(${size}) = ${fixed(sums[key])} / ` +
-      `${fixed(Math.sqrt(size))} = ${fixed(scores[key])}`;
+      `${fixed(Math.sqrt(size))} = ${both(({ scores }) => fixed(scores[key]))}`;
   };
 }
 
@@ -106,12 +113,12 @@ function maskStep(item) {
 
 function softmaxStep(item) {
   make("p", "Softmax turns the scores of the row into weights that add up to 100\u00a0%: e to " +
-    "the power of each score, divided by the sum of all of these. One more in the score is 2.7 times " +
-    "the weight. (The largest score is subtracted first: the weights stay the same, and no " +
+    "the power of each score, divided by the sum of all of these. One more in the score is 2.7 " +
+    "times the weight. (The largest score is subtracted first: the weights stay the same, and no " +
     "number gets too large.)", item);
   const drawSum = sumTable(item, "softmax");
   const result = make("p", null, item, { class: "code" }), differs = make("p", null, item);
-  return (app, { query, key, scores, largest, exponentials, total, weights }) => {
+  return (app, { query, key, scores, largest, exponentials, total, weights, both }) => {
     const { shown, rest, nRest, sum } = largestTerms(exponentials, ROWS, 3, key);
     const restWeight = shown.reduce((left, { i }) => left - weights[i], 1);
     drawSum("token", shown.map(({ i, term }) => [
@@ -120,7 +127,7 @@ function softmaxStep(item) {
     nRest ? [`${nRest} others`, "", fixed(rest, 3), percent(Math.max(0, restWeight))] : null,
     ["sum", "", fixed(sum, 3), percent(1)]);
     result.textContent = `weight of ${tokenName(app, key)} = ${fixed(exponentials[key], 3)} / ` +
-      `${fixed(total, 3)} = ${percent(weights[key])}`;
+      `${fixed(total, 3)} = ${both((numbers) => percent(numbers.weights[key]))}`;
     const { layer, head } = app.state, used = app.reading.attention(layer, head, query, key);
     differs.textContent = Math.abs(used - weights[key]) < 0.01 ? ""
       : `This model computes its attention in another way: its own weight is ${percent(used)}.`;
@@ -133,14 +140,15 @@ function valueStep(item) {
   const drawValue = vectorBars(item), drawPart = vectorBars(item), drawContext = vectorBars(item);
   const intro = make("p", null, item), drawSum = sumTable(item);
   const after = make("p", null, item);
-  return (app, { key, rows, weights, context, size }) => {
+  return (app, { key, rows, weights, context, size, both }) => {
     const value = rows[key].value, largest = sizeOfLargest([value, context]);
     const marked = indexOfLargest(context);
     drawValue(`value of ${tokenName(app, key)}`, value, { marked, largest });
     const part = value.map((x) => x * weights[key]);
     drawPart(`times its weight, ${percent(weights[key])}`, part, { marked, largest });
     drawContext("sum over all tokens: the output", context, { marked, largest });
-    intro.textContent = `Number ${marked} of the output, its largest of ${size}:`;
+    intro.textContent = `Number ${marked} of the output, the largest in size of ${size}: ` +
+      `${both((numbers) => fixed(numbers.context[marked], 3))}.`;
     const terms = weights.map((weight, t) => weight * rows[t].value[marked]);
     const { shown, rest, nRest, sum } = largestTerms(terms, PARTS, 3, key);
     drawSum("token", shown.map(({ i, term }) => [

@@ -2,7 +2,7 @@
 // compute them.
 
 import { tokenName } from "./cell.js";
-import { announce, button, children, clear, make, number, percent, rovingGroup } from "../dom.js";
+import { announce, button, children, clear, make, rovingGroup } from "../dom.js";
 import { lensSaid, makeBlockChoice, partOf } from "./inside.js";
 import { drawSource, makeSource } from "./source_code.js";
 import { STEPS } from "./steps.js";
@@ -42,15 +42,18 @@ export function stepPanel(app, root) {
   return { draw };
 }
 
-/** Everything that the steps show: numbers of the chosen token in the chosen block and head. */
+/** Everything that the steps show: numbers of the chosen token in the chosen block and head.
+ * without: the same vectors without the interventions. */
 function situation(app) {
-  const { reading, token, config, state: { layer, head } } = app;
+  const { reading, before, token, config, state: { layer, head } } = app;
   return {
     app, reading, token, config, layer, head, name: tokenName(app, token),
     vectors: reading.step(layer, token),
     ofHead: reading.head(layer, head, token),
-    lensBefore: lensSaid(app, layer),
-    lensAfter: lensSaid(app, layer + 1),
+    without: before === reading ? null
+      : { vectors: before.step(layer, token), ofHead: before.head(layer, head, token) },
+    lensAtStart: lensSaid(app, layer),
+    lensAtEnd: lensSaid(app, layer + 1),
   };
 }
 

@@ -1,7 +1,9 @@
 // What the eight steps of a block are: their words, their numbers, their lines of model.py.
 
-import { isHeadOff, tokenName } from "./cell.js";
+import { attentionArithmetic } from "./attention_arithmetic.js";
+import { isHeadOff, nowAndBefore, offSaid, tokenName } from "./cell.js";
 import { make, number, percent } from "../dom.js";
+import { described } from "../model/reading.js";
 
 const MOST_SHOWN = 6; // attention weights
 
@@ -13,9 +15,7 @@ export const STEPS = [
     short: "enter",
     say: ({ name, layer }) => `The stream of ${name} is one vector: ` +
       `the embedding${addedBefore(layer)}.`,
-    show: ({ vectors, layer }, parent) => {
-      vectorNumbers(parent, `stream before block ${layer}`, vectors.before);
-    },
+    show: (now, parent) => showVector(now, parent, `stream before block ${now.layer}`, "before"),
     lines: { block: ["x: Float"] },
   },
   {
@@ -23,9 +23,9 @@ export const STEPS = [
     short: "norm1",
     say: () => "The numbers get mean 0 and variance 1, then each is scaled and shifted. Only " +
       "attention reads this copy; the stream itself stays as it is.",
-    show: ({ vectors }, parent) => {
-      vectorNumbers(parent, "stream", vectors.before);
-      vectorNumbers(parent, "norm1(stream)", vectors.norm1);
+    show: (now, parent) => {
+      showVector(now, parent, "stream", "before");
+      showVector(now, parent, "norm1(stream)", "norm1");
     },
     lines: { block: ["attended = "] },
   },
@@ -35,9 +35,8 @@ export const STEPS = [
     say: ({ layer, head }) => "Three matrices make three vectors for each head. The query says " +
       "what this token looks for, the key what it can be found by, the value what it passes on. " +
       `These are of head ${layer}.${head}.`,
-    show: ({ ofHead }, parent) => {
-      const names = ["query", "key", "value"];
-      for (const name of names) vectorNumbers(parent, name, ofVector(ofHead[name]));
+    show: (now, parent) => {
+      for (const name of ["query", "key", "value"]) showHeadVector(now, parent, name, name);
     },
     lines: { block: ["attended = "], attention: ["query, key, value = "] },
   },
@@ -57,14 +56,12 @@ export const STEPS = [
     say: ({ layer, head }) => `The output of head ${layer}.${head} is a mixture of the values of ` +
       "the tokens that it attends to. This is how information moves from one token to another.",
     show: (now, parent) => {
-      for (const { key, weight } of weightsOf(now).slice(0, 3)) {
-        const value = now.reading.head(now.layer, now.head, key).value;
-        const name = `${percent(weight)} \u00d7 value of ${tokenName(now.app, key)}`;
-        vectorNumbers(parent, name, ofVector(value.map((x) => x * weight)));
+      for (const { key, weight, weightSaid, value } of weightsOf(now).slice(0, 3)) {
+        const name = `value of ${tokenName(now.app, key)} \u00d7 ${weightSaid}`;
+        vectorNumbers(parent, name, described(value.map((x) => x * weight)));
       }
       const off = isHeadOff(now.app.state, now.layer, now.head) ? ", switched off" : "";
-      vectorNumbers(parent, `sum over all tokens: the head's output${off}`,
-        ofVector(now.ofHead.context));
+      showHeadVector(now, parent, `sum over all tokens: the head's output${off}`, "context");
     },
     lines: { block: ["attended = "], attention: ["context = ", "value,\n"] },
   },
@@ -72,12 +69,13 @@ export const STEPS = [
     title: "attn_out mixes the heads; the result is added to the stream",
     short: "add",
     say: ({ config }) => `The outputs of the ${countOf(config.n_heads, "head")}, side by side, ` +
-      "go through one more matrix. The result is added: the stream keeps all that it held.",
-    show: ({ app, layer, vectors }, parent) => {
-      vectorNumbers(parent, "stream", vectors.before);
-      const off = offSaid(app, layer, "attn");
-      vectorNumbers(parent, `+ attn_out${off}`, vectors.attn_out, "attention");
-      vectorNumbers(parent, "= stream after attention", vectors.middle);
+      "go through one more matrix. The result is added to the stream, not put in its place. It " +
+      "can also cancel some of what is there.",
+    show: (now, parent) => {
+      showVector(now, parent, "stream", "before");
+      const off = offSaid(now.app.state, now.layer, "attn");
+      showVector(now, parent, `+ attn_out${off}`, "attn_out", "attention");
+      showVector(now, parent, "= stream after attention", "middle");
     },
     lines: { block: ["x = x + self.dropout(attended)"], attention: ["return self.attn_out("] },
   },
@@ -87,22 +85,23 @@ export const STEPS = [
     say: ({ vectors }) => "The MLP reads this token alone. It computes " +
       `${vectors.hidden.size.toLocaleString("en")} numbers; GELU keeps large positive ones and ` +
       "brings the negative ones near 0.",
-    show: ({ vectors }, parent) => {
-      vectorNumbers(parent, "norm2(stream)", vectors.norm2);
-      vectorNumbers(parent, "hidden, after GELU", vectors.hidden);
+    show: (now, parent) => {
+      showVector(now, parent, "norm2(stream)", "norm2");
+      showVector(now, parent, "hidden, after GELU", "hidden");
     },
     lines: { block: ["x = x + self.dropout(self.mlp("], mlp: ["hidden = "] },
   },
   {
     title: "mlp_out is added; the stream leaves the block",
     short: "leave",
-    say: ({ layer, lensBefore, lensAfter }) => "A last matrix makes a vector as wide as the " +
-      `stream, which is added. Before block ${layer} the model would say ${lensBefore}; now it ` +
-      `would say ${lensAfter}.`,
-    show: ({ app, vectors, layer }, parent) => {
-      vectorNumbers(parent, "stream after attention", vectors.middle);
-      vectorNumbers(parent, `+ mlp_out${offSaid(app, layer, "mlp")}`, vectors.mlp_out, "mlp");
-      vectorNumbers(parent, `= stream after block ${layer}`, vectors.stream);
+    say: ({ layer, lensAtStart, lensAtEnd }) => "A last matrix makes a vector as wide as the " +
+      `stream, which is added. Where the stream enters block ${layer}, the model would say ` +
+      `${lensAtStart}. Where it leaves, it would say ${lensAtEnd}.`,
+    show: (now, parent) => {
+      showVector(now, parent, "stream after attention", "middle");
+      const off = offSaid(now.app.state, now.layer, "mlp");
+      showVector(now, parent, `+ mlp_out${off}`, "mlp_out", "mlp");
+      showVector(now, parent, `= stream after block ${now.layer}`, "stream");
     },
     lines: { block: ["x = x + self.dropout(self.mlp(", "return x"], mlp: ["return self.mlp_out("] },
   },
@@ -114,32 +113,33 @@ function addedBefore(layer) {
   return ` plus what blocks 0 to ${layer - 1} have added`;
 }
 
-function offSaid({ state }, layer, kind) {
-  const isOff = state.off.some((part) =>
-    part.layer === layer && [kind, "layer"].includes(part.kind));
-  return isOff ? ", switched off" : "";
-}
-
 function countOf(n, noun) {
   return n === 1 ? `one ${noun}` : `${n} ${noun}s`;
 }
 
 // ---- vectors
 
-/** {norm, values, size} of a whole vector, as the steps of a reading have it. */
-function ofVector(vector) {
-  const norm = Math.sqrt(vector.reduce((sum, x) => sum + x * x, 0));
-  return { norm, values: vector.slice(0, 16), size: vector.length };
+/** One of the vectors of `reading.step`. */
+function showVector({ vectors, without }, parent, name, vector, kind = "") {
+  vectorNumbers(parent, name, vectors[vector], without?.vectors[vector].norm, kind);
 }
 
-/** The first 16 numbers of a vector, tinted by sign and size relative to the largest of them. */
-function vectorNumbers(parent, name, { norm, values, size }, kind = "") {
+/** One of the vectors of the head. */
+function showHeadVector({ ofHead, without }, parent, name, vector) {
+  const lengthBefore = without ? described(without.ofHead[vector]).norm : undefined;
+  vectorNumbers(parent, name, described(ofHead[vector]), lengthBefore);
+}
+
+/** The first 16 numbers of a vector, tinted by sign and size relative to the largest of them.
+ * lengthBefore: its length without interventions. */
+function vectorNumbers(parent, name, { norm, values, size }, lengthBefore, kind = "") {
   const figure = make("figure", null, parent, { class: `vector-numbers ${kind}` });
   const shown = Math.min(size, values.length);
   const caption = make("figcaption", null, figure);
   make("b", name, caption);
-  make("span", ` shape (${size.toLocaleString("en")}), length ${number(norm)}` +
-    (shown < size ? `, first ${shown}:` : ""), caption, { class: "muted" });
+  const before = lengthBefore === undefined ? "" : `, before: ${number(lengthBefore)}`;
+  make("span", ` shape (${size.toLocaleString("en")}), length ${number(norm)}${before}` +
+    (shown < size ? `; first ${shown}:` : ""), caption, { class: "muted" });
   const list = make("ol", null, figure, { "aria-label": `first numbers of ${name}` });
   const largest = Math.max(...[...values].map(Math.abs)) || 1;
   for (const value of values) {
@@ -158,15 +158,17 @@ function short(x) {
 
 // ---- attention weights
 
-/** {key, score, weight} of the chosen token for itself and all before it, largest weight first. */
-function weightsOf({ reading, layer, head, token, ofHead: { query } }) {
-  const rows = Array.from({ length: token + 1 }, (_, key) => {
-    const other = reading.head(layer, head, key).key;
-    const product = query.reduce((sum, x, i) => sum + x * other[i], 0);
-    return { key, score: product / Math.sqrt(query.length),
-             weight: reading.attention(layer, head, token, key) };
-  });
-  return rows.sort((a, b) => b.weight - a.weight);
+/** {key, value, weight} of the chosen token for itself and all before it, largest weight first;
+ * scoreSaid, weightSaid: the score and the weight in words. */
+function weightsOf({ app, reading, layer, head, token }) {
+  const made = new Map([app.before, reading].map((one) =>
+    [one, attentionArithmetic(one, layer, head, token)]));
+  const weightIn = (one, key) => one.attention(layer, head, token, key);
+  return made.get(reading).rows.map(({ value }, key) => ({
+    key, value, weight: weightIn(reading, key),
+    scoreSaid: nowAndBefore(app, (one) => number(made.get(one).scores[key])),
+    weightSaid: nowAndBefore(app, (one) => percent(weightIn(one, key))),
+  })).sort((a, b) => b.weight - a.weight);
 }
 
 function weightsTable(now, parent) {
@@ -176,17 +178,19 @@ function weightsTable(now, parent) {
   for (const name of ["key of", "score", "weight", ""]) {
     make("th", name, top, { scope: "col" });
   }
-  for (const { key, score, weight } of rows.slice(0, MOST_SHOWN)) {
+  for (const { key, weight, scoreSaid, weightSaid } of rows.slice(0, MOST_SHOWN)) {
     const row = make("tr", null, table);
     make("th", tokenName(now.app, key), row, { scope: "row" });
-    make("td", number(score), row, { class: "number" });
-    make("td", percent(weight), row, { class: "number" });
+    make("td", scoreSaid, row, { class: "number" });
+    make("td", weightSaid, row, { class: "number" });
     make("span", null, make("td", null, row), { class: "bar" }).style.width = `${8 * weight}rem`;
   }
   const others = rows.slice(MOST_SHOWN);
-  const rest = others.reduce((sum, { weight }) => sum + weight, 0);
+  const { layer, head, token } = now;
+  const rest = nowAndBefore(now.app, (one) => percent(others.reduce(
+    (sum, { key }) => sum + one.attention(layer, head, token, key), 0)));
   if (others.length) {
-    make("p", `${countOf(others.length, "other token")}: ${percent(rest)} together.`, parent,
+    make("p", `${countOf(others.length, "other token")} together: ${rest}.`, parent,
       { class: "muted" });
   }
 }
