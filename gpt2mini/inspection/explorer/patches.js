@@ -40,9 +40,9 @@ function patchFromSecond({ layer, position, from }, second) {
 
 /** The patch of the state, or null if its position or that in its second text is beyond the end:
  * either text may have become shorter. */
-export function patchInForce({ state: { patch }, tokenIds, tokenizer }) {
+export function patchInForce({ state: { patch }, tokenIds, tokenizer, data }) {
   const fits = patch && patch.position < tokenIds.length
-    && patch.from < tokenizer.encode(patch.text).length;
+    && patch.from < Math.min(tokenizer.encode(patch.text).length, data.most_tokens);
   return fits ? patch : null;
 }
 

@@ -1,6 +1,8 @@
 // What a reader has chosen: one object that is never changed in place. The address's hash holds it,
 // so a link reproduces the view, and undo goes back to an earlier one.
 
+import { withPartOff } from "./patches.js";
+
 export const FIRST = Object.freeze({
   text: "",
   token: null, // index of the chosen token; null: the last one
@@ -20,8 +22,9 @@ export const FIRST = Object.freeze({
   step: 0,
 });
 
-const NUMBER_FIELDS = ["token", "layer", "head", "key", "temperature", "topK", "topP", "seed", "model",
-  "step"];
+const NUMBER_FIELDS = ["token", "layer", "head", "key", "temperature", "topK", "topP", "seed",
+  "model", "step"];
+const MAY_BE_LAST = ["token", "key"]; // null in the state, "last" in the hash
 const TEXT_FIELDS = ["text", "part", "middle", "right"];
 
 /** The hash of a state: only what differs from the first one. */
@@ -47,7 +50,7 @@ export function fromHash(hash, first) {
   for (const name of TEXT_FIELDS) if (fields.has(name)) state[name] = fields.get(name);
   for (const name of NUMBER_FIELDS) {
     const value = fields.get(name);
-    if (value === "last") state[name] = null;
+    if (value === "last" && MAY_BE_LAST.includes(name)) state[name] = null;
     else if (value !== null && value !== "" && Number(value) >= 0) state[name] = Number(value);
   }
   state.off = (fields.get("off") ?? "").split(",").map(offFromText).filter(Boolean);
@@ -74,18 +77,30 @@ export function offFromText(text) {
 
 /** A state that fits the model: layers, heads and parts that it has. */
 export function fitting(state, config, models) {
-  const below = (x, n) => Math.min(Math.max(0, Math.trunc(x) || 0), n - 1);
+  const below = (x, n) => Math.min(whole(x), n - 1);
+  const index = (x) => (x === null ? null : whole(x));
   const exists = ({ layer, head = 0 }) => layer < config.n_layers && head < config.n_heads;
+  const isPatch = ({ layer, position, from }) => exists({ layer }) &&
+    [layer, position, from].every((x) => Number.isInteger(x) && x >= 0);
   return Object.freeze({
     ...state,
+    token: index(state.token),
+    key: index(state.key),
+    topK: whole(state.topK),
+    seed: whole(state.seed),
+    step: whole(state.step),
     layer: below(state.layer, config.n_layers),
     head: below(state.head, config.n_heads),
     model: below(state.model, models),
-    temperature: Math.min(2, state.temperature),
+    temperature: Math.min(2, Math.max(0, state.temperature)),
     topP: Math.min(1, Math.max(0.01, state.topP)),
-    off: state.off.filter(exists),
-    patch: state.patch && exists(state.patch) ? state.patch : null,
+    off: state.off.filter(exists).reduce(withPartOff, []),
+    patch: state.patch && isPatch(state.patch) ? state.patch : null,
   });
+}
+
+function whole(x) {
+  return Math.max(0, Math.min(Math.trunc(x) || 0, Number.MAX_SAFE_INTEGER));
 }
 
 /** Earlier states. Letters typed one after another count as one change. */

@@ -1,10 +1,11 @@
 // Starts the page, and draws its panels whenever the reader has changed something.
 
-import { announce, at, button, rovingGroup } from "./dom.js";
+import { at, rovingGroup } from "./dom.js";
 import { startModels } from "./models.js";
 import { patchesOf, patchInForce } from "./patches.js";
 import { comparePanel } from "./panels/compare.js";
 import { diagramPanel } from "./panels/diagram.js";
+import { clearestHead } from "./panels/clearest_head.js";
 import { headsPanel } from "./panels/heads.js";
 import { insidePanel } from "./panels/inside.js";
 import { interventionsPanel } from "./panels/interventions.js";
@@ -25,8 +26,7 @@ class App {
     this.sources = models.sources; // of each model, for readings without interventions
     this.patched = models.patched; // with interventions
     this.second = models.second; // of a second text
-    this.clearestHead = clearestHead(data.models[0]);
-    this.first = Object.freeze({ ...FIRST, text: data.text, ...this.clearestHead });
+    this.first = Object.freeze({ ...FIRST, text: data.text, ...clearestHead(data.models[0]) });
     this.history = new History();
     this.hover = null;
     this.panels = [];
@@ -37,19 +37,20 @@ class App {
   start() {
     this.show(fromHash(location.hash, this.first));
     addEventListener("hashchange", ({ newURL }) => { // a link, or an address edited by the reader
-      this.remember({});
+      this.history.push(this.state, false);
       this.show(fromHash(new URL(newURL).hash, this.first));
     });
   }
 
-  /** Change the state and draw. undo: whether the undo button goes back to before. */
-  set(changes, { undo = true } = {}) {
-    if (undo) this.remember(changes);
+  /** Change the state and draw. undo: whether the undo button goes back to before. typing: several
+   * such changes in a row are undone together. */
+  set(changes, { undo = true, typing = false } = {}) {
+    const before = this.state;
     this.show({ ...this.state, ...changes });
-  }
-
-  remember(changes) {
-    this.history.push(this.state, Object.keys(changes).join() === "text,token");
+    if (undo && toHash(before, this.first) !== toHash(this.state, this.first)) {
+      this.history.push(before, typing);
+      drawTop(this);
+    }
   }
 
   undo() {
@@ -62,6 +63,7 @@ class App {
     const none = this.live ? {} : { off: [], patch: null };
     this.state = Object.freeze({ ...fits, ...none, text });
     this.hover = null;
+    hideNotice();
     this.read();
     this.draw();
     clearTimeout(this.addressTimer);
@@ -96,7 +98,8 @@ class App {
     if (this.sources.length > 1) {
       this.other = this.withInterventions(1 - shown, this.sources[1 - shown].read(this.tokenIds));
     }
-    this.target = this.tokenIds[this.token + 1] ?? this.before.lens(this.config.n_layers, this.token, 1)[0].id;
+    const [likeliest] = this.before.lens(this.config.n_layers, this.token, 1);
+    this.target = this.tokenIds[this.token + 1] ?? likeliest.id;
   }
 
   withInterventions(model, plain) {
@@ -135,15 +138,6 @@ class App {
     const { draw } = panel(this, root);
     this.panels.push({ root, draw });
   }
-}
-
-/** The head with the largest induction score: the one that does the clearest thing. */
-function clearestHead({ head_scores: { induction } }) {
-  let best = { layer: 0, head: 0 };
-  induction.forEach((heads, layer) => heads.forEach((score, head) => {
-    if (score > induction[best.layer][best.head]) best = { layer, head };
-  }));
-  return best;
 }
 
 // ---- the top bar and the tabs
@@ -188,11 +182,15 @@ async function copy(text, what) {
   }
 }
 
-/** A message above the text. */
-export function say(text) {
+/** A message above the text. One that passes goes with the next change. */
+function say(text, { passes = true } = {}) {
   at("notice").textContent = text;
-  at("notice").hidden = !text;
-  announce(text);
+  at("notice").hidden = false;
+  at("notice").classList.toggle("passes", passes);
+}
+
+function hideNotice() {
+  if (at("notice").classList.contains("passes")) at("notice").hidden = true;
 }
 
 /** Tabs of one column; `field` of the state holds the id of the chosen one. */
@@ -217,7 +215,8 @@ async function start() {
   buildTop(app);
   const drawMiddle = buildTabs(app, at("middle"), "middle");
   const drawRight = buildTabs(app, at("right"), "right");
-  app.panels.push({ root: document.body, draw: () => { drawTop(app); drawMiddle(); drawRight(); } });
+  const drawFrame = () => [() => drawTop(app), drawMiddle, drawRight].forEach((draw) => draw());
+  app.panels.push({ root: document.body, draw: drawFrame });
   app.add(textPanel, at("top"));
   app.add(diagramPanel, at("diagram"));
   app.add(headsPanel, at("all-heads"));
@@ -234,12 +233,12 @@ async function start() {
   [at("top"), at("token-bar")].forEach((element) => above.observe(element));
   app.start();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => app.draw());
-  if (models.refusal) say(models.refusal);
+  if (models.refusal) say(models.refusal, { passes: false });
   document.documentElement.dataset.ready = "true";
 }
 
 start().catch((error) => {
   at("status").textContent = "";
-  say(`The page could not start: ${error.message}`);
+  say(`The page could not start: ${error.message}`, { passes: false });
   throw error;
 });

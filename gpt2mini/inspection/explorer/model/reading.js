@@ -1,5 +1,5 @@
-// A reading: what one text does in a model that runs in the page. The panels see nothing else of it.
-// recorded.js has the same methods for stored numbers.
+// A reading: what one text does in a model that runs in the page. The panels see nothing else of
+// it. recorded.js has the same methods for stored numbers.
 
 import { MOST_TOKENS } from "./layers.js";
 import { distribution, logSumExp, mostLikely } from "./sampling.js";
@@ -47,7 +47,16 @@ export class LiveReading {
     return mostLikely(distribution(this.logits(position), sampling), n);
   }
 
-  /** How much a head's query looks at a key; 0 for later keys, which it cannot see. */
+  /** The probability with which a token is drawn, after the rules of sampling.js. */
+  chance(position, id, sampling) {
+    const row = this.derived(position), rules = JSON.stringify(sampling);
+    if (row.drawn?.rules !== rules) {
+      row.drawn = { rules, all: distribution(this.logits(position), sampling) };
+    }
+    return row.drawn.all[id];
+  }
+
+  /** The attention weight of a query on a key; 0 for later keys, which are masked. */
   attention(layer, head, query, key) {
     if (key > query) return 0;
     return this.pass.blocks[layer].attention[(head * MOST_TOKENS + query) * MOST_TOKENS + key];

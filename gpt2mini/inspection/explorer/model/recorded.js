@@ -119,6 +119,20 @@ class RecordedReading {
     return tokens.slice(0, n).map(({ id, p }) => ({ id, p }));
   }
 
+  /** The probability with which a token is drawn. Of a token that is not among the stored ones it
+   * is known whether it was removed only if some of the stored ones were. */
+  chance(position, id, sampling) {
+    const { temperature = 1, topK = 0, topP = 1 } = sampling;
+    const kept = this.nextTokens(position, sampling, Infinity);
+    const found = kept.find((one) => one.id === id);
+    if (found) return found.p;
+    const stored = this.logits(position).filter((one) => one.id !== null).length;
+    const removes = topK > 0 || topP < 1 || temperature === 0;
+    if (removes && kept.length < stored) return 0;
+    const ratio = this.probability(position, id) / this.probability(position, kept[0].id);
+    return kept[0].p * ratio ** (1 / temperature);
+  }
+
   /** The logit lens, [{id, p}], n <= 5. Layer 0 is the embedding, layer l the stream after block
    * l - 1; the last is the model's own prediction. */
   lens(layer, position, n = 5) {
@@ -131,7 +145,7 @@ class RecordedReading {
 
   // ---- inside a block
 
-  /** How much a head's query looks at a key; 0 for later keys, which it cannot see. */
+  /** The attention weight of a query on a key; 0 for later keys, which are masked. */
   attention(layer, head, query, key) {
     if (key > query) return 0;
     const pairs = (this.nTokens * (this.nTokens + 1)) / 2;

@@ -22,7 +22,8 @@ export function beforeAfterPart(app, root) {
     section.hidden = app.reading === app.before;
     if (section.hidden) return;
     const [before, after] = bothReadings(app).map((one) => one.probability(app.token, app.target));
-    said.textContent = `\u201c${app.label(app.target)}\u201d after \u201c${wordBefore(app)}\u201d: ` +
+    const target = app.label(app.target);
+    said.textContent = `\u201c${target}\u201d after \u201c${wordBefore(app)}\u201d: ` +
       `${percent(before)} \u2192 ${percent(after)}`;
     drawBars(before, after);
     drawChanges(app, table, mostChanged(bothReadings(app), app.token).slice(0, CHANGES_SHOWN));

@@ -9,7 +9,7 @@ const MOST_RATIO = 3; // nats, from where a column of the strip is full: a facto
 
 export function comparePanel(app, root) {
   make("h2", "Two models side by side", root);
-  if (app.sources.length < 2) return withoutOther(root);
+  if (app.sources.length < 2) return withoutOther(app, root);
   const names = app.data.models.map(({ name }) => name);
   make("p", `${names[0]} and ${names[1]} read the text above; what is switched off is so in ` +
     "both. The other panels show the model chosen at the top.", root, { class: "muted" });
@@ -18,7 +18,11 @@ export function comparePanel(app, root) {
   return { draw: () => parts.forEach((drawPart) => drawPart()) };
 }
 
-function withoutOther(root) {
+function withoutOther(app, root) {
+  if (app.data.models.length > 1) { // see refusalOf in models.js
+    make("p", "The second model is not shown: the page has no recorded numbers of it.", root);
+    return { draw() {} };
+  }
   const line = make("p", "This page has one model. To compare two: ", root);
   make("code", "gpt2mini explore --model BASE --other FOLDER", line);
   line.append(", with the folder of a tuned model or of an adapter.");

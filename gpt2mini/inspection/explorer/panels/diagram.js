@@ -5,12 +5,14 @@
 
 import { tokenText } from "./cell.js";
 import { at, button, children, make, number, percent, rovingGroup, svg } from "../dom.js";
+import { patchInForce } from "../patches.js";
 
 // A block is drawn in a box of 57 x 40 units; attention in its upper half, the MLP in the lower.
 const DRAWING_WIDTH = 57, DRAWING_HEIGHT = 40, LINE_AT = 40; // LINE_AT: x of the residual stream
 const MOST_LINE = 18, MOST_BRANCH = 9, LEAST = 1.5; // thickness of the longest and shortest vectors
 const NOTE = "\u2193 The line is the residual stream. Attention and the MLP read it and add a " +
-  "vector to it; thickness and number are its length. On the right: what it would say if it stopped there.";
+  "vector to it: the number is its length, and a longer one is drawn thicker, up to four times the " +
+  "middle one. On the right: what the model would say if it stopped there.";
 const BRANCHES = [
   { part: "attention", name: "attention", vector: "attn_out", reads: 4.5, adds: 13.5 },
   { part: "mlp", name: "MLP", vector: "mlp_out", reads: 24.5, adds: 33.5 },
@@ -134,7 +136,7 @@ function drawBlock(app, element, layer, scale) {
   const widths = [before, length("middle", layer), length("stream", layer)].map(scale.line);
   element.querySelector(".stream-line").setAttribute("d", streamLine(widths));
   const control = element.querySelector(".of-block");
-  const { patch } = app.state;
+  const patch = patchInForce(app);
   const isPatched = patch?.layer === layer && patch.position === token;
   write(control, `block ${layer}` + (isPatched ? " patched" : ""));
   control.classList.toggle("changed", isPatched);
@@ -192,7 +194,7 @@ function arrowPath(y, thickness, end) {
 function switchedOff(off, layer, part) {
   const kind = part === "mlp" ? "mlp" : "attn";
   const here = off.filter((one) => one.layer === layer);
-  const whole = here.find((one) => one.kind === kind || one.kind === "layer");
+  const whole = here.findLast((one) => one.kind === kind || one.kind === "layer");
   if (whole) {
     const mean = whole.value === "mean";
     return { isOff: true, short: mean ? "mean" : "off",

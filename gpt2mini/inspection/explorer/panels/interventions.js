@@ -112,8 +112,9 @@ function entriesInForce(app) {
 }
 
 function patchLabel(app) {
-  if (!patchInForce(app)) return "a patch beyond the end of a text";
   const { text, layer, position, from } = app.state.patch;
+  if (!text) return "a patch from an empty second text";
+  if (!patchInForce(app)) return "a patch beyond the end of a text";
   const second = app.label(app.tokenizer.encode(text)[from]);
   return `${app.tokenLabels[position]} (${position}) after block ${layer} from ${second} ` +
     `(${from}) of the second text`;

@@ -13,12 +13,10 @@ export function isUntouched(state) {
 }
 
 /** [{id, rank, p, isRemoved, plain, before, isActual}]: the most likely tokens, and the one that
- * follows in the text or, at its end, was the most likely one before the interventions. p: after temperature, top-k and top-p; plain: the model's own probability;
- * before: {p, isRemoved} without interventions, null if none is in force. */
+ * follows in the text or, at its end, was the most likely one before the interventions. p: after
+ * temperature, top-k and top-p; plain: the model's own probability; before: {p, isRemoved} without interventions, null if none is in force. */
 export function nextRows(app) {
   const { reading, token } = app, sampling = samplingOf(app.state);
-  const now = chances(reading, token, sampling);
-  const before = app.before === reading ? () => null : chances(app.before, token, sampling);
   const actual = app.tokenIds[token + 1];
   const ranked = reading.nextTokens(token, UNTOUCHED, RANKED).map(({ id }) => id);
   const ids = ranked.slice(0, ROWS_SHOWN);
@@ -27,24 +25,17 @@ export function nextRows(app) {
   return ids.map((id) => ({
     id,
     rank: ranked.includes(id) ? ranked.indexOf(id) + 1 : null,
-    ...now(id),
+    ...chanceOf(reading, token, id, sampling),
     plain: reading.probability(token, id),
-    before: before(id),
+    before: app.before === reading ? null : chanceOf(app.before, token, id, sampling),
     isActual: id === actual,
   }));
 }
 
-/** How likely tokens are drawn: a function of an id that gives {p, isRemoved}. */
-function chances(reading, position, sampling) {
-  const kept = new Map(reading.nextTokens(position, sampling, RANKED).map(({ id, p }) => [id, p]));
-  const [best, pOfBest] = kept.entries().next().value;
-  const mayRemove = sampling.topK > 0 || sampling.topP < 1 || sampling.temperature === 0;
-  return (id) => {
-    if (kept.has(id)) return { p: kept.get(id), isRemoved: false };
-    if (mayRemove && kept.size < RANKED) return { p: 0, isRemoved: true };
-    const ratio = reading.probability(position, id) / reading.probability(position, best);
-    return { p: pOfBest * ratio ** (1 / sampling.temperature), isRemoved: false };
-  };
+/** How likely a token is drawn: {p, isRemoved}. */
+function chanceOf(reading, position, id, sampling) {
+  const p = reading.chance(position, id, sampling);
+  return { p, isRemoved: p === 0 };
 }
 
 /** From which layer on a token stays among the most likely ones, and the most likely: {among,

@@ -25,7 +25,8 @@ function samplingControl(app, parent, { field, name, min, max, step, typedMax = 
   make("label", name, parent, { for: id, title: says });
   const slider = make("input", null, parent, { type: "range", id, min, max, step });
   const typed = make("input", null, parent, {
-    type: "number", min, max: typedMax, step: "any", class: "short", "aria-label": name });
+    type: "number", min, max: typedMax, step: field === "topK" ? 1 : "any", class: "short",
+    "aria-label": name });
   let isSliding = false; // one movement of the slider is one change to undo
   slider.addEventListener("input", () => {
     app.set({ [field]: Number(slider.value) }, { undo: !isSliding });

@@ -14,18 +14,22 @@ export function secondTextPart(app, root) {
     app.set({ patch: app.state.patch ? null : chosen }));
 
   function choose(changes, options) {
-    chosen = withinTexts(app, { ...chosen, ...changes });
+    const { layer } = app.state;
+    const before = chosen ?? { ...FIRST_PATCH, layer, position: app.token };
+    chosen = withinTexts(app, { ...before, ...changes });
     if (app.state.patch) app.set({ patch: chosen }, options);
     else draw();
   }
 
   function draw() {
     const { patch, layer } = app.state;
-    chosen ??= { ...FIRST_PATCH, layer, position: app.token };
-    chosen = patch ?? withinTexts(app, chosen);
+    // Until something is chosen here the patch is at the chosen token, after the chosen block.
+    const first = { ...FIRST_PATCH, layer, position: app.token };
+    const shown = patch ?? withinTexts(app, chosen ?? first);
     if ((patch !== null) !== wasInForce) parts.details.open = patch !== null;
     wasInForce = patch !== null;
-    if (parts.details.open) drawSecondText(app, parts, chosen);
+    if (patch) chosen = patch;
+    if (parts.details.open) drawSecondText(app, parts, shown);
   }
 
   parts.details.addEventListener("toggle", draw);

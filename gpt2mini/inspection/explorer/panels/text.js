@@ -1,13 +1,15 @@
 // The text: a box to write in, and its tokens, shaded by how much each one surprised the model.
 
 import { at, button, children, percent, rovingGroup } from "../dom.js";
+import { groupSurprise } from "./strip.js";
 
 const MOST_SURPRISE = 10; // nats, from where the shade is full: a probability of 1 in 22,000
 
 export function textPanel(app) {
   const box = at("text"), tokens = at("tokens");
   box.readOnly = !app.live;
-  box.addEventListener("input", () => app.set({ text: box.value, token: null }));
+  box.addEventListener("input", () =>
+    app.set({ text: box.value, token: null, key: null }, { typing: true }));
   buildExamples(app);
   const choose = (i) => app.set({ token: app.groups[i].tokens.at(-1), key: null });
   const markTabStop = rovingGroup(tokens, ".token", { onMove: choose });
@@ -43,14 +45,12 @@ function buildExamples(app) {
 /** One button for the tokens of one character or word piece. Its shade and the thickness of its
  * lower edge are the surprise, -ln p, of all its tokens. */
 function drawToken(app, element, { text, tokens }) {
-  const chosen = tokens.includes(app.token);
-  const surprises = tokens.map((t) => app.reading.surprise(t)).filter((x) => x !== null);
-  const surprise = surprises.reduce((sum, x) => sum + x, 0);
-  const known = surprises.length === tokens.length; // nothing comes before the first token
+  const surprise = groupSurprise(app.reading, { tokens });
+  const share = surprise === null ? 0 : Math.min(1, surprise / MOST_SURPRISE);
   element.textContent = text;
-  element.setAttribute("aria-checked", chosen);
-  element.style.setProperty("--share", known ? Math.min(1, surprise / MOST_SURPRISE).toFixed(3) : 0);
-  const p = known ? `, probability ${percent(Math.exp(-surprise))}` : "";
+  element.setAttribute("aria-checked", tokens.includes(app.token));
+  element.style.setProperty("--share", share.toFixed(3));
+  const p = surprise === null ? "" : `, probability ${percent(Math.exp(-surprise))}`;
   const numbers = tokens.length > 1 ? `tokens ${tokens[0]} to ${tokens.at(-1)}`
     : `token ${tokens[0]}`;
   element.setAttribute("aria-label", `${text}, ${numbers}${p}`);
@@ -58,14 +58,19 @@ function drawToken(app, element, { text, tokens }) {
 }
 
 function said(app) {
-  const { token, tokenIds, tokensLeftOut } = app;
-  const surprise = app.reading.surprise(token);
+  const { token, tokenIds, tokensLeftOut } = app, last = tokenIds.length - 1;
   const left = tokensLeftOut
-    ? ` The page reads the first ${tokenIds.length} tokens; ${tokensLeftOut} are left out.` : "";
-  const chosen = `Token ${token} of 0 to ${tokenIds.length - 1}: ${app.label(tokenIds[token])}, id ` +
-    `${tokenIds[token]}`;
-  return chosen + (surprise === null ? "; the first, so nothing predicts it."
-    : `; the model gave it ${percent(Math.exp(-surprise))}. The thicker a token's lower edge, the more it surprised the model.`) + left;
+    ? ` The page reads the first ${last + 1} tokens; ${tokensLeftOut} are left out.` : "";
+  return `Token ${token} (counted from 0, the last is ${last}): ${app.label(tokenIds[token])}, ` +
+    `id ${tokenIds[token]}; ${surpriseSaid(app)}${left}`;
+}
+
+function surpriseSaid({ token, reading, before }) {
+  if (token === 0) return "the first, so nothing predicts it.";
+  const p = (one) => percent(Math.exp(-one.surprise(token)));
+  const was = reading === before ? "" : `, ${p(before)} before`;
+  return `the model gave it ${p(reading)}${was}. The thicker a token's lower edge, the more it ` +
+    "surprised the model (surprise: \u2212ln of the probability).";
 }
 
 /** Scrolls the group alone, not the page. */

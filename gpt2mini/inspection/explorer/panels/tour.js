@@ -1,19 +1,25 @@
 // A tour of eight cards. Each card sets the real controls, as a reader would by hand, and says what
-// to look at. It can be left at any card; undo takes its settings back.
+// to look at. It can be left at any card, and everything is as before.
 
 import { announce, at, button, clear, make } from "../dom.js";
+import { clearestHead } from "./clearest_head.js";
+import { kindOfHead } from "./head_kinds.js";
 
 const TEXT = "The old keeper lit the lamp. Then the old keeper";
 
-/** `set`: changes of the state; `show`: the id of the part of the page that the card is about. */
+const AT_THE_END = { token: null, key: null, off: [], patch: null };
+
+/** `set`: changes of the state; `show`: the id of the part of the page that the card is about;
+ * `repeats`: a text that repeats itself, which a live page reads for this card. */
 const CARDS = [
   {
     title: "Text becomes tokens",
     text: "A model reads tokens: words and parts of words, each a number. Below the text box is " +
-      "the text in tokens; \u2423 is a space. The thicker its lower edge, the more a token surprised the model. Choose a " +
-      "token with a click or with \u2190 and \u2192: all panels are then about that token.",
+      "the text in tokens; \u2423 is a space. The thicker its lower edge, the more a token " +
+      "surprised the model. Choose a token with a click or with \u2190 and \u2192: all panels are " +
+      "then about that token.",
     show: "tokens",
-    set: () => ({ token: null, off: [], patch: null }),
+    set: () => AT_THE_END,
   },
   {
     title: "Every token becomes a vector",
@@ -57,32 +63,44 @@ const CARDS = [
   {
     title: "This head copies",
     text: "An induction head looks for an earlier place with the same token and attends to the " +
-      "token that came after it. The text says \u201cold keeper\u201d twice: at the second one this head " +
-      "attends to what followed the first. So the model can continue what it has seen.",
+      "token that came after it. The text says \u201cold keeper\u201d twice: at the second one " +
+      "this head attends to what followed the first. So the model can continue what it has seen.",
+    withoutInduction: "An induction head looks for an earlier place with the same token and " +
+      "attends to the token that came after it. No head of this model clearly does so; this one " +
+      "comes nearest.",
+    recorded: "An induction head looks for an earlier place with the same token and attends to " +
+      "the token that came after it. This head does so most. Where a text repeats itself, look " +
+      "at the second time.",
     show: "all-heads",
-    set: (app) => ({ middle: "heads", ...app.clearestHead, token: null, key: null }),
-    text0: TEXT,
+    set: (app) => ({ middle: "heads", ...clearestHead(modelShown(app)), ...AT_THE_END }),
+    repeats: TEXT,
   },
   {
     title: "Switch it off, and see what it did",
-    text: "The same head gives zeros now. Every panel shows before and after: look at the " +
-      "probability of the next token. If it falls, the head mattered. Try others, or " +
-      "let the page rank all heads. Undo switches it on again.",
-    recorded: "Without this head the next token has another probability: \u201cRank all heads\u201d " +
-      "lists it for every head. In a page whose model runs live, heads can be switched off.",
+    text: "The same head gives zeros now. Look at the probability of the next token before and " +
+      "after: if it falls, the head mattered. Try others, or let the page rank all heads. " +
+      "Undo switches it on again.",
+    recorded: "Without this head the next token has another probability: \u201cRank all " +
+      "heads\u201d lists it for every head. In a page whose model runs live, heads can be " +
+      "switched off.",
     show: "off",
-    set: (app) => ({ right: "off", off: [{ kind: "head", ...app.clearestHead, value: "zero" }] }),
-    text0: TEXT,
+    set: (app) => ({ right: "off", ...AT_THE_END,
+      off: [{ kind: "head", ...clearestHead(modelShown(app)), value: "zero" }] }),
+    repeats: TEXT,
   },
 ];
 
+function modelShown(app) {
+  return app.data.models[app.state.model];
+}
+
 export function tourPanel(app, root) {
-  let shown = null; // number of the shown card; null: no tour
+  let before = null; // the state before the tour; null: there is no tour
 
   function go(i) {
-    shown = i;
+    before ??= app.state;
     const card = CARDS[i];
-    const text = app.live && card.text0 ? { text: card.text0 } : {};
+    const text = app.live && card.repeats ? { text: card.repeats } : {};
     app.set({ ...text, ...card.set(app) });
     drawCard(i);
     mark(at(card.show));
@@ -90,7 +108,10 @@ export function tourPanel(app, root) {
   }
 
   function words(card) {
-    return app.live ? card.text : card.recorded ?? card.text;
+    if (!app.live) return card.recorded ?? card.text;
+    const { layer, head } = clearestHead(modelShown(app));
+    const isInduction = kindOfHead(modelShown(app), layer, head)?.kind === "induction";
+    return isInduction ? card.text : card.withoutInduction ?? card.text;
   }
 
   function drawCard(i) {
@@ -102,13 +123,19 @@ export function tourPanel(app, root) {
     const back = button("back", row, () => go(i - 1));
     back.disabled = i === 0;
     const last = i === CARDS.length - 1;
-    const next = button(last ? "finish" : "next", row, () => (last ? leave() : go(i + 1)));
+    const next = button(last ? "finish" : "next", row, () => (last ? end() : go(i + 1)));
     button("leave the tour", row, leave);
     next.focus();
   }
 
+  /** As it was before the tour. */
   function leave() {
-    shown = null;
+    app.set(before);
+    end();
+  }
+
+  function end() {
+    before = null;
     root.hidden = true;
     mark(null);
     at("start-tour").focus();
@@ -118,7 +145,7 @@ export function tourPanel(app, root) {
   root.addEventListener("keydown", (event) => {
     if (event.key === "Escape") leave();
   });
-  return { draw() { if (shown === null) root.hidden = true; } };
+  return { draw() {} };
 }
 
 /** Outline one element, and bring it into view. */

@@ -1,12 +1,8 @@
 // The model continues the text: tokens are drawn, and what they spell is added.
 
-/** How tokens are chosen: the state's temperature, top-k and top-p, within their limits. */
+/** How tokens are chosen. */
 export function samplingOf({ temperature, topK, topP }) {
-  return {
-    temperature: Math.max(0, temperature),
-    topK: Math.max(0, Math.round(topK)),
-    topP: Math.min(1, Math.max(0.01, topP)),
-  };
+  return { temperature, topK, topP };
 }
 
 /** The seed of the random numbers with which a text of so many tokens is continued: the same state
