@@ -25,6 +25,7 @@ function readingOf(logits) {
   return {
     probability: (_, id) => distribution(logits)[id],
     nextTokens: (_, sampling, n) => mostLikely(distribution(logits, sampling), n),
+    chance: (_, id, sampling) => distribution(logits, sampling)[id],
   };
 }
 
@@ -45,7 +46,7 @@ const functions = {
   rows(logits, before, actual, state) {
     const reading = readingOf(logits);
     return nextRows({ reading, before: before ? readingOf(before) : reading, token: 0,
-      tokenIds: [0, ...(actual === null ? [] : [actual])], state });
+      tokenIds: [0, ...(actual === null ? [] : [actual])], target: actual ?? undefined, state });
   },
   layers(ids, id) {
     const reading = { lens: (layer) => ids[layer].map((one) => ({ id: one })) };

@@ -11,8 +11,8 @@ import { patchInForce } from "../patches.js";
 const DRAWING_WIDTH = 57, DRAWING_HEIGHT = 40, LINE_AT = 40; // LINE_AT: x of the residual stream
 const MOST_LINE = 18, MOST_BRANCH = 9, LEAST = 1.5; // thickness of the longest and shortest vectors
 const NOTE = "\u2193 The line is the residual stream. Attention and the MLP read it and add a " +
-  "vector to it: the number is its length, and a longer one is drawn thicker, up to four times the " +
-  "middle one. On the right: what the model would say if it stopped there.";
+  "vector: the number is its length, thicker is longer, up to a limit. On the right: what the " +
+  "model would say if it stopped there.";
 const BRANCHES = [
   { part: "attention", name: "attention", vector: "attn_out", reads: 4.5, adds: 13.5 },
   { part: "mlp", name: "MLP", vector: "mlp_out", reads: 24.5, adds: 33.5 },

@@ -21,8 +21,8 @@ export const HEAD_KINDS = {
 // A head is marked from so many times the score of equal weights on. It is called a head of that
 // kind from CLEAR_TIMES or a score of CLEAR_SCORE on; below, it only leans to it.
 export const TIMES_EVEN = 3;
-const CLEAR_TIMES = 10;
-const CLEAR_SCORE = 0.3;
+export const CLEAR_TIMES = 10;
+export const CLEAR_SCORE = 0.3;
 
 /** What a head does most of the three: {kind, score, times, clear}, or null if it does none much
  * more than equal weights would. times: of the score of equal weights. model: in the data. */

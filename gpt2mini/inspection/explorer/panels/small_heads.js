@@ -2,7 +2,9 @@
 
 import { button, make, percent, rovingGroup } from "../dom.js";
 import { isHeadOff } from "./cell.js";
-import { kindOfHead, HEAD_KINDS, TIMES_EVEN } from "./head_kinds.js";
+import {
+  CLEAR_SCORE, CLEAR_TIMES, HEAD_KINDS, kindOfHead, TIMES_EVEN,
+} from "./head_kinds.js";
 import { withPartOff, withPartOn } from "../patches.js";
 import { paintTriangle, shades } from "./shades.js";
 
@@ -68,8 +70,9 @@ export function makeLegend(app, parent) {
     make("strong", letter, legend);
     legend.append(` ${name}, `);
   }
-  legend.append(`if its score on random tokens is at least ${TIMES_EVEN} times that of equal ` +
-    "weights. Point at a cell of the large picture to see its weight being made, below; click to " +
+  legend.append(`if its score on random tokens is at least ${CLEAR_TIMES} times that of equal ` +
+    `weights, or ${percent(CLEAR_SCORE)}; in small letters from ${TIMES_EVEN} times on. ` +
+    "Point at a cell of the large picture to see its weight being made, below; click to " +
     "keep it. The arrow keys move over the cells, too. ");
   if (app.live) {
     make("kbd", "o", legend);
@@ -86,15 +89,25 @@ function paintSmall(reading, layer, head, canvas, positive) {
 function drawState(app, element, layer, head) {
   const off = isHeadOff(app.state, layer, head);
   const found = kindOfHead(app.data.models[app.state.model], layer, head);
-  const kind = found ? `, ${HEAD_KINDS[found.kind].name} (${percent(found.score)})` : "";
+  const kind = found ? `, ${kindInShort(found)} (${percent(found.score)})` : "";
   const said = `head ${layer}.${head}${kind}${off ? ", switched off" : ""}`;
   if (element.title !== said) {
     element.title = said;
     element.setAttribute("aria-label", said);
-    element.lastChild.textContent = off ? "off" : found ? HEAD_KINDS[found.kind].letter : "";
+    element.lastChild.textContent = off ? "off" : found ? letterOf(found) : "";
     element.classList.toggle("head-off", off);
   }
   element.setAttribute("aria-checked", layer === app.state.layer && head === app.state.head);
+}
+
+function letterOf({ kind, clear }) {
+  const { letter } = HEAD_KINDS[kind];
+  return clear ? letter : letter.toLowerCase();
+}
+
+function kindInShort({ kind, clear }) {
+  const { article, name } = HEAD_KINDS[kind];
+  return clear ? name : `leans to ${article} ${name}`;
 }
 
 /** Switch one head off (its output becomes zero), or on again. */

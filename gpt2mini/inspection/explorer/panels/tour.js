@@ -110,7 +110,8 @@ export function tourPanel(app, root) {
   function words(card) {
     if (!app.live) return card.recorded ?? card.text;
     const { layer, head } = clearestHead(modelShown(app));
-    const isInduction = kindOfHead(modelShown(app), layer, head)?.kind === "induction";
+    const found = kindOfHead(modelShown(app), layer, head);
+    const isInduction = found?.kind === "induction" && found.clear;
     return isInduction ? card.text : card.withoutInduction ?? card.text;
   }
 
