@@ -14,7 +14,8 @@ export function isUntouched(state) {
 
 /** [{id, rank, p, isRemoved, plain, before, isActual}]: the most likely tokens, and the one that
  * follows in the text or, at its end, was the most likely one before the interventions. p: after
- * temperature, top-k and top-p; plain: the model's own probability; before: {p, isRemoved} without interventions, null if none is in force. */
+ * temperature, top-k and top-p; plain: the model's own probability; before: {p, isRemoved}
+ * without interventions, null if none is in force. */
 export function nextRows(app) {
   const { reading, token } = app, sampling = samplingOf(app.state);
   const actual = app.tokenIds[token + 1];

@@ -16,8 +16,8 @@ const CARDS = [
     title: "Text becomes tokens",
     text: "A model reads tokens: words and parts of words, each a number. Below the text box is " +
       "the text in tokens; \u2423 is a space. The thicker its lower edge, the more a token " +
-      "surprised the model. Choose a token with a click or with \u2190 and \u2192: all panels are " +
-      "then about that token.",
+      "surprised the model. Choose a token with a click or with \u2190 and \u2192: all panels " +
+      "are then about that token.",
     show: "tokens",
     set: () => AT_THE_END,
   },
@@ -47,8 +47,8 @@ const CARDS = [
   {
     title: "Attention moves information between tokens",
     text: "Each small picture is a head. A row is a token that reads, a column a token that is " +
-      "read; a stronger color is a higher attention weight. Only earlier tokens can be read. Point " +
-      "at a cell of the large picture: its number is computed below it.",
+      "read; a stronger color is a higher attention weight. Only earlier tokens can be read. " +
+      "Point at a cell of the large picture: its number is computed below it.",
     show: "all-heads",
     set: () => ({ middle: "heads" }),
   },
