@@ -103,7 +103,7 @@ def test_text_of_any_script_is_shown_in_whole_characters(page: Browser, nano: In
     assert "".join(token_texts(page)) == (text + "\U0001f642").replace(" ", "\u2423")
     assert token_texts(page)[:4] == list("\u4eba\u5de5\u667a\u80fd")
     ids = nano.ids(text + "\U0001f642")
-    assert page.text("#token-said").startswith(f"Token {ids.shape[1] - 1} of")
+    assert page.text("#token-said").startswith(f"Token {ids.shape[1] - 1} (counted from 0, ")
     assert shows_next(page, nano, nano.probabilities(text + "\U0001f642"), n=3)
 
 
@@ -394,7 +394,7 @@ def test_writing_stops_where_the_text_is_full(page: Browser, small_page: Path) -
     page.visit(small_page, "#text=" + "+the+lamp" * 25)
     page.click(page.button("write 30"))
     written(page)
-    assert int(re.findall(r"of 0 to (\d+)", page.text("#token-said"))[0]) == 63  # its context
+    assert int(re.findall(r"the last is (\d+)", page.text("#token-said"))[0]) == 63  # its context
     assert "No more tokens fit" in page.text("#next")
     assert not page.button("write 30").is_enabled() and not page.button("add one").is_enabled()
 
