@@ -6,7 +6,7 @@ buffers are allocated once at their full size: nothing is copied as the text gro
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt2mini.config import GPT2Config
@@ -50,14 +50,6 @@ class LayerCache:
             self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
-    def keep(self, columns: Int[Tensor, "batch kept"]) -> None:
-        """Keep these tokens of each row alone, in this order."""
-        _, heads, _, head_dim = self.keys.shape
-        index = columns[:, None, :, None].expand(-1, heads, -1, head_dim)
-        self.length = columns.shape[1]
-        self.keys[:, :, : self.length] = self.keys.gather(2, index)
-        self.values[:, :, : self.length] = self.values.gather(2, index)
-
 
 class KeyValueCache:
     """One `LayerCache` for each block, and which of the cached tokens are real (not padding).
@@ -86,30 +78,10 @@ class KeyValueCache:
         """The number of cached tokens, padding included."""
         return self.layers[0].length
 
-    def forget(self, is_kept: Bool[Tensor, "batch last"]) -> None:
-        """Take the last tokens back, but for those that are kept, which come first in each row. A
-        column that another row keeps becomes padding."""
-        kept = int(is_kept.any(dim=0).sum())  # columns
-        length = self.length - (is_kept.shape[1] - kept)
+    def forget(self, last: int) -> None:
+        """Take the last tokens back, so many of each row."""
+        length = self.length - last
         for layer in self.layers:
             layer.length = length
-        is_kept = is_kept[:, :kept]
         if self.segment_ids is not None:
             self.segment_ids = self.segment_ids[:, :length]
-        elif not is_kept.all():
-            self.segment_ids = is_kept.new_ones(self.batch_size, length, dtype=torch.long)
-        if self.segment_ids is not None and kept:
-            earlier, last = self.segment_ids[:, :-kept], self.segment_ids[:, -kept:]
-            self.segment_ids = torch.cat([earlier, last * is_kept], dim=1)
-
-    def compact(self) -> None:
-        """Remove padding: the tokens of all rows then end in the last column. (Positions were
-        added to the stream, so keys and values may move.)"""
-        if self.segment_ids is None:
-            return
-        is_real = self.segment_ids > 0  # (batch, total)
-        longest = int(is_real.sum(dim=1).max())
-        order = is_real.long().argsort(dim=1, stable=True)[:, self.length - longest :]
-        for layer in self.layers:
-            layer.keep(order)
-        self.segment_ids = self.segment_ids.gather(1, order)

@@ -42,9 +42,9 @@ class Drafter(Protocol):
         """Up to `most` next tokens of each row."""
         ...
 
-    def advance(self, is_kept: Bool[Tensor, "rows drafted"]) -> None:
-        """Told which tokens of the draft have become part of the text. One more of the model's own
-        follows them. Without a draft, `is_kept` has no columns."""
+    def advance(self, drafted: int, kept: int) -> None:
+        """Told how many columns of the draft have become part of the text. One of the model's own
+        follows them."""
         ...
 
 
@@ -74,12 +74,13 @@ class ModelDrafter:
             torch.stack(distributions, dim=1),
         )
 
-    def advance(self, is_kept: Bool[Tensor, "rows drafted"]) -> None:
-        self.unread += is_kept.shape[1] == 0
-        if is_kept.shape[1] and self.reader.cache is not None:
+    def advance(self, drafted: int, kept: int) -> None:
+        if drafted == 0:
+            self.unread += 1
+        elif self.reader.cache is not None:
             # It has drafted the last token and not read it: if that is kept, it comes next.
-            self.unread = 1 + int(is_kept[:, -1].any())
-            self.reader.cache.forget(is_kept[:, :-1])
+            self.unread = 2 if kept == drafted else 1
+            self.reader.cache.forget(max(0, drafted - 1 - kept))
 
 
 class LookupDrafter:
@@ -110,7 +111,7 @@ class LookupDrafter:
                 return ids[start : start + most]
         return ids[:0]
 
-    def advance(self, is_kept: Bool[Tensor, "rows drafted"]) -> None:
+    def advance(self, drafted: int, kept: int) -> None:
         pass
 
 
@@ -162,13 +163,10 @@ class Drafting:
     ) -> Drafter | None:
         rows, columns = prompt.shape
         if self.draft is not None:
-            capacity = columns + max_new_tokens + self.spare_columns(rows)
+            capacity = columns + max_new_tokens + self.spare_columns()
             return ModelDrafter(self.draft, rows, capacity, rules)
         return LookupDrafter(self.lookup, vocab_size) if self.lookup else None
 
-    def spare_columns(self, rows: int) -> int:
-        """Columns of a cache besides those of the text: for tokens that are checked, and in a batch
-        for the padding that rejected ones leave, until it is removed."""
-        if self.draft is None and not self.lookup:
-            return 0
-        return self.draft_tokens * (1 if rows == 1 else 16)
+    def spare_columns(self) -> int:
+        """Columns of a cache besides those of the text: for tokens that are checked."""
+        return self.draft_tokens if self.draft is not None or self.lookup else 0

@@ -138,7 +138,7 @@ def generation_steps(
     if valid_utf8 is not None:
         states = TextStates(valid_utf8, token_ids, is_real, stops)
         rules = replace(rules, states=states)
-    capacity = prompt + max_new_tokens + drafting.spare_columns(rows)
+    capacity = prompt + max_new_tokens + drafting.spare_columns()
     reader = Reader(model, rows, capacity, slide=overflow == "slide")
     if drafter is None:
         return plain_steps(reader, token_ids, is_real, rules, max_new_tokens, stops)

@@ -35,20 +35,18 @@ class Reader:
         is_real: Bool[Tensor, "rows tokens"],
         new: int = 1,
     ) -> Float[Tensor, "rows outputs vocab"]:
-        """The logits after each of the last `new` columns, which this reader has not yet read.
-        The first time it reads all of the text, and gives the logits after the last column."""
+        """The logits after each of the last `new` columns, which this reader has not yet read and
+        which have no padding. The first time it reads all of the text, and gives the logits after
+        the last column."""
         if self.cache is None:
             if self.slide:
                 text, is_real = self.windows(text, is_real, longest=self.context)
             return self.prefill(text, is_real)[:, None].float()  # (rows, 1, vocab)
-        if self.cache.length + new > self.cache.max_tokens:
-            self.cache.compact()
         if self.cache.length + new > self.cache.max_tokens:  # only when sliding
             text, is_real = self.windows(text, is_real, max(1, self.context // 2))
             return self.prefill(text, is_real)[:, None].float()  # (rows, 1, vocab)
-        mask = None if new == 1 or is_real[:, -new:].all() else is_real[:, -new:]
         with self.kernels(new):
-            return self.model(text[:, -new:], mask, cache=self.cache).float()
+            return self.model(text[:, -new:], cache=self.cache).float()  # (rows, new, vocab)
 
     def room(self, is_real: Bool[Tensor, "rows tokens"]) -> int:
         """How many tokens every row can be given before one outgrows the context."""

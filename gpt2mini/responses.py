@@ -90,16 +90,15 @@ class Responses:
     def add(
         self,
         token_ids: Int[Tensor, "rows tokens"],
-        logprobs: Float[Tensor, "rows tokens"],
-        sampling_logprobs: Float[Tensor, "rows tokens"],
-        lengths: Int[Tensor, " rows"],
+        logprobs: Float[Tensor, "rows more"],
+        sampling_logprobs: Float[Tensor, "rows more"],
     ) -> None:
-        """Append to each active row its first `lengths` tokens, up to a stop token or to the most
-        that are wanted."""
+        """Append to each active row its tokens, up to a stop token or to the most that are
+        wanted. The log-probabilities may have more columns than are used."""
         columns = torch.arange(token_ids.shape[1], device=token_ids.device)  # (tokens)
         is_stop = torch.isin(token_ids, self.stops)  # (rows, tokens)
         after_stop = is_stop.cumsum(dim=1) - is_stop.long() > 0  # (rows, tokens)
-        is_new = (columns < torch.minimum(lengths, self.missing)[:, None]) & ~after_stop
+        is_new = (columns < self.missing[:, None]) & ~after_stop  # (rows, tokens)
         row, column = is_new.nonzero(as_tuple=True)
         place = self.lengths[row] + column
         self.token_ids[row, place] = token_ids[row, column]

@@ -9,8 +9,9 @@ distribution, whatever the draft (Leviathan et al. 2023, "Fast Inference from Tr
 Speculative Decoding", algorithm 1; Chen et al. 2023, "Accelerating Large Language Model Decoding
 with Speculative Sampling"). At temperature 0 it is the text without a draft.
 
-The rows of a batch accept different numbers of tokens. In the text, and in the cache, a rejected
-token becomes padding, to which no later token attends.
+The rows of a batch advance together, by as many tokens as the one that accepts the fewest: so no
+padding comes between the tokens of a row, whatever the model makes of distances between columns. A
+token that is not taken for this reason is drafted anew, which changes no distribution.
 """
 
 from collections.abc import Iterator
@@ -53,27 +54,24 @@ def speculative_steps(
         draft = no_draft(text, reader)
         if most > 0 and reader.cache is not None:
             draft = drafter.draft(text, is_real, most)
-        start, active = text.shape[1], responses.active
+        start, drafted = text.shape[1], draft.token_ids.shape[1]
         text = torch.cat([text, draft.token_ids], dim=1)  # (rows, start + drafted)
-        is_real = torch.cat([is_real, draft.is_drafted & active[:, None]], dim=1)
-        logits = reader.read(text, is_real, 1 + draft.token_ids.shape[1])  # (rows, new, vocab)
+        is_real = F.pad(is_real, (0, drafted), value=True)
+        logits = reader.read(text, is_real, 1 + drafted)  # (rows, new, vocab)
         checked = check_draft(draft, logits, text, is_real, rules, responses)
-        responses.add(
-            checked.token_ids, checked.logprobs, checked.sampling_logprobs, checked.accepted + 1
-        )
+        active = responses.active
+        kept = int(checked.accepted[active].min())  # columns of the draft
+        drafting.counts.drafted += int(draft.is_drafted[active].sum())
+        drafting.counts.accepted += kept * int(active.sum())
+        new_ids = checked.token_ids[:, : kept + 1]  # (rows, kept + 1)
+        read_on(rules, new_ids, active)
+        responses.add(new_ids, checked.logprobs, checked.sampling_logprobs)
         yield from responses.new_steps()
-
-        drafted = torch.arange(draft.token_ids.shape[1], device=text.device)  # (drafted)
-        is_kept = (drafted < checked.accepted[:, None]) & active[:, None]  # (rows, drafted)
-        drafting.counts.drafted += int(is_real[:, start:].sum())
-        drafting.counts.accepted += int(is_kept.sum())
-        drafter.advance(is_kept)
+        drafter.advance(drafted, kept)
         assert reader.cache is not None
-        reader.cache.forget(is_kept)
-        kept = int(is_kept.any(dim=0).sum())  # columns that a row has accepted
-        following = checked.token_ids.gather(1, checked.accepted[:, None])  # (rows, 1)
-        text = torch.cat([text[:, : start + kept], following], dim=1)
-        is_real = torch.cat([is_real[:, :start], is_kept[:, :kept], active[:, None]], dim=1)
+        reader.cache.forget(drafted - kept)
+        text = torch.cat([text[:, :start], new_ids], dim=1)  # (rows, start + kept + 1)
+        is_real = F.pad(is_real[:, :start], (0, kept + 1), value=True)
 
 
 def no_draft(text: Int[Tensor, "rows tokens"], reader: Reader) -> Draft:
@@ -110,7 +108,6 @@ def check_draft(
     left = torch.where(left.sum(dim=1, keepdim=True) > 0, left, p[rows, accepted])
     following = sample_from(left, rules.generator).to(text.dtype)  # (rows)
     token_ids = F.pad(draft.token_ids, (0, 1)).scatter(1, accepted[:, None], following[:, None])
-    read_on(rules, token_ids, accepted, responses)
     new = token_ids[..., None].long()
     return Checked(
         accepted,
@@ -145,13 +142,9 @@ def apply_rules(
 
 
 def read_on(
-    rules: TokenRules,
-    token_ids: Int[Tensor, "rows new"],
-    accepted: Int[Tensor, " rows"],
-    responses: Responses,
+    rules: TokenRules, new_ids: Int[Tensor, "rows new"], active: Bool[Tensor, " rows"]
 ) -> None:
-    """Take the accepted tokens, and the one behind them, into the states of the texts."""
-    if rules.states is None:
-        return
-    for i, ids in enumerate(token_ids.T):
-        rules.states.read(ids, responses.active & (i <= accepted))
+    """Take new tokens into the states of the texts."""
+    if rules.states is not None:
+        for ids in new_ids.T:
+            rules.states.read(ids, active)
