@@ -28,7 +28,7 @@ from gpt2mini.generation_arguments import (
 )
 from gpt2mini.model import GPT2
 from gpt2mini.reader import Reader
-from gpt2mini.responses import DraftCounts, Generated, NewTokens, Responses, joined
+from gpt2mini.responses import DraftCounts, Generated, NewTokens, joined
 from gpt2mini.sampling import Sampling, whole_number
 from gpt2mini.speculative import Drafting, speculative_steps
 from gpt2mini.stop_strings import until_stop
@@ -142,8 +142,9 @@ def generation_steps(
     reader = Reader(model, rows, capacity, slide=overflow == "slide")
     if drafter is None:
         return plain_steps(reader, token_ids, is_real, rules, max_new_tokens, stops)
-    responses = Responses(token_ids, max_new_tokens, stops)
-    return speculative_steps(reader, drafter, token_ids, is_real, rules, responses, drafting)
+    return speculative_steps(
+        reader, drafter, token_ids, is_real, rules, max_new_tokens, stops, drafting
+    )
 
 
 def plain_steps(

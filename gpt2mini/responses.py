@@ -1,6 +1,5 @@
 """What generation returns: the new tokens of each row, step by step and all together."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -65,55 +64,3 @@ def joined(
         ),
         drafts=drafts,
     )
-
-
-class Responses:
-    """The responses of rows that grow at different speeds, as in speculative decoding."""
-
-    def __init__(
-        self, prompt: Int[Tensor, "rows tokens"], max_new_tokens: int, stops: Int[Tensor, " ids"]
-    ) -> None:
-        rows, device = len(prompt), prompt.device
-        self.token_ids = prompt[:, -1:].repeat(1, max_new_tokens)  # (rows, new)
-        self.logprobs = torch.zeros(rows, max_new_tokens, device=device)
-        self.sampling_logprobs = torch.zeros(rows, max_new_tokens, device=device)
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.active = torch.ones(rows, dtype=torch.bool, device=device)
-        self.max_new_tokens, self.stops = max_new_tokens, stops
-        self.given = 0  # steps that `new_steps` has given
-
-    @property
-    def missing(self) -> Int[Tensor, " rows"]:
-        """How many tokens each row may still get."""
-        return torch.where(self.active, self.max_new_tokens - self.lengths, 0)
-
-    def add(
-        self,
-        token_ids: Int[Tensor, "rows tokens"],
-        logprobs: Float[Tensor, "rows more"],
-        sampling_logprobs: Float[Tensor, "rows more"],
-    ) -> None:
-        """Append to each active row its tokens, up to a stop token or to the most that are
-        wanted. The log-probabilities may have more columns than are used."""
-        columns = torch.arange(token_ids.shape[1], device=token_ids.device)  # (tokens)
-        is_stop = torch.isin(token_ids, self.stops)  # (rows, tokens)
-        after_stop = is_stop.cumsum(dim=1) - is_stop.long() > 0  # (rows, tokens)
-        is_new = (columns < self.missing[:, None]) & ~after_stop  # (rows, tokens)
-        row, column = is_new.nonzero(as_tuple=True)
-        place = self.lengths[row] + column
-        self.token_ids[row, place] = token_ids[row, column]
-        self.logprobs[row, place] = logprobs[row, column]
-        self.sampling_logprobs[row, place] = sampling_logprobs[row, column]
-        self.lengths = self.lengths + is_new.sum(dim=1)
-        self.active = self.active & ~(is_stop & is_new).any(dim=1) & (self.missing > 0)
-
-    def new_steps(self) -> Iterator[NewTokens]:
-        """The steps that every active row has reached since the last call; at the end, all."""
-        reached = self.lengths[self.active] if self.active.any() else self.lengths
-        end = int(reached.min() if self.active.any() else reached.max())
-        last = self.token_ids.gather(1, (self.lengths - 1).clamp(min=0)[:, None])[:, 0]  # (rows)
-        for i in range(self.given, end):
-            active = i < self.lengths  # (rows)
-            token_ids = torch.where(active, self.token_ids[:, i], last)
-            yield NewTokens(token_ids, active, self.logprobs[:, i], self.sampling_logprobs[:, i])
-        self.given = max(self.given, end)

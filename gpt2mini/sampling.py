@@ -62,16 +62,6 @@ class Sampling:
             logits = keep_top_p(logits, self.top_p)
         return logits
 
-    def choose(
-        self,
-        logits: Float[Tensor, "rows vocab"],
-        token_ids: Int[Tensor, "rows tokens"],
-        is_real: Bool[Tensor, "rows tokens"],
-        generator: torch.Generator | None,
-    ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """(next token of each row, its log-probability after all rules), given the text so far."""
-        return draw(self.apply(logits, token_ids, is_real), self.temperature, generator)
-
 
 def check_number(name: str, value: Any, optional: bool = False) -> None:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)

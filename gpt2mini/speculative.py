@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from gpt2mini.drafts import Draft, Drafter, Drafting
 from gpt2mini.reader import Reader
-from gpt2mini.responses import NewTokens, Responses
+from gpt2mini.responses import NewTokens
 from gpt2mini.sampling import check_logits, sample_from
 from gpt2mini.token_rules import TokenRules
 
@@ -38,6 +38,11 @@ class Checked:
     logprobs: Float[Tensor, "rows new"]
     sampling_logprobs: Float[Tensor, "rows new"]
 
+    def columns(self, n: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(token ids, logprobs, sampling_logprobs) of each of the first n new tokens."""
+        columns = (self.token_ids.T, self.logprobs.T, self.sampling_logprobs.T)
+        return zip(*(column[:n] for column in columns), strict=True)
+
 
 def speculative_steps(
     reader: Reader,
@@ -45,12 +50,15 @@ def speculative_steps(
     text: Int[Tensor, "rows prompt"],
     is_real: Bool[Tensor, "rows prompt"],
     rules: TokenRules,
-    responses: Responses,
+    max_new_tokens: int,
+    stops: Int[Tensor, " stops"],
     drafting: Drafting,
 ) -> Iterator[NewTokens]:
     """The loop behind `generate(..., draft=...)`: draft, check, feed back."""
-    while responses.active.any():
-        most = min(drafting.draft_tokens, int(responses.missing.max()) - 1, reader.room(is_real))
+    active = torch.ones(len(text), dtype=torch.bool, device=text.device)
+    missing = max_new_tokens
+    while missing:
+        most = min(drafting.draft_tokens, missing - 1, reader.room(is_real))
         draft = no_draft(text, reader)
         if most > 0 and reader.cache is not None:
             draft = drafter.draft(text, is_real, most)
@@ -58,20 +66,30 @@ def speculative_steps(
         text = torch.cat([text, draft.token_ids], dim=1)  # (rows, start + drafted)
         is_real = F.pad(is_real, (0, drafted), value=True)
         logits = reader.read(text, is_real, 1 + drafted)  # (rows, new, vocab)
-        checked = check_draft(draft, logits, text, is_real, rules, responses)
-        active = responses.active
+        allowed = apply_rules(draft, logits, text, is_real, rules, active, missing)
+        checked = check_draft(draft, logits, allowed, rules, active)
         kept = int(checked.accepted[active].min())  # columns of the draft
         drafting.counts.drafted += int(draft.is_drafted[active].sum())
         drafting.counts.accepted += kept * int(active.sum())
-        new_ids = checked.token_ids[:, : kept + 1]  # (rows, kept + 1)
-        read_on(rules, new_ids, active)
-        responses.add(new_ids, checked.logprobs, checked.sampling_logprobs)
-        yield from responses.new_steps()
+        text, is_real = text[:, :start], F.pad(is_real[:, :start], (0, kept + 1), value=True)
+        for ids, logprobs, sampling_logprobs in checked.columns(kept + 1):
+            chosen = torch.where(active, ids, text[:, -1])  # (rows)
+            text = torch.cat([text, chosen[:, None]], dim=1)
+            yield NewTokens(
+                chosen,
+                active,
+                torch.where(active, logprobs, 0),
+                torch.where(active, sampling_logprobs, 0),
+            )
+            if rules.states is not None:
+                rules.states.read(chosen, active)
+            active = active & ~torch.isin(chosen, stops)
+            if len(stops) and not active.any():
+                return
+        missing -= kept + 1
         drafter.advance(drafted, kept)
         assert reader.cache is not None
         reader.cache.forget(drafted - kept)
-        text = torch.cat([text[:, :start], new_ids], dim=1)  # (rows, start + kept + 1)
-        is_real = F.pad(is_real[:, :start], (0, kept + 1), value=True)
 
 
 def no_draft(text: Int[Tensor, "rows tokens"], reader: Reader) -> Draft:
@@ -81,17 +99,40 @@ def no_draft(text: Int[Tensor, "rows tokens"], reader: Reader) -> Draft:
     return Draft(text[:, :0], none, torch.zeros(rows, 0, vocab, device=text.device))
 
 
-def check_draft(
+def apply_rules(
     draft: Draft,
     logits: Float[Tensor, "rows new vocab"],
     text: Int[Tensor, "rows tokens"],
     is_real: Bool[Tensor, "rows tokens"],
     rules: TokenRules,
-    responses: Responses,
+    active: Bool[Tensor, " rows"],
+    missing: int,
+) -> Float[Tensor, "rows new vocab"]:
+    """The logits after each drafted token, each by the rules for the text up to there. missing: how
+    many tokens are still wanted."""
+    drafted = draft.token_ids.shape[1]
+    start = text.shape[1] - drafted
+    before = None if rules.states is None else rules.states.states
+    allowed = []
+    for i in range(drafted + 1):
+        end, tokens_left = start + i, missing - i - 1
+        allowed.append(rules.apply(logits[:, i], text[:, :end], is_real[:, :end], tokens_left))
+        if rules.states is not None and i < drafted:
+            rules.states.read(draft.token_ids[:, i], active)
+    if rules.states is not None and before is not None:
+        rules.states.states = before
+    return torch.stack(allowed, dim=1)
+
+
+def check_draft(
+    draft: Draft,
+    logits: Float[Tensor, "rows new vocab"],
+    allowed: Float[Tensor, "rows new vocab"],
+    rules: TokenRules,
+    active: Bool[Tensor, " rows"],
 ) -> Checked:
-    """Accept the drafted tokens, the last columns of the text, as far as the model would have
-    drawn them, and draw one more for each row."""
-    allowed = apply_rules(draft, logits, text, is_real, rules, responses)  # (rows, new, vocab)
+    """Accept the drafted tokens as far as the model would have drawn them, and draw one more for
+    each row. allowed: the model's logits after all rules."""
     p = rules.probabilities(allowed)  # (rows, new, vocab)
     q = draft.probabilities * draft.is_drafted[..., None]  # (rows, drafted, vocab)
     drafted, guessed = draft.token_ids.shape[1], draft.token_ids[..., None].long()
@@ -101,12 +142,12 @@ def check_draft(
     is_accepted = draft.is_drafted & (uniform * q_of_guess < p_of_guess)
     accepted = is_accepted.long().cumprod(dim=1).sum(dim=1)  # (rows)
 
-    rows = torch.arange(len(text), device=text.device)
-    check_logits(allowed[rows, accepted][responses.active])
+    rows = torch.arange(len(p), device=p.device)
+    check_logits(allowed[rows, accepted][active])
     # After the last drafted token q is 0: then the token is drawn from p.
     left = (p - F.pad(q, (0, 0, 0, 1))).clamp(min=0)[rows, accepted]  # (rows, vocab)
     left = torch.where(left.sum(dim=1, keepdim=True) > 0, left, p[rows, accepted])
-    following = sample_from(left, rules.generator).to(text.dtype)  # (rows)
+    following = sample_from(left, rules.generator).to(draft.token_ids.dtype)  # (rows)
     token_ids = F.pad(draft.token_ids, (0, 1)).scatter(1, accepted[:, None], following[:, None])
     new = token_ids[..., None].long()
     return Checked(
@@ -115,36 +156,3 @@ def check_draft(
         logits.log_softmax(dim=2).gather(2, new)[..., 0],
         p.log().gather(2, new)[..., 0],
     )
-
-
-def apply_rules(
-    draft: Draft,
-    logits: Float[Tensor, "rows new vocab"],
-    text: Int[Tensor, "rows tokens"],
-    is_real: Bool[Tensor, "rows tokens"],
-    rules: TokenRules,
-    responses: Responses,
-) -> Float[Tensor, "rows new vocab"]:
-    """The logits after each drafted token, each by the rules for the text up to there."""
-    drafted = draft.token_ids.shape[1]
-    start = text.shape[1] - drafted
-    before = None if rules.states is None else rules.states.states
-    allowed = []
-    for i in range(drafted + 1):
-        end = start + i
-        tokens_left = (responses.missing[:, None] - i - 1).clamp(min=0)  # (rows, 1)
-        allowed.append(rules.apply(logits[:, i], text[:, :end], is_real[:, :end], tokens_left))
-        if rules.states is not None and i < drafted:
-            rules.states.read(draft.token_ids[:, i], responses.active)
-    if rules.states is not None and before is not None:
-        rules.states.states = before
-    return torch.stack(allowed, dim=1)
-
-
-def read_on(
-    rules: TokenRules, new_ids: Int[Tensor, "rows new"], active: Bool[Tensor, " rows"]
-) -> None:
-    """Take new tokens into the states of the texts."""
-    if rules.states is not None:
-        for ids in new_ids.T:
-            rules.states.read(ids, active)

@@ -24,7 +24,7 @@ class TokenRules:
         logits: Float[Tensor, "rows vocab"],
         text: Int[Tensor, "rows tokens"],
         is_real: Bool[Tensor, "rows tokens"],
-        tokens_left: int | Int[Tensor, "rows 1"] = 0,
+        tokens_left: int = 0,
     ) -> Float[Tensor, "rows vocab"]:
         """The logits of the token after a text, of which `tokens_left` more may follow."""
         allowed = logits.index_fill(1, self.forbidden, FORBIDDEN)  # (rows, vocab)

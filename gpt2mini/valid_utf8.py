@@ -87,7 +87,7 @@ class TextStates:
         self.states = torch.where(is_read, after, self.states)
 
     def forbid_broken(
-        self, logits: Float[Tensor, "rows vocab"], tokens_left: int | Int[Tensor, "rows 1"]
+        self, logits: Float[Tensor, "rows vocab"], tokens_left: int
     ) -> Float[Tensor, "rows vocab"]:
         """tokens_left: how many may follow the token that is chosen now."""
         return logits.masked_fill(self.missing[self.states] > tokens_left, FORBIDDEN)
