@@ -17,14 +17,18 @@ from gpt2mini.config import GPT2Config
 from gpt2mini.inspection.ablation import Progress
 from gpt2mini.inspection.compare import effective_weights
 from gpt2mini.inspection.explorer.architecture import parts
-from gpt2mini.inspection.explorer.model_data import TextShown, live_models, recorded_model
+from gpt2mini.inspection.explorer.model_data import (
+    MOST_TOKENS,
+    TextShown,
+    live_models,
+    recorded_model,
+)
 from gpt2mini.inspection.explorer.plain_models import why_not_live
 from gpt2mini.inspection.explorer.tokenizer_data import pack_tokenizer
 from gpt2mini.model import GPT2
 from gpt2mini.quantized_layers import refuse_quantized
 from gpt2mini.tokenizer import Tokenizer
 
-MOST_TOKENS = 128  # attention grows with the square
 RECORDED_IF_LIVE = 16  # tokens; 128 would make gpt2-nano's page a third larger
 SMALL = 50_000_000  # parameters; "auto" makes pages of smaller models live
 PRECISIONS = {"int8": "int8", "fp16": "float16"}  # --live -> weights.py

@@ -30,7 +30,7 @@ from gpt2mini.modes import evaluating
 from gpt2mini.tokenizer import Tokenizer
 
 MEANS = ("head.*", "attn_out", "mlp_out")  # activations of which the page has the mean
-TEXT_LENGTH = 128  # tokens of a text, for means and for the check
+MOST_TOKENS = 128  # of a text that the page reads; attention grows with the square
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,6 @@ def check(model: GPT2, tokenizer: Tokenizer) -> dict[str, Any]:
 def bundled_text(model: GPT2, tokenizer: Tokenizer) -> Int[Tensor, "rows tokens"]:
     """A text of the package, in rows as long as the page can read."""
     ids = tokenizer.encode(sample("general.txt").read_text(encoding="utf-8"))
-    width = min(TEXT_LENGTH, model.config.context_length)
+    width = min(MOST_TOKENS, model.config.context_length)
     rows = max(1, len(ids) // width)
     return torch.tensor(ids[: rows * width]).view(rows, -1)

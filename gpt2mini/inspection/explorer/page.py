@@ -66,7 +66,7 @@ def write_page(
     path = local_path(path)
     refuse_folder(path)
     contents = page_contents(
-        *(model, tokenizer, text, name, other, other_name, live, progress), origins=origins
+        model, tokenizer, text, name, other, other_name, live, progress, origins
     )
     write_text(path, page(contents, name))
     size = path.stat().st_size

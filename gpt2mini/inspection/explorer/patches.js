@@ -24,7 +24,7 @@ function patchesOfPart(part, source) {
 
 /** The mean of an activation over all positions of a bundled text: Float32Array of one row. That of
  * a head is a slice of the mean of all heads' outputs side by side. */
-export function meanOf(name, source) {
+function meanOf(name, source) {
   const [, layer, part, head] = name.split(".");
   if (part !== "head") return source.means[`means.${name}`];
   const all = source.means[`means.blocks.${layer}.context`];

@@ -207,7 +207,7 @@ function hasMeans(app) {
 // ---- text in Python
 
 /** A literal of Python: the escapes of JSON, and of everything else that cannot be seen. */
-export function pythonString(text) {
+function pythonString(text) {
   return escapedForPython(JSON.stringify(text));
 }
 

@@ -61,12 +61,12 @@ export function fromHash(hash, first) {
 
 /** "8.2" is head 2 of block 8, "mlp:3" the MLP of block 3; with "mean:" before it, replaced by its
  * mean instead of zero. */
-export function offToText({ kind, layer, head, value }) {
+function offToText({ kind, layer, head, value }) {
   const place = kind === "head" ? `${layer}.${head}` : `${kind}:${layer}`;
   return value === "mean" ? "mean:" + place : place;
 }
 
-export function offFromText(text) {
+function offFromText(text) {
   const found = /^(mean:)?(?:(mlp|attn|layer):(\d+)|(\d+)\.(\d+))$/.exec(text);
   if (!found) return null;
   const [, mean, kind, layer, ofHead, head] = found;

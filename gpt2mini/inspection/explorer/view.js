@@ -94,12 +94,18 @@ class App {
     this.config = this.source.config;
     this.before = this.sources[shown].read(this.tokenIds);
     this.reading = this.withInterventions(shown, this.before);
-    this.other = null;
-    if (this.sources.length > 1) {
-      this.other = this.withInterventions(1 - shown, this.sources[1 - shown].read(this.tokenIds));
-    }
+    this.otherReading = null;
     const [likeliest] = this.before.lens(this.config.n_layers, this.token, 1);
     this.target = this.tokenIds[this.token + 1] ?? likeliest.id;
+  }
+
+  /** The reading of the model that is not shown, which only a comparison needs; null if there is
+   * one model. */
+  get other() {
+    if (this.sources.length < 2) return null;
+    const model = 1 - this.state.model;
+    this.otherReading ??= this.withInterventions(model, this.sources[model].read(this.tokenIds));
+    return this.otherReading;
   }
 
   withInterventions(model, plain) {

@@ -8,7 +8,7 @@ const ROWS_AT_ONCE = 32; // of x, in the kernel's memory
 const IN_GROUP = 4; // rows of x that are multiplied together
 const OUTPUTS_AT_ONCE = 8; // of the kernel
 
-export class PlainLinear {
+class PlainLinear {
   kind = "JavaScript";
 
   allocate(size) {

@@ -1,6 +1,9 @@
 // Logits -> next token, as gpt2mini/sampling.py: temperature, then top-k, then top-p. A rule that
 // forbids a token sets its logit to minus infinity, which softmax turns into probability 0.
 
+/** No rule changes the model's own probabilities. */
+export const AS_THE_MODEL = { temperature: 1, topK: 0, topP: 1 };
+
 /**
  * The probabilities of all tokens, after all rules. temperature 0: the most likely has all of it.
  * topK: choose among the k most likely; 0: among all. topP: choose among the fewest whose

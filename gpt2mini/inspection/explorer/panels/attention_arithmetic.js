@@ -1,7 +1,7 @@
 // How one attention weight and a head's output come about, in numbers:
 // softmax(query @ key.T / sqrt(head_dim)) @ value, for one query of one head.
 
-export function dot(a, b) {
+function dot(a, b) {
   return a.reduce((sum, x, i) => sum + x * b[i], 0);
 }
 

@@ -2,9 +2,9 @@
 // much each token of the text surprises the model.
 
 import { change, children, make, number, percent } from "../dom.js";
+import { AS_THE_MODEL } from "../model/sampling.js";
 import { groupSurprise, tokenStrip } from "./strip.js";
 
-const UNCHANGED_SAMPLING = { temperature: 1, topK: 0, topP: 1 };
 const TOKENS_COMPARED = 40; // the most likely ones before, and those after
 const CHANGES_SHOWN = 8;
 
@@ -55,7 +55,7 @@ export function pairOfBars(parent) {
 /** [{id, before, after}] of the tokens whose probability differs most between two readings. */
 export function mostChanged([first, second], position, n = TOKENS_COMPARED) {
   const ids = new Set([first, second].flatMap((reading) =>
-    reading.nextTokens(position, UNCHANGED_SAMPLING, n).map(({ id }) => id)));
+    reading.nextTokens(position, AS_THE_MODEL, n).map(({ id }) => id)));
   const rows = [...ids].map((id) => ({
     id, before: first.probability(position, id), after: second.probability(position, id) }));
   const size = (row) => Math.abs(row.after - row.before);

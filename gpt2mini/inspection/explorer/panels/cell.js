@@ -11,7 +11,7 @@ export function shownCell(app) {
   return { query, key: usable ? key : strongestKey(app.reading, layer, head, query) };
 }
 
-export function strongestKey(reading, layer, head, query) {
+function strongestKey(reading, layer, head, query) {
   let best = 0;
   for (let key = 1; key <= query; key++) {
     const weight = reading.attention(layer, head, query, key);

@@ -1,15 +1,15 @@
 // The tokens that may come next: how likely each is drawn, and where in the model they come up.
 
+import { AS_THE_MODEL } from "../model/sampling.js";
 import { samplingOf } from "./writing.js";
 
 export const RANKED = 200; // a recorded page knows so many of the most likely tokens
 const ROWS_SHOWN = 15;
-const UNTOUCHED = { temperature: 1, topK: 0, topP: 1 };
 const LOOKED_AT = 5; // the most likely tokens after each layer
 
 export function isUntouched(state) {
   const sampling = samplingOf(state);
-  return Object.entries(UNTOUCHED).every(([name, value]) => sampling[name] === value);
+  return Object.entries(AS_THE_MODEL).every(([name, value]) => sampling[name] === value);
 }
 
 /** [{id, rank, p, isRemoved, plain, before, isActual}]: the most likely tokens, and the one that
@@ -19,7 +19,7 @@ export function isUntouched(state) {
 export function nextRows(app) {
   const { reading, token } = app, sampling = samplingOf(app.state);
   const actual = app.tokenIds[token + 1];
-  const ranked = reading.nextTokens(token, UNTOUCHED, RANKED).map(({ id }) => id);
+  const ranked = reading.nextTokens(token, AS_THE_MODEL, RANKED).map(({ id }) => id);
   const ids = ranked.slice(0, ROWS_SHOWN);
   const watched = app.before === reading ? actual : app.target; // with interventions: it may fall
   if (watched !== undefined && !ids.includes(watched)) ids.push(watched);

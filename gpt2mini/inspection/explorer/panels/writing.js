@@ -7,7 +7,7 @@ export function samplingOf({ temperature, topK, topP }) {
 
 /** The seed of the random numbers with which a text of so many tokens is continued: the same state
  * gives the same text, and adding tokens one by one does not repeat one random number. */
-export function seedOf(state, nTokens) {
+function seedOf(state, nTokens) {
   return (state.seed * 1_000_003 + nTokens) >>> 0;
 }
 
