@@ -30,6 +30,7 @@ from gpt2mini.preferences.ppo import ActorCritic
 from gpt2mini.tokenizer import train_tokenizer
 from gpt2mini.training import activation_checkpointing, next_token_step, recompute_activations
 from gpt2mini.training.attention import Bfloat16CPUAttention
+from gpt2mini.training.frozen_weights import frozen_weights_cast_once
 
 # Small, but with every number its own; 32 columns, so that int8's kernel takes the matrices.
 CONFIG = GPT2Config(vocab_size=257, context_length=72, emb_dim=32, n_heads=4, n_layers=3)
@@ -255,6 +256,18 @@ def check_recomputed(model: GPT2) -> None:
 @path("training, activation checkpointing")
 def check_checkpointed(model: GPT2) -> None:
     check_gradients(model, activation_checkpointing)
+
+
+@path("training, frozen weights cast once")
+@torch.no_grad()
+def check_frozen_weights_cast_once(model: GPT2) -> None:
+    ids, _ = padded(texts(), "right")
+    model.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(ids)
+        with frozen_weights_cast_once(model):
+            found = [model(ids), model(ids)]
+    assert torch.equal(found[0], expected) and torch.equal(found[1], expected)
 
 
 @path("training, bfloat16 attention")

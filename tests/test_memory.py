@@ -22,6 +22,7 @@ from gpt2mini.lora import add_lora
 from gpt2mini.losses import chunked_next_token_loss
 from gpt2mini.training import activation_checkpointing, recompute_activations
 from gpt2mini.training.attention import Bfloat16CPUAttention
+from gpt2mini.training.frozen_weights import frozen_weights_cast_once
 
 
 def gradients(model: GPT2, ids: Tensor) -> list[Tensor]:
@@ -102,6 +103,63 @@ def test_in_half_precision_query_key_and_value_keep_no_casts(
     with context, torch.autocast("cpu", torch.bfloat16), Casts() as casts:
         hidden = own_model.hidden_states(random_ids(3, 20))
     assert casts.kept(hidden.shape) == (0 if recompute else 4 * TINY.n_layers)  # mlp_in's too
+
+
+def casts_of_weights(model: GPT2, ids: Tensor) -> tuple[int, Tensor]:
+    """(how many matrices of the blocks' layers are cast to bfloat16 in a forward pass, logits)."""
+    shapes = {p.shape for p in model.trf_blocks.parameters() if p.ndim == 2 and min(p.shape) > 4}
+    with torch.autocast("cpu", torch.bfloat16), Casts() as casts:
+        logits = model(ids)
+    return sum(shape in shapes for shape, _ in casts.storages), logits
+
+
+def test_frozen_weights_are_cast_once(own_model: GPT2) -> None:
+    """With adapters: in the first forward pass alone, with the same result."""
+    ids = random_ids(3, 20)
+    add_lora(own_model, rank=2)
+    layers = 6 * TINY.n_layers
+    plain, expected = casts_of_weights(own_model, ids)
+    assert plain == layers
+    with frozen_weights_cast_once(own_model):
+        first, second = casts_of_weights(own_model, ids), casts_of_weights(own_model, ids)
+    assert (first[0], second[0]) == (layers, 0)
+    assert torch.equal(first[1], expected) and torch.equal(second[1], expected)
+
+
+def test_frozen_weights_that_change_are_cast_again(own_model: GPT2) -> None:
+    ids = random_ids(3, 20)
+    own_model.requires_grad_(False)
+    layer = own_model.trf_blocks[1].get_submodule("mlp.mlp_in")
+    assert isinstance(layer, nn.Linear)
+    with frozen_weights_cast_once(own_model):
+        casts_of_weights(own_model, ids)
+        for change in (
+            lambda: layer.weight.mul_(2),
+            lambda: setattr(layer.weight, "data", layer.weight.data / 4),
+            lambda: layer.weight.requires_grad_(),
+            lambda: setattr(layer, "weight", nn.Parameter(layer.weight.detach() / 3)),
+        ):
+            change()
+            casts, found = casts_of_weights(own_model, ids)
+            assert casts == 1
+            with torch.autocast("cpu", torch.bfloat16), torch._C.DisableTorchFunction():
+                assert torch.equal(found, own_model(ids))
+
+
+def test_gradients_of_adapters_are_the_same_with_weights_cast_once(own_model: GPT2) -> None:
+    ids = random_ids(3, 20)
+    add_lora(own_model, rank=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = [gradient.clone() for gradient in gradients(own_model, ids)]
+        for context in (
+            nullcontext(),
+            recompute_activations(),
+            activation_checkpointing(own_model),
+        ):
+            with frozen_weights_cast_once(own_model), context:
+                for _ in range(2):
+                    found = gradients(own_model, ids)
+                    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 def contexts_of(model: GPT2) -> list[AbstractContextManager]:

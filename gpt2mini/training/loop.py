@@ -26,6 +26,7 @@ from gpt2mini.training.distributed import (
     whole_tensor,
     with_averaged_gradients,
 )
+from gpt2mini.training.frozen_weights import frozen_weights_cast_once
 from gpt2mini.training.memory import (
     activation_checkpointing,
     compiled_blocks,
@@ -143,6 +144,8 @@ def prepared(model: nn.Module, settings: Settings) -> Iterator[None]:
     """Inside, the settings' memory options and this device's kernels are in force."""
     device = next(model.parameters()).device
     with ExitStack() as stack:
+        if not settings.compile:
+            stack.enter_context(frozen_weights_cast_once(model))
         if settings.compile:
             stack.enter_context(compiled_blocks(model))  # the compiler decides what to recompute
         elif settings.activation_checkpointing:
