@@ -66,6 +66,15 @@ def test_the_default_dtype_is_float32_whatever_the_file_holds(
     assert_same_weights(GPT2.from_pretrained(tmp_path), own_model.to(torch.float32))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("stored", [torch.float64, torch.float32, torch.bfloat16])
+def test_rounding_while_loading_is_rounding_afterwards(
+    own_model: GPT2, tmp_path: Path, stored: torch.dtype, dtype: torch.dtype
+) -> None:
+    own_model.to(stored).save_pretrained(tmp_path)
+    assert_same_weights(GPT2.from_pretrained(tmp_path, dtype=dtype), own_model.to(dtype))
+
+
 def test_a_round_trip_keeps_the_config(folder: Path) -> None:
     assert GPT2.from_pretrained(folder).config == TINY
 
@@ -252,6 +261,43 @@ def test_a_loaded_model_is_in_eval_mode(folder: Path) -> None:
 
 def test_a_loaded_model_can_be_trained(folder: Path) -> None:
     assert all(parameter.requires_grad for parameter in GPT2.from_pretrained(folder).parameters())
+
+
+def empty_file(path: Path) -> None:
+    path.write_bytes(b"")  # a mapped file would end the process here, with SIGBUS
+
+
+def write_zeros(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def save_another_model(path: Path) -> None:
+    GPT2(TINY).save_pretrained(path.parent)
+
+
+@pytest.mark.parametrize("change", [empty_file, write_zeros, save_another_model, Path.unlink])
+def test_a_loaded_model_does_not_depend_on_its_file(
+    tiny_model: GPT2, folder: Path, change: Callable[[Path], None]
+) -> None:
+    loaded = GPT2.from_pretrained(folder)
+    change(folder / WEIGHTS)
+    assert_same_weights(loaded, tiny_model)
+
+
+def test_a_loaded_model_is_saved_over_its_own_file(tiny_model: GPT2, folder: Path) -> None:
+    loaded = GPT2.from_pretrained(folder)
+    loaded.save_pretrained(folder)
+    assert_same_weights(GPT2.from_pretrained(folder), tiny_model)
+    save_file(loaded.state_dict(), folder / WEIGHTS)
+    assert_same_weights(loaded, tiny_model)
+
+
+def test_training_a_loaded_model_leaves_its_file_alone(tiny_model: GPT2, folder: Path) -> None:
+    loaded = GPT2.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.zero_()
+    assert_same_weights(GPT2.from_pretrained(folder), tiny_model)
 
 
 def test_loading_leaves_the_random_numbers_alone(folder: Path) -> None:
