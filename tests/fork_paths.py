@@ -352,6 +352,14 @@ def check_continuations(model: GPT2) -> None:
         assert_close(score.logprobs, expected, "logprobs")
 
 
+@path("continuations of one context")
+def check_continuations_of_one_context(model: GPT2) -> None:
+    rows = [Continuation(text[:3], text[3 : 3 + n]) for text in texts() for n in (1, len(text))]
+    for row, score in zip(rows, score_continuations(model, rows), strict=True):
+        expected = logprobs_of(model, torch.tensor(row.context + row.ids))[2:]
+        assert_close(score.logprobs, expected, "logprobs")
+
+
 @path("forgetting")
 def check_forgetting(model: GPT2) -> None:
     """Of a model that gives every token the same probability, which any other moves away from."""

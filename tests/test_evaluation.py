@@ -3,8 +3,10 @@
 import gzip
 import json
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -294,6 +296,95 @@ def test_continuations_are_scored_as_by_brute_force(model: GPT2) -> None:
         every[0, best] = -torch.inf
         assert score.first_is_likeliest_allowed == (int(every[0].argmax()) == one.ids[0])
     assert scores[-1].is_likeliest == [True] and not scores[-1].first_is_likeliest_allowed
+
+
+def multiple_choice(seed: int, questions: int) -> list[Continuation]:
+    """Contexts and endings of all lengths; a context that leaves no room for its longest ending."""
+    random = torch.Generator().manual_seed(seed)
+
+    def some(longest: int) -> list[int]:
+        length = int(torch.randint(1, longest + 1, (1,), generator=random))
+        return torch.randint(8192, (length,), generator=random).tolist()
+
+    contexts = [*(some(40) for _ in range(questions)), [1], some(8) * 64]
+    return [Continuation(context, some(24)) for context in contexts for _ in range(len(some(4)))]
+
+
+@given(st.integers(0, 2**16), st.integers(1, 12))
+def test_a_context_in_common_changes_no_score(model: GPT2, seed: int, questions: int) -> None:
+    continuations = multiple_choice(seed, questions)
+    together = score_continuations(model, continuations, excluded={5, 6})
+    for one, score in zip(continuations, together, strict=True):
+        (alone,) = score_continuations(model, [one], excluded={5, 6})
+        torch.testing.assert_close(score.logprobs, alone.logprobs, atol=1e-4, rtol=1e-5)
+        assert len(score.is_likeliest) == len(one.ids)
+
+
+def tokens_read(model: GPT2, continuations: list[Continuation]) -> int:
+    read = 0
+
+    def count(_: nn.Module, arguments: tuple[Tensor]) -> None:
+        nonlocal read
+        read += arguments[0].numel()
+
+    hook = model.tok_emb.register_forward_pre_hook(count)
+    score_continuations(model, continuations)
+    hook.remove()
+    return read
+
+
+def test_a_context_in_common_is_read_once(model: GPT2) -> None:
+    context, endings = list(range(1, 40)), [[7, 8, 9], [4, 5, 6], [1, 2, 3], [3, 2, 1]]
+    questions = [[first, *context] for first in range(100)]
+    rows = [Continuation(context, ids) for context in questions for ids in endings]
+    once, each = 100 * (39 + 4 * 3), 100 * 4 * (40 + 2)
+    assert once <= tokens_read(model, rows) < 1.1 * once < each / 2
+
+
+class SeesTheTokenBefore(nn.Module):
+    """A layer whose output at a token depends on the token before, which no cache keeps for it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x + F.pad(x, (0, 0, 1, 0))[:, :-1])
+
+
+class TakesNoCache(GPT2):
+    def forward(self, token_ids: Any, attention_mask: Any = None) -> Tensor:  # type: ignore[override]
+        return super().forward(token_ids, attention_mask)
+
+
+def see_the_token_before(model: GPT2) -> None:
+    block: Any = model.trf_blocks[0]
+    block.mlp = SeesTheTokenBefore(block.mlp)
+
+
+def take_no_cache(model: GPT2) -> None:
+    model.__class__ = TakesNoCache
+
+
+@pytest.mark.parametrize("change", [see_the_token_before, take_no_cache])
+def test_a_model_that_cannot_go_on_from_a_cache_reads_whole_rows(
+    model: GPT2, change: Callable[[GPT2], None]
+) -> None:
+    changed = deepcopy(model)
+    change(changed)
+    continuations = multiple_choice(seed=0, questions=4)
+    for one, score in zip(continuations, score_continuations(changed, continuations), strict=True):
+        (alone,) = score_continuations(changed, [one])
+        torch.testing.assert_close(score.logprobs, alone.logprobs, atol=1e-4, rtol=1e-5)
+
+
+def test_contexts_in_common_are_read_in_bfloat16_too(model: GPT2) -> None:
+    continuations = multiple_choice(seed=1, questions=4)
+    for precision, half in (("bf16", model), ("fp32", deepcopy(model).bfloat16())):
+        exact = score_continuations(model, continuations)
+        rounded = score_continuations(half, continuations, precision=precision)
+        for one, other in zip(exact, rounded, strict=True):
+            assert abs(one.logprob - other.logprob) < 0.02 * abs(one.logprob) + 0.2
 
 
 @pytest.mark.parametrize("length", [0, 65])

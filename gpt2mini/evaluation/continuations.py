@@ -1,7 +1,8 @@
 """Log-probabilities of given continuations, by which zero-shot tasks are scored."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,10 +13,17 @@ from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length
 from gpt2mini.data.text import Window, pad_windows
 from gpt2mini.device import autocast
+from gpt2mini.evaluation.shared_context import (
+    Group,
+    batches_of_groups,
+    read_contexts,
+    shared_contexts,
+)
 from gpt2mini.evaluation.windows import states_and_targets
 from gpt2mini.losses.chunked import logprobs_in_chunks
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
+from gpt2mini.reader import cache_dtype
 from gpt2mini.tokenizer import Tokenizer
 
 
@@ -54,7 +62,8 @@ def score_continuations(
     precision: str = "fp32",
     progress: bool = False,
 ) -> list[Score]:
-    """Score every continuation, in batches of similar length.
+    """Score every continuation, in batches of similar length; a context that several have in common
+    is read once, where the model takes a cache.
 
     The model reads all tokens but the last: a continuation may have as many tokens as the model's
     context, and a context that is too long keeps its tail. excluded: ids that
@@ -64,16 +73,44 @@ def score_continuations(
     """
     check_predicts_tokens(model)
     rows = [fit(one, model.config.context_length) for one in continuations]
-    lengths = [len(row.token_ids) for row in rows]
     scores: dict[int, Score] = {}
     device = model.tok_emb.weight.device
     bar = tqdm(total=len(rows), desc="continuations", disable=not progress)
     with evaluating(model), autocast(device, precision), bar:
-        for indices in batches_by_length(lengths, BATCH_TOKENS):
-            of_batch = score_batch(model, [rows[i] for i in indices], excluded)
+        for indices, of_batch in score_in_batches(model, rows, excluded):
             scores.update(zip(indices, of_batch, strict=True))
             bar.update(len(indices))
     return [scores[i] for i in range(len(rows))]
+
+
+def score_in_batches(
+    model: GPT2, rows: Sequence[Window], excluded: Collection[int]
+) -> Iterator[tuple[list[int], list[Score]]]:
+    """(indices of some rows, their scores): first of the rows with a context in common."""
+    shared = shared_contexts(rows, model.config.context_length)
+    if not shared or not continues_from_cache(model, rows, shared[0]):
+        shared = []
+    for groups in batches_of_groups(rows, shared):
+        yield [i for group in groups for i in group], score_groups(model, rows, groups, excluded)
+    alone = sorted(set(range(len(rows))).difference(*shared))
+    for batch in batches_by_length([len(rows[i].token_ids) for i in alone], BATCH_TOKENS):
+        indices = [alone[i] for i in batch]
+        yield indices, score_batch(model, [rows[i] for i in indices], excluded)
+
+
+def continues_from_cache(model: GPT2, rows: Sequence[Window], group: Group) -> bool:
+    """Whether the model gives a group's scores from its cached context, too. One of your own may
+    take no cache, or look at tokens in a way that its cache does not know."""
+    whole = score_batch(model, [rows[i] for i in group])
+    try:
+        continued = score_groups(model, rows, [group])
+    except (TypeError, ValueError, RuntimeError):  # whatever its own code says to a cache
+        return False
+    precision = torch.finfo(cache_dtype(model.tok_emb.weight)).eps ** 0.5  # half of the digits
+    return all(
+        torch.allclose(one.logprobs, other.logprobs, atol=precision, rtol=precision)
+        for one, other in zip(whole, continued, strict=True)
+    )
 
 
 def fit(one: Continuation, longest: int) -> Window:
@@ -91,9 +128,20 @@ def fit(one: Continuation, longest: int) -> Window:
     return Window(torch.tensor([*context, *one.ids]), len(context))
 
 
-def score_batch(model: GPT2, rows: Sequence[Window], excluded: Collection[int]) -> list[Score]:
+def score_groups(
+    model: GPT2, rows: Sequence[Window], groups: Sequence[Group], excluded: Collection[int] = ()
+) -> list[Score]:
+    """The scores of all rows of some groups, whose contexts are read once."""
+    cache, left = read_contexts(model, rows, groups)
+    return score_batch(model, left, excluded, cache=cache)
+
+
+def score_batch(
+    model: GPT2, rows: Sequence[Window], excluded: Collection[int] = (), **arguments: Any
+) -> list[Score]:
+    """arguments: of the model, such as `cache`."""
     batch = pad_windows(rows).to(model.tok_emb.weight.device)
-    scores = score_tokens(*states_and_targets(model, batch), excluded)
+    scores = score_tokens(*states_and_targets(model, batch, **arguments), excluded)
     parts = [of_all.cpu().split([row.n_scored for row in rows]) for of_all in scores]
     return [
         Score(logprobs, is_best.tolist(), bool(is_best_allowed[0]))

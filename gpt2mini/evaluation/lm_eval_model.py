@@ -67,22 +67,20 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """log p of each text, in nats, after <|endoftext|>."""
-        return [self.text_logprob(request.args[0]) for request in requests]
-
-    def text_logprob(self, text: str) -> float:
-        ids = torch.tensor([self.prefix_token_id, *self.tok_encode(text)])
+        """log p of each text, in nats, after <|endoftext|>. Windows of several texts share
+        batches."""
+        texts = [[self.prefix_token_id, *self.tok_encode(one.args[0])] for one in requests]
+        of_texts = [rolling_windows([torch.tensor(ids)], self.max_length) for ids in texts]
         rows = [
             Continuation(
                 window.token_ids[: window.n_context].tolist(),
                 window.token_ids[window.n_context :].tolist(),
             )
-            for window in rolling_windows([ids], self.max_length)
+            for windows in of_texts
+            for window in windows
         ]
-        return sum(
-            score.logprob
-            for score in score_continuations(self.model, rows, precision=self.precision)
-        )
+        scores = iter(score_continuations(self.model, rows, precision=self.precision))
+        return [sum(next(scores).logprob for _ in windows) for windows in of_texts]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """A continuation of each context, up to the first of its `until`; greedy unless the task

@@ -14,9 +14,14 @@ Sliding windows, as in the documentation of transformers. Window 4, stride 2:
 
 A rolling window after the first gives its first token one token of context, and a sliding one
 `context_length - stride`: perplexity is lower, and costs more windows.
+
+The tokens that two windows share are read twice. Their keys cannot be kept: GPT-2 adds a vector of
+the absolute position to each token, a token has another position in each window, and so other keys
+and values from the first block on. (Texts that begin alike can keep them: `shared_context`.)
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -74,12 +79,13 @@ def check_window(model: GPT2, context_length: int | None, stride: int | None) ->
 
 
 def states_and_targets(
-    model: GPT2, batch: Batch
+    model: GPT2, batch: Batch, **arguments: Any
 ) -> tuple[Float[Tensor, "n emb"], nn.Module, Int[Tensor, " n"]]:
     """(hidden states, the output head, the tokens that they are to predict), row after row, of all
-    labels of a batch. The last column is not read: no label comes after it."""
+    labels of a batch. The last column is not read: no label comes after it. arguments: of the
+    model, such as `cache`."""
     mask = None if batch.attention_mask is None else batch.attention_mask[:, :-1]
     targets = next_tokens(batch.labels)  # (batch, tokens - 1)
-    hidden, head = hidden_states_and_head(model, batch.token_ids[:, :-1], mask)
+    hidden, head = hidden_states_and_head(model, batch.token_ids[:, :-1], mask, **arguments)
     scored = targets != IGNORED
     return hidden[scored], head, targets[scored]

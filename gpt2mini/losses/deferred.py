@@ -62,14 +62,16 @@ def hidden_states_and_head(
     model: GPT2,
     token_ids: Int[Tensor, "batch tokens"],
     attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
+    **arguments: Any,
 ) -> tuple[Float[Tensor, "batch tokens width"], nn.Module]:
-    """Hidden states and the head that makes `model(token_ids, attention_mask)` of them.
+    """Hidden states and the head that makes `model(token_ids, attention_mask)` of them. arguments:
+    others of the model, such as `cache`.
 
     Where `forward` does more than that, these are the logits themselves and `nn.Identity()`.
     """
     call = forward_of_sharded(model) if hasattr(model, "unshard") else model
     with deferred_head(model):
-        logits = call(token_ids, attention_mask)
+        logits = call(token_ids, attention_mask, **arguments)
     if not isinstance(logits, Deferred):
         return logits, nn.Identity()
     if logits.result is not None:  # something has looked at them, or changed them in place

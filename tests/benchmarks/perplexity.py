@@ -4,24 +4,32 @@
     python tests/benchmarks/perplexity.py wikitext-2.test.txt --limit 16
 
 The recipe (huggingface.co/docs/transformers/perplexity) takes one window at a time, sets the labels
-that an earlier window has scored to -100 and computes all logits. Both read the same ids with the
-same random weights of GPT-2's shape, in one process, a small window first to warm up. `--limit`
-stops both after as many windows. Needs transformers.
+that an earlier window has scored to -100 and computes all logits. Ours: the same windows in
+float32; lm-eval's rolling windows, which read every token about once (another setting, whose tokens
+have less context); and both in bfloat16 where the device gains from it, as `gpt2mini evaluate` does
+by default. All read the same ids with the same random weights of GPT-2's shape, in one process, a
+small window first to warm up. `--limit` stops after as many windows of the recipe. Needs
+transformers.
+
+In float32 the recipe's own setting cannot be twice as fast: both multiply the same matrices in the
+blocks, and the recipe computes twice the logits. A line gives the arithmetic, and how many
+operations a second each has done.
 """
 
 import argparse
 import math
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpt2mini import GPT2, GPT2Config
-from gpt2mini.data.text import sliding_windows
-from gpt2mini.device import autocast
-from gpt2mini.evaluation.windows import states_and_targets, window_batches
+from gpt2mini.device import autocast, best_precision
+from gpt2mini.evaluation.windows import states_and_targets, text_windows, window_batches
 from gpt2mini.losses.chunked import summed_cross_entropy
 from gpt2mini.modes import evaluating
 
@@ -36,29 +44,59 @@ def main() -> None:
     n = -(-max(len(ids) - args.context_length, 0) // args.stride) + 1
     print(
         f"{args.size}, {len(ids):,} tokens in {n} windows of {args.context_length}, stride "
-        f"{args.stride}; {args.threads} threads on {args.device}, {args.precision}"
+        f"{args.stride}; {args.threads} threads on {args.device}"
     )
-    for warm_up in (ids[:64], ids):
-        began = time.perf_counter()
-        loss_theirs = recipe(theirs, warm_up, args)
-        seconds_theirs = time.perf_counter() - began
-        began = time.perf_counter()
-        loss_ours = loss_in_windows(model, warm_up, args)
-        seconds_ours = time.perf_counter() - began
-    for name, loss, seconds in (
-        ("transformers", loss_theirs, seconds_theirs),
-        ("gpt2mini", loss_ours, seconds_ours),
-    ):
-        speed = len(ids) / seconds
-        print(f"{name:14}{seconds:9.2f} s{speed:10.1f} tokens/s   perplexity {math.exp(loss):.3f}")
-    print(f"gpt2mini / transformers: speed {seconds_theirs / seconds_ours:.2f} x")
+    settings = [(args.stride, "fp32"), (None, "fp32")]
+    if best_precision(model.tok_emb.weight.device) != "fp32":
+        settings += [(stride, "auto") for stride, _ in settings]
+    recipe(theirs, ids[:64], args)
+    seconds, loss = timed(lambda: recipe(theirs, ids, args))
+    show("transformers' recipe", len(ids), seconds, loss)
+    for stride, precision in settings:
+        measured = partial(loss_in_windows, model, args=args, stride=stride, precision=precision)
+        measured(ids[:64])
+        seconds_ours, loss = timed(partial(measured, ids))
+        windows = "rolling windows" if stride is None else f"stride {stride}"
+        name = f"{windows}, {best_precision(model.tok_emb.weight.device, precision)}"
+        show(name, len(ids), seconds_ours, loss, seconds / seconds_ours)
+        if stride is not None:
+            compare_operations(model.config, args, n, seconds, seconds_ours)
 
 
-def loss_in_windows(model: GPT2, ids: torch.Tensor, args: argparse.Namespace) -> float:
+def timed(run: Callable[[], float]) -> tuple[float, float]:
+    began = time.perf_counter()
+    result = run()
+    return time.perf_counter() - began, result
+
+
+def show(name: str, tokens: int, seconds: float, loss: float, ratio: float | None = None) -> None:
+    end = "" if ratio is None else f"   {ratio:.2f} x"
+    speed = f"{seconds:9.2f} s{tokens / seconds:10.1f} tokens/s"
+    print(f"{name:26}{speed}   perplexity {math.exp(loss):.3f}{end}")
+
+
+def compare_operations(
+    config: GPT2Config, args: argparse.Namespace, windows: int, theirs: float, ours: float
+) -> None:
+    """Floating-point operations of the matrix products of full windows, two for each weight."""
+    emb, length = config.emb_dim, args.context_length
+    blocks = config.n_layers * (24 * length * emb**2 + 2 * length**2 * emb)  # causal attention
+    head = 2 * emb * config.vocab_size
+    recipe, scored = blocks + length * head, blocks + args.stride * head
+    print(
+        f"  operations a window: {recipe / 1e9:.0f} billion and {scored / 1e9:.0f} "
+        f"({recipe / scored:.2f} x); a second: {windows * recipe / theirs / 1e9:.0f} billion and "
+        f"{windows * scored / ours / 1e9:.0f}"
+    )
+
+
+def loss_in_windows(
+    model: GPT2, ids: torch.Tensor, args: argparse.Namespace, stride: int | None, precision: str
+) -> float:
     """What `gpt2mini.evaluation.perplexity` does, from token ids on."""
-    rows = sliding_windows([ids], min(args.context_length, len(ids)), args.stride)
+    rows = text_windows([ids], min(args.context_length, len(ids)), stride)
     nats, device = 0.0, model.tok_emb.weight.device
-    with evaluating(model), autocast(device, args.precision):
+    with evaluating(model), autocast(device, precision):
         for batch in window_batches(rows, args.batch_size):
             nats += float(summed_cross_entropy(*states_and_targets(model, batch.to(device))))
     return nats / sum(row.n_scored for row in rows)
@@ -116,7 +154,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=4, help="windows at once, ours")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "auto"])
     return parser.parse_args()
 
 
