@@ -3,7 +3,7 @@
 To generate a token, every weight is read once, so a model with a quarter of the bytes generates
 several times as fast. Norms, biases and the embedding stay as they are.
 
-    model = GPT2.from_pretrained("gpt2").quantize("int8")  # or "fp16", "bf16"
+    model = GPT2.from_pretrained("gpt2").quantize("int8")  # or "int4", "fp16", "bf16"
 
 This is the one second form of the architecture (`QuantizedBlock`), and it proves itself: each new
 block is compared with the block that it replaces when it is made.
@@ -26,6 +26,7 @@ from gpt2mini.masking import build_attn_mask
 from gpt2mini.model import GPT2, MLP, MultiHeadAttention, TiedHead, TransformerBlock, call_layer
 from gpt2mini.modes import evaluating, has_hooks
 from gpt2mini.quantized_layers import (
+    FORMATS,
     quantized_copy,
     quantized_linear,
     refuse_quantized,
@@ -131,8 +132,8 @@ def quantize_model(model: GPT2, weights: str = "int8") -> GPT2:
     Raises ValueError, and leaves the model as it was, for a format it does not know, adapters, a
     model quantized already, or a block whose output differs when its layers are quantized.
     """
-    if weights not in ("int8", "fp16", "bf16"):
-        raise ValueError(f"weights must be 'int8', 'fp16' or 'bf16', not {weights!r}")
+    if weights not in FORMATS:
+        raise ValueError(f"weights must be one of {', '.join(FORMATS)}, not {weights!r}")
     refuse_quantized(model, "to quantize")
     for name, module in model.trf_blocks.named_modules():
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
@@ -146,7 +147,8 @@ def quantize_model(model: GPT2, weights: str = "int8") -> GPT2:
         for layer, block in enumerate(model.trf_blocks):
             blocks.append(quantized_block(block, weights, f"trf_blocks.{layer}", stream, model))
             stream = block(stream, None, None)
-        head = quantized_head(model, weights)
+        # Four bits in the head would cost as much perplexity as in all blocks together.
+        head = quantized_head(model, "int8" if weights == "int4" else weights)
     model.trf_blocks, model.out_head = nn.ModuleList(blocks), head
     return model.requires_grad_(False).eval()
 

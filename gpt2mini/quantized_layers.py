@@ -4,22 +4,29 @@ Only weights are rounded. Activations stay in float32 between layers, so the res
 depends on the other rows of the batch.
 
     "int8"   a byte per weight: each row of a matrix is integers of -127 to 127 times its own scale
+    "int4"   half a byte, and a byte for every 8 weights: each 32 columns of a row have 16 levels
     "fp16"   two bytes, with float32 arithmetic where the CPU has a kernel for it (x86)
     "bf16"   two bytes with fewer digits; for processors that multiply bfloat16 in hardware
 
-Their speeds: `tests/benchmarks/generation.py`.
+Their speeds: `tests/benchmarks/decoding.py`.
 """
 
+from functools import cache
+
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import BFloat16, Float, Int8, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2mini.device import emulates_bfloat16
 
+FORMATS = ("int8", "int4", "fp16", "bf16")
 INT8_KERNEL = getattr(torch, "_weight_int8pack_mm", None)  # not public in torch
+INT4_KERNEL = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)  # nor is this
+GROUP = 32  # neighboring columns of a row that have a scale of their own in int4
 FEW_ROWS = {
     "int8": 32,
+    "int4": 32,
     "bf16": 2,
 }  # rows for which the kernel beats converting
 
@@ -74,6 +81,73 @@ class Int8Linear(QuantizedLinear):
 
     def dequantized(self) -> Float[Tensor, "out into"]:
         return self.integers.float() * self.scales[:, None].float()
+
+
+class Int4Linear(QuantizedLinear):
+    """16 levels between the lowest and the highest weight (or 0) of each group of 32 columns:
+    weight = (integer - 8) * scale + middle, with an error of about half a scale.
+
+    Two integers share a byte, in the order of torch's kernel (see `pack`). For it, columns and rows
+    of zeros are added up to whole groups and blocks.
+    """
+
+    packed: UInt8[Tensor, "blocks columns half"]
+    scales: BFloat16[Tensor, "groups rows 2"]  # of each group: the scale and the middle
+
+    def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        block = int4_block() or 32
+        padding = (0, -self.in_features % GROUP, 0, -self.out_features % block)
+        groups = F.pad(weight.float(), padding).unflatten(1, (-1, GROUP))  # (rows, groups, 32)
+        lowest, highest = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)  # (rows, groups)
+        step = (highest - lowest) / 15
+        # What the kernel takes is bfloat16; rounded before the integers are.
+        scale, middle = step.bfloat16().float(), (lowest + 8 * step).bfloat16().float()
+        steps = (groups - middle[..., None]) / scale[..., None].clamp(min=1e-30)  # zeros have 0
+        integers = (steps.round() + 8).clamp(0, 15)
+        self.register_buffer("packed", pack(integers.flatten(1).to(torch.uint8), block))
+        scales = torch.stack([scale.T, middle.T], dim=2).bfloat16()
+        self.register_buffer("scales", scales.contiguous())
+
+    def multiply(self, rows: Float[Tensor, "rows into"]) -> Float[Tensor, "rows out"]:
+        on_cpu, few = rows.device.type == "cpu", len(rows) <= FEW_ROWS["int4"]
+        in_its_order = 2 * self.packed.shape[2] == int4_block()
+        if on_cpu and few and in_its_order and self.in_features % GROUP == 0:
+            packed = self.packed.view(-1, self.in_features // 2)
+            product = INT4_KERNEL(rows.bfloat16(), packed, GROUP, self.scales)  # type: ignore[misc]
+            return product[:, : self.out_features]
+        return F.linear(rows, self.dequantized().to(rows.dtype))
+
+    def dequantized(self) -> Float[Tensor, "out into"]:
+        scale, middle = self.scales.float().permute(2, 1, 0)[..., None]  # (rows, groups, 1) each
+        groups = unpack(self.packed).unflatten(1, (-1, GROUP))  # (rows, groups, 32)
+        weight = ((groups.float() - 8) * scale + middle).flatten(1)
+        return weight[: self.out_features, : self.in_features]
+
+
+def pack(
+    integers: UInt8[Tensor, "rows columns"], block: int
+) -> UInt8[Tensor, "blocks columns half"]:
+    """Two integers of 4 bits in a byte: of each block of rows, the first half and the second."""
+    low, high = integers.view(-1, 2, block // 2, integers.shape[1]).unbind(1)
+    return (low + 16 * high).mT.contiguous()
+
+
+def unpack(packed: UInt8[Tensor, "blocks columns half"]) -> UInt8[Tensor, "rows columns"]:
+    halves = torch.stack([packed & 15, packed >> 4], dim=1)  # (blocks, 2, columns, half)
+    return halves.mT.flatten(0, 2)
+
+
+@cache
+def int4_block() -> int | None:
+    """The rows of a block for which the order of `pack` is that of torch's int4 kernel, which is
+    not documented: 64 with AVX512, 32 with AVX2. None: it has another order, or is not there."""
+    if INT4_KERNEL is None:
+        return None
+    integers = torch.arange(64 * 32, dtype=torch.int32).view(64, 32) * 7 // 5 % 16
+    found = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
+    of_block = {block: pack(integers.to(torch.uint8), block) for block in (64, 32)}
+    return next((b for b, own in of_block.items() if torch.equal(own.view(64, 16), found)), None)
 
 
 class HalfLinear(QuantizedLinear):
@@ -164,6 +238,8 @@ def quantized_linear(
 ) -> QuantizedLinear:
     if weights == "int8":
         return Int8Linear(weight, bias)
+    if weights == "int4":
+        return Int4Linear(weight, bias)
     if weights == "fp16" and weight.device.type == "cpu" and has_fbgemm():
         return PackedHalfLinear(weight, bias)
     if weights == "bf16" and weight.device.type == "cpu" and has_onednn():

@@ -84,13 +84,13 @@ def test_a_new_token_is_waited_for_twice(device: torch.device, own_model: GPT2) 
     assert counts[1] - counts[0] <= 20, waits
 
 
-@pytest.mark.parametrize("weights", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("weights", ["fp16", "bf16", "int8", "int4"])
 def test_quantized_weights(device: torch.device, own_model: GPT2, weights: str) -> None:
     expected = own_model(random_ids(2, 8)).detach()
     model = own_model.to(device).quantize(weights)
     with torch.no_grad():
         logits = model(random_ids(2, 8).to(device)).cpu()
-    assert (logits - expected).norm() < 0.05 * expected.norm()
+    assert (logits - expected).norm() < (0.3 if weights == "int4" else 0.05) * expected.norm()
     assert generate(model, random_ids(2, 8).to(device), 5).token_ids.device == device
 
 

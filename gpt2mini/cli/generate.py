@@ -44,7 +44,7 @@ class DraftFlags:
 class Flags:
     model: str = "gpt2-nano"  # a model's folder or name
     adapter: str | None = None  # folder of an adapter that was trained on --model
-    quantize: Literal["int8", "fp16", "bf16"] | None = None  # weights in fewer bits: faster
+    quantize: Literal["int8", "int4", "fp16", "bf16"] | None = None  # in fewer bits: faster
     # text to continue, "The old man looked at" without it; may be given repeatedly; - reads stdin;
     # an empty one begins a text
     prompt: UseAppendAction[tuple[str, ...]] = ()

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from gpt2mini import GPT2, GPT2Config
 
 ROWS = ["transformers:fp32", "transformers:bf16", "ctranslate2:int8"]
-ROWS += ["gpt2mini:fp32", "gpt2mini:bf16", "gpt2mini:fp16", "gpt2mini:int8"]
+ROWS += ["gpt2mini:fp32", "gpt2mini:bf16", "gpt2mini:fp16", "gpt2mini:int8", "gpt2mini:int4"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROMPT_TOKENS = 16
 
@@ -72,13 +72,13 @@ def main() -> None:
 
 
 def print_ratios(speeds: dict[str, float], batch_size: int) -> None:
-    """The best of ours, whole and in int8, beside the best of each peer."""
+    """The best of ours in floating point, in int8 and in int4, beside the best of each peer."""
     ours = {row: speed for row, speed in speeds.items() if row.startswith("gpt2mini")}
-    not_quantized = {row: speed for row, speed in ours.items() if row != "gpt2mini:int8"}
-    int8 = {row: speed for row, speed in ours.items() if row == "gpt2mini:int8"}
+    int8, int4 = ({r: s for r, s in ours.items() if r.endswith(bits)} for bits in ("int8", "int4"))
+    in_floats = {row: speed for row, speed in ours.items() if row not in int8 | int4}
     for peer in ("transformers", "ctranslate2"):
         theirs = {row: speed for row, speed in speeds.items() if row.startswith(peer)}
-        for mine in (not_quantized, int8):
+        for mine in (in_floats, int8, int4):
             if theirs and mine:
                 best, rival = max(mine, key=mine.__getitem__), max(theirs, key=theirs.__getitem__)
                 ratio = mine[best] / theirs[rival]
@@ -125,7 +125,7 @@ def ours(folder: Path, precision: str, args: argparse.Namespace) -> Write:
 def in_few_bits(precision: str, device: torch.device) -> bool:
     """Whether `quantize` is to give the format. A GPU computes in two bytes as fast as it reads
     them, so there it is the dtype of the whole model."""
-    return precision == "int8" or (precision != "fp32" and device.type == "cpu")
+    return precision in ("int8", "int4") or (precision != "fp32" and device.type == "cpu")
 
 
 def theirs(folder: Path, precision: str, args: argparse.Namespace) -> Write:
