@@ -533,6 +533,24 @@ def test_zero_shot_names_what_is_wrong_in_a_file(
         zero_shot(model, tokenizer, {task: write_lines(tmp_path / "file.jsonl", rows)})
 
 
+def test_raw_wikitext_is_read_as_in_the_documentation_of_transformers(
+    model: GPT2, theirs, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """The page's script on the rows of the data set, which keep their line ends; blank ones are
+    empty."""
+    raw = tmp_path / "raw.txt"
+    raw.write_text(
+        " \n = Nets = \n \n The net , 2 @.@ 5 m long , was old . \n" * 4, encoding="utf-8"
+    )
+    with raw.open(encoding="utf-8") as lines:
+        rows = [line if line.strip() else "" for line in lines]
+    ids = torch.tensor(tokenizer.encode("\n\n".join(rows)))
+    for stride in (64, 32):
+        (row,) = zero_shot(model, tokenizer, {"wikitext-2-raw": raw}, stride=stride).rows
+        assert row.value == pytest.approx(math.exp(recipe(theirs, ids, 64, stride)[0]), rel=1e-4)
+        assert row.count == len(ids) > 64
+
+
 def test_zero_shot_refuses_before_it_begins(
     model: GPT2, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

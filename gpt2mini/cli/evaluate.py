@@ -17,6 +17,8 @@ Where the files of the tasks come from:
   lambada            https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl
   lambada-original   https://zenodo.org/record/2630551 (lambada_test_plain_text.txt)
   wikitext-2, -103   the tokenized files with <unk>: Merity et al. 2016
+  wikitext-2-raw     wiki.test.raw of wikitext-2-raw-v1.zip, as in the documentation of
+                     transformers: https://huggingface.co/datasets/ggml-org/ci
   enwik8, text8      http://mattmahoney.net/dc/textdata.html (the usual test part: the last 5 MB)
   cbt-cn, cbt-ne     the Children's Book Test: Hill et al. 2016 (the paper's are the valid files)
   hellaswag          JSONL with ctx, endings, label: https://github.com/rowanz/hellaswag

@@ -27,6 +27,25 @@ def wikitext(
     return [Row(task, "perplexity", value, tokens, "tokens", setting, PAPER[task])]
 
 
+def wikitext_raw(
+    model: GPT2, tokenizer: Tokenizer, path: Path, options: Options, task: str
+) -> list[Row]:
+    """Perplexity per token of GPT-2 as in the documentation of transformers, "Perplexity of
+    fixed-length models": the raw file, its lines joined by blank ones, and no <|endoftext|> before
+    the first token."""
+    text = joined_lines(beginning(read_plain(path), options.limit))
+    found = measure(model, tokenizer, text, path, options, score_first=False)
+    setting = f"{describe_window(model, options)}, raw, per token of GPT-2"
+    return [Row(task, "perplexity", found.per_token, found.tokens, "tokens", setting)]
+
+
+def joined_lines(text: str) -> str:
+    """What that page joins by two line ends: the rows of the data set `wikitext`, each a line with
+    its end, or nothing for a blank one."""
+    lines = text.removesuffix("\n").split("\n")
+    return "\n\n".join(f"{line}\n" if line.strip() else "" for line in lines)
+
+
 def bits(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options, task: str) -> list[Row]:
     """Bits per byte (enwik8) or per character (text8) of the file as it is. The paper does not say
     which part it used; the usual test set is the last 5 MB."""
@@ -58,7 +77,12 @@ def any_text(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) ->
 
 
 def measure(
-    model: GPT2, tokenizer: Tokenizer, text: str, path: Path, options: Options
+    model: GPT2,
+    tokenizer: Tokenizer,
+    text: str,
+    path: Path,
+    options: Options,
+    score_first: bool = True,
 ) -> Perplexity:
     if not text.strip():
         raise ValueError(f"there is no text in {path}")
@@ -69,6 +93,7 @@ def measure(
         options.context_length,
         options.stride,
         options.batch_size,
+        score_first,
         precision=options.precision,
         progress=options.progress,
     )

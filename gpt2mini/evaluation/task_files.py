@@ -21,6 +21,7 @@ USUAL_NAMES = {
     "lambada": ["lambada_test.jsonl"],
     "lambada-original": ["lambada_test_plain_text.txt"],
     "wikitext-2": ["wikitext-2.test.txt", "wikitext-2/wiki.test.tokens"],
+    "wikitext-2-raw": ["wikitext-2-raw.test.txt", "wikitext-2-raw/wiki.test.raw"],
     "wikitext-103": ["wikitext-103.test.txt", "wikitext-103/wiki.test.tokens"],
     "enwik8": ["enwik8"],
     "text8": ["text8"],

@@ -7,7 +7,7 @@ from pathlib import Path
 from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.evaluation.lambada import lambada
 from gpt2mini.evaluation.multiple_choice import childrens_books, hellaswag
-from gpt2mini.evaluation.running_text import any_text, bits, wikitext
+from gpt2mini.evaluation.running_text import any_text, bits, wikitext, wikitext_raw
 from gpt2mini.evaluation.table import Options, Row, Table
 from gpt2mini.evaluation.windows import check_window
 from gpt2mini.model import GPT2
@@ -17,6 +17,7 @@ TASKS: dict[str, Callable[[GPT2, Tokenizer, Path, Options], list[Row]]] = {
     "lambada": lambada,  # OpenAI's .jsonl
     "lambada-original": lambada,  # one passage a line
     "wikitext-2": partial(wikitext, task="WikiText-2"),
+    "wikitext-2-raw": partial(wikitext_raw, task="WikiText-2, raw"),
     "wikitext-103": partial(wikitext, task="WikiText-103"),
     "enwik8": partial(bits, task="enwik8"),
     "text8": partial(bits, task="text8"),
