@@ -219,7 +219,7 @@ def names_of_flags(flags: Any) -> Iterator[str]:
         if is_dataclass(one.type):
             yield from names_of_flags(one.type)
         else:
-            yield one.name.replace("_", "-")
+            yield one.name.rstrip("_").replace("_", "-")
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the inside to the outside: what a GPT-2 is, what one does with it, the command. A file may
 # import from its own ring and from those before it.
 ROOMS = {"losses", "lora", "data", "classification", "preferences"}
-ROOMS |= {"training", "evaluation", "inspection"}
+ROOMS |= {"training", "evaluation", "verification", "inspection"}
 COMMAND = {"cli", "__main__"}
 # The one circle: the model's public methods `from_pretrained`, `save_pretrained` and `quantize`
 # import inside the function what imports the model.

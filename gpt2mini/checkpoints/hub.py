@@ -38,6 +38,7 @@ PUBLISHED = {  # names of the sizes on the Hub -> repositories
     "gpt2-xl": "openai-community/gpt2-xl",
 }
 BY_HAND = ("model.safetensors", "vocab.json", "merges.txt")
+CARD = "card.json"  # what is expected of a model, in its folder: see gpt2mini.verification
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 SECONDS_TO_ANSWER = 10  # for the Hub's first answer; without one there is no network
 
@@ -153,7 +154,7 @@ def download(repository: str, available: list[str], weights: bool) -> Path:
 
     # The config first: whoever names some other model should not wait for gigabytes of it.
     read_config(Path(hf_hub_download(repository, CONFIG)).parent)
-    files = [name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if name in available]
+    files = [name for name in (*CONFIG_FILES, *TOKENIZER_FILES, CARD) if name in available]
     files += fnmatch.filter(available, CHAT_TEMPLATES)
     if weights:
         form = weight_file(available)

@@ -25,6 +25,7 @@ JOBS = {
     "evaluate": "zero-shot tasks, perplexity, generation quality",
     "inspect": "trace, compare, attention, logit lens",
     "explore": "write a page that shows a forward pass in the browser",
+    "verify": "prove that a model is what it is called",
     "download": "fetch a published model",
     "convert": "write any model, or a checkpoint of a run, as a Hugging Face folder",
     "push": "upload a folder to the Hugging Face Hub",

@@ -173,4 +173,4 @@ def conditional_flags(flags: Any) -> Iterator[tuple[str, Sequence[str]]]:
         if conditions := group.metadata.get("only_for"):
             for one in fields(getattr(flags, group.name)):
                 if one.name not in group.metadata["but"]:
-                    yield one.name.replace("_", "-"), conditions
+                    yield one.name.rstrip("_").replace("_", "-"), conditions  # as_: a keyword
