@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from parallel_rollouts import learn_from_rewards
 from torch.optim import SGD, Optimizer
 
 from gpt2mini import GPT2, GPT2Config
@@ -93,6 +94,7 @@ def main(folder: Path) -> None:
     for name, spread in (("ddp", False), ("fsdp", True)):
         if spread and not can_shard_on_cpu():
             continue
+        learn_from_rewards(folder, name, spread)
         for lora in (False, True):
             model = make_model(lora, spread)
             once: dict[str, Any] = {"steps": 1, "max_grad_norm": 1e9, "schedule": lambda step: 1.0}

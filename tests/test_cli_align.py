@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from command import run
+from command import COMMAND, run, run_apart
 
 from gpt2mini import GPT2
+from gpt2mini.lora import load_adapter
+from gpt2mini.training.distributed import can_shard_on_cpu
 
 FEW = ["--steps", "2", "--batch-size", "4", "--fraction", "0.1", "--answers", "1"]
 COMPARE = [*FEW, "--max-new-tokens", "4", "--compare", "4", "--best-of", "2"]
@@ -126,6 +128,24 @@ def test_a_reward_is_found_in_the_current_folder(
     assert read(tmp_path / "out")[0]["reward_function"] == "my_rewards:politeness"
 
 
+@pytest.mark.parametrize("method", [["ppo"], ["grpo", "--num-samples", "2", "--lora"]])
+def test_a_sharded_policy_learns_from_rewards(
+    word_folder: Path, tmp_path: Path, method: list[str]
+) -> None:
+    launch = [*COMMAND[:-1], "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["align", "--model", word_folder, "--out", tmp_path, *SHORT, "--method", *method]
+    command += ["--shard"] if can_shard_on_cpu() else []
+    done = run_apart(*command, launch=[*launch, *COMMAND[1:]])
+    assert done.returncode == 0, done.stderr
+    summary, rows = read(tmp_path)
+    assert rows[-1]["step"] == 2 and len(summary["answers_after"]) == 3
+    if "--lora" in method:
+        load_adapter(GPT2.from_pretrained(word_folder), tmp_path / "best")
+    else:
+        before, after = GPT2.from_pretrained(word_folder), GPT2.from_pretrained(tmp_path / "best")
+        assert not torch.equal(before.tok_emb.weight, after.tok_emb.weight)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -136,6 +156,7 @@ def test_a_reward_is_found_in_the_current_folder(
         (["--columns", "prompt"], "--columns must read"),
         (["--method", "grpo", "--target-kl", "6"], "--target-kl is for --method ppo"),
         (["--max-new-tokens", "600"], "max_new_tokens (600) leaves no room"),
+        (["--shard"], "no ranks to shard the model over: start it with torchrun"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(

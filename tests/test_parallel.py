@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import HANGS
+from parallel_rollouts import METHODS
 from parallel_worker import (
     STEPS,
     STOP,
@@ -36,6 +37,7 @@ pytestmark = pytest.mark.skipif(
 needs_newer_torch = pytest.mark.skipif(
     not can_shard_on_cpu(), reason=f"torch {torch.__version__} has FSDP2 for GPUs alone"
 )
+WAYS = ("ddp", "fsdp")
 HOW = ["ddp", pytest.param("fsdp", marks=needs_newer_torch)]
 
 
@@ -43,7 +45,7 @@ HOW = ["ddp", pytest.param("fsdp", marks=needs_newer_torch)]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes have left, once, for all tests."""
     folder = tmp_path_factory.mktemp("parallel")
-    for name in ("ddp", "fsdp"):
+    for name in WAYS:
         model = make_model()
         evaluate = partial(validation_loss, model)
         out = folder / f"alone-then-{name}"
@@ -146,6 +148,58 @@ def test_muon_takes_the_same_steps(how: str, folder: Path) -> None:
     found = torch.load(folder / f"{how}-muon.pt", weights_only=True)
     for name, weight in weights(model).items():
         assert_close(found[name], weight, atol=1e-5, rtol=0)
+
+
+def sampled(name: str, folder: Path) -> list[dict[str, Tensor]]:
+    """The last experience of each of the two processes."""
+    return [torch.load(folder / f"{name}-rank-{i}.pt", weights_only=True) for i in (0, 1)]
+
+
+@needs_newer_torch
+def test_answers_of_different_lengths_wait_for_no_other_process(folder: Path) -> None:
+    shapes = []
+    for i in (0, 1):
+        whole, sharded = (
+            torch.load(folder / f"answers-{how}-rank-{i}.pt", weights_only=True) for how in WAYS
+        )
+        assert torch.equal(whole, sharded)
+        shapes.append(whole.shape[1])
+    assert shapes[1] - shapes[0] == 9
+
+
+@needs_newer_torch
+@pytest.mark.parametrize("method", METHODS)
+def test_a_sharded_policy_samples_and_learns_the_same(method: str, folder: Path) -> None:
+    """In the second rollout too, so the weights that sample are those that were trained."""
+    whole, sharded = sampled(f"{method}-ddp", folder), sampled(f"{method}-fsdp", folder)
+    for expected, found in zip(whole, sharded, strict=True):
+        assert torch.equal(found["token_ids"], expected["token_ids"])
+        assert torch.equal(found["response_mask"], expected["response_mask"])
+        for name in ("logprobs", "reference_logprobs", "advantages"):
+            assert_close(found[name], expected[name], atol=1e-5, rtol=0)
+    lengths = [one["response_mask"].sum(dim=1).tolist() for one in whole]
+    assert lengths[0] != lengths[1]  # each process samples its own
+    ends = [torch.load(folder / f"{method}-{how}.pt", weights_only=True) for how in WAYS]
+    assert ends[0].keys() == ends[1].keys()
+    for name, weight in ends[0].items():
+        assert_close(ends[1][name], weight, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_stopped_ppo_run_of_two_goes_on_within_a_rollout(how: str, folder: Path) -> None:
+    straight, resumed = (
+        torch.load(folder / f"ppo-{name}.pt", weights_only=True) for name in (how, f"{how}-resumed")
+    )
+    assert_close(resumed, straight, atol=0, rtol=0)
+    one, other = sampled(f"ppo-{how}", folder), sampled(f"ppo-{how}-resumed", folder)
+    assert all(torch.equal(a["token_ids"], b["token_ids"]) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_policy_is_saved_whole(how: str, folder: Path) -> None:
+    trained = torch.load(folder / f"ppo-{how}.pt", weights_only=True)
+    saved = weights(GPT2.from_pretrained(folder / f"ppo-{how}-best"))
+    assert_close(saved, {name: trained[f"policy.{name}"] for name in saved}, atol=0, rtol=0)
 
 
 @needs_newer_torch

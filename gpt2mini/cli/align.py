@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2mini import GPT2
+from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.cli.align_job import FIGURES, Flags, Job, different_prompts
 from gpt2mini.cli.align_pairs import train_reward_model, tune_dpo
 from gpt2mini.cli.align_rollouts import tune_on_policy
@@ -58,9 +59,7 @@ def tune_policy(job: Job) -> dict[str, Any]:
     flags, model = job.flags, job.model
     asked = flags.comparison
     sys.path.append(str(Path.cwd()))  # where --reward my_rewards:politeness is looked for
-    # an adapter's base must stay as it is: with --lora the policy's own does
-    base = model if flags.lora else deepcopy(model)
-    reward = find_reward(asked.reward, job.device, base=base)
+    reward = find_reward(asked.reward, job.device, base=base_of_reward(job))
     prompts = different_prompts(job.held_out)[: asked.compare]
 
     def answers(model: GPT2) -> list[str]:
@@ -82,6 +81,14 @@ def tune_policy(job: Job) -> dict[str, Any]:
         "best_of_n": best,
         **(summary | found.summary() | forgotten),
     }
+
+
+def base_of_reward(job: Job) -> GPT2 | None:
+    """Of a reward model that is an adapter: the model as it is before training. With --lora the
+    policy's own weights stay so; else it is a copy."""
+    if not holds_adapter(Path(job.flags.comparison.reward)):
+        return None
+    return job.model if job.flags.lora else deepcopy(job.model)
 
 
 def chosen_answers(job: Job) -> Iterator[Batch]:

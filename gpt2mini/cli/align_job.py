@@ -32,7 +32,6 @@ class PairFlags:
 
     epochs: options.Positive = 3.0  # times through the pairs
     longest: options.Count = 512  # tokens per prompt and answer
-    shard: bool = False  # spread the model over torchrun's processes (FSDP2)
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,7 @@ class Flags:
     grpo: GRPOFlags = options.group(GRPOFlags, GRPO)
     adapters: options.LoRA = options.group(options.LoRA, "--lora")
     run: options.Run = options.group(options.Run)
+    parallel: options.Sharding = options.group(options.Sharding)
     machine: options.Machine = options.group(options.Machine)
 
     @property

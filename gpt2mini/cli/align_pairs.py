@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gpt2mini import GPT2
-from gpt2mini.cli import common, options
+from gpt2mini.cli import common
 from gpt2mini.cli.align_job import Job
 from gpt2mini.cli.tables import print_rows
 from gpt2mini.lora import lora_layers, merge_lora, save_adapter
@@ -101,7 +101,7 @@ def train_on_pairs(
         report = evaluate()
         return {"validation_loss": report.loss, "validation_accuracy": report.accuracy}
 
-    options.Sharding(flags.pairs.shard).apply(model, job.precision)
+    flags.parallel.apply(model, job.precision)
     rows = job.train(
         model,
         batches,

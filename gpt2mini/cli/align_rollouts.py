@@ -39,20 +39,23 @@ def tune_on_policy(job: Job, reward: RewardFunction) -> tuple[GPT2, dict[str, An
     )
     prepare = prepare_ppo if flags.method == "ppo" else prepare_grpo
     learner, batches, step = prepare(job, reward, rollouts, reference)
+    for one in filter(None, (learner, reference)):
+        flags.parallel.apply(one, job.precision)
     steps = flags.steps or flags.on_policy.rollouts * rollouts.updates
     rows = job.train(
         learner,
         batches,
         [adamw(learner, job.peak_rate(), weight_decay=0.0)],
         *(steps, step),
+        save=common.how_to_save(model),
         figures=job.figures,
+        last=model,
         log_every=rollouts.updates,
     )
     names = FIGURES[flags.method]
     print_rows(rows, names)
-    common.how_to_save(model)(model, job.out / "best")
     job.report_best()
-    return model, {name: rows[-1].get(name) for name in names}
+    return job.load_best(), {name: rows[-1].get(name) for name in names}
 
 
 Prepared = tuple[torch.nn.Module, Any, Callable]  # (what learns, batches, loss function)

@@ -28,7 +28,7 @@ from gpt2mini.lora import load_adapter, lora_layers, save_adapter
 from gpt2mini.model import TiedHead
 from gpt2mini.preferences.comparison import answer_prompts, end_of
 from gpt2mini.training import LossFunction, next_token_step, train
-from gpt2mini.training.distributed import get_rank
+from gpt2mini.training.distributed import get_rank, save_whole
 from gpt2mini.training.folder import check_free, only_run_in
 
 SMALL = 50_000_000  # parameters; larger models want smaller learning rates
@@ -66,10 +66,14 @@ class Job:
         evaluate: Callable[[], float | dict[str, float]] | None = None,
         save: Save = GPT2.save_pretrained,
         figures: Callable[[], dict[str, float]] | None = None,
+        last: GPT2 | None = None,
         **settings: Any,
     ) -> list[dict[str, Any]]:
         """`training.train` as the flags say. It returns in rank 0 alone: after training, one
-        process is enough to look at the result."""
+        process is enough to look at the result.
+
+        last: where no validation chooses the best model, the one to save when training is over.
+        """
         run, began, optimizers = self.flags.run, time.perf_counter(), list(optimizers)
         peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         given = run.settings(steps, self.precision, **settings)
@@ -81,6 +85,8 @@ class Job:
                 save=save,
                 figures=figures,
             )
+        if last is not None:
+            save_whole(save, last, self.out / "best")
         if get_rank() > 0:
             sys.exit()
         if evaluate is not None and not (self.out / "best").exists():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
+from torch import nn
 from tyro.conf import UseAppendAction
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -122,7 +123,7 @@ class Sharding:
 
     shard: bool = False  # spread the model over torchrun's processes (FSDP2)
 
-    def apply(self, model: GPT2, precision: str) -> None:
+    def apply(self, model: nn.Module, precision: str) -> None:
         """Make optimizers afterwards, for they hold parameters."""
         if self.shard:
             shard(model, precision)

@@ -95,7 +95,8 @@ class ActorCritic(nn.Module):
         if self.value_model is None:
             if head is not self.policy.out_head:  # these are logits
                 hidden = self.policy.hidden_states(token_ids, attention_mask)
-            outputs = self.value_head(hidden)  # (batch, tokens, 1)
+            outputs = self.value_head(hidden.flatten(0, 1))  # (batch * tokens, 1): no view, of
+            outputs = outputs.view(*hidden.shape[:2], 1)  # which FSDP2 warns
         else:
             outputs = self.value_model(token_ids, attention_mask)  # (batch, tokens, 1)
         return logprobs, values_of_tokens(outputs[..., 0].float(), response_mask)

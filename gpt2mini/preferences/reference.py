@@ -10,6 +10,7 @@ from gpt2mini.lora.adapt import lora_disabled, lora_layers
 from gpt2mini.lora.base_model import base_fingerprint, check_base
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
+from gpt2mini.training.distributed import whole_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ def check_same_base(policy: GPT2, reference: GPT2) -> None:
 
 def warn_if_adapters_are_trained(policy: GPT2, reference: GPT2 | None) -> None:
     """Before training: the default reference leaves out what the adapters have learned already."""
-    if reference is None and any(layer.lora_B.any() for layer in lora_layers(policy).values()):
+    layers = lora_layers(policy).values()
+    if reference is None and any(whole_tensor(layer.lora_B).any() for layer in layers):
         logger.warning(
             "the reference is the base model without the adapters, although these are trained "
             "already: the policy starts away from it. To start from the adapters, pass "

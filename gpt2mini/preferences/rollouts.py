@@ -35,6 +35,7 @@ from gpt2mini.modes import evaluating
 from gpt2mini.preferences.reference import using_reference, warn_if_adapters_are_trained
 from gpt2mini.preferences.reward_functions import RewardFunction, call_reward
 from gpt2mini.tokenizer import Tokenizer
+from gpt2mini.training.distributed import reshard, unsharded
 from gpt2mini.training.fingerprint import digest
 from gpt2mini.training.metrics import Figures
 
@@ -135,10 +136,12 @@ def encode_prompts(
 def sample_responses(
     model: GPT2, prompts: Sequence[Int[Tensor, "_"]], max_new_tokens: int, **sampling
 ) -> Generated:
-    """`generate` for encoded prompts of any lengths, side by side on the model's device."""
+    """`generate` for encoded prompts of any lengths, side by side on the model's device. A sharded
+    model is gathered on every rank for the while (`unsharded`)."""
     device = model.tok_emb.weight.device
     token_ids, is_real = (tensor.to(device) for tensor in pad_left(prompts))  # (batch, tokens)
-    return generate(model, token_ids, max_new_tokens, is_real, **sampling)
+    with unsharded(model):
+        return generate(model, token_ids, max_new_tokens, is_real, **sampling)
 
 
 def response_texts(rollout: Rollout | Generated, tokenizer: Tokenizer) -> list[str]:
@@ -187,7 +190,9 @@ def in_minibatches(
     """`function(model, *rows)` on a minibatch at a time: it fits in memory if training does, and
     rounds as training does, which sums of other sizes may not."""
     parts = zip(*(tensor.split(settings.minibatch_rows) for tensor in rows), strict=True)
-    return torch.cat([function(model, *part) for part in parts])
+    found = torch.cat([function(model, *part) for part in parts])
+    reshard(model)
+    return found
 
 
 def clip_fraction(

@@ -132,8 +132,9 @@ def gradient_sync(loss: nn.Module, now: bool) -> AbstractContextManager:
     micro-batch has to; until then each rank accumulates its own."""
     if isinstance(loss, DistributedDataParallel):
         return nullcontext() if now else loss.no_sync()
-    if isinstance(loss, LossOfModel) and is_sharded(loss.model):
-        loss.model.set_requires_gradient_sync(now)  # type: ignore[operator]
+    if isinstance(loss, LossOfModel):
+        for part in sharded_parts(loss.model):
+            part.set_requires_gradient_sync(now)  # type: ignore[operator]
     return nullcontext()
 
 
@@ -142,7 +143,12 @@ def gradient_sync(loss: nn.Module, now: bool) -> AbstractContextManager:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether `shard` has been applied to the model."""
-    return hasattr(model, "whole_model")
+    return bool(sharded_parts(model))
+
+
+def sharded_parts(model: nn.Module) -> list[nn.Module]:
+    """What `shard` has sharded: the model, or the children of a module that holds several."""
+    return [module for module in (model, *model.children()) if hasattr(module, "unshard")]
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
@@ -162,31 +168,46 @@ def sharded_like(like: Tensor, whole: Tensor) -> Tensor:
     return everywhere.redistribute(placements=like.placements)  # type: ignore[attr-defined]
 
 
-def shard(model: GPT2, precision: str = "auto") -> None:
+def shard(model: nn.Module, precision: str = "auto") -> None:
     """Shard the parameters over all ranks, in place (FSDP2). A block's parameters are gathered
     while it computes, forward and backward, and freed afterwards; gradients and optimizer states
-    stay sharded. Make the optimizers afterwards, since they refer to parameters. Raises ValueError
-    without torchrun, and NotImplementedError on a CPU with torch 2.6, which shards on GPUs alone.
-    """
-    from torch.distributed import fsdp  # hundreds of modules, for those who need them
+    stay sharded. Make the optimizers afterwards, since they refer to parameters.
 
+    model: a GPT2; or a module that holds several models, as `ActorCritic`: each of its children is
+    sharded by itself, for it also computes without the others.
+    Raises ValueError without torchrun, and NotImplementedError on a CPU with torch 2.6, which
+    shards on GPUs alone.
+    """
     if not is_distributed():
         raise ValueError("there are no ranks to shard the model over: start it with torchrun")
-    if model.tok_emb.weight.device.type == "cpu" and not can_shard_on_cpu():
+    device = next(model.parameters()).device
+    if device.type == "cpu" and not can_shard_on_cpu():
         raise NotImplementedError(
             f"torch {torch.__version__} can shard a model over GPUs alone: install a newer torch, "
             "or let every rank hold the whole model (DDP: leave shard out)"
         )
-    # the unsharded structure, for `gathered`; a tuple hides it from `nn.Module`
-    object.__setattr__(model, "whole_model", (deepcopy(model).to("meta"),))
-    half = best_precision(model.tok_emb.weight.device, precision) == "bf16"
+    in_bfloat16 = best_precision(device, precision) == "bf16"
+    parts = [model] if isinstance(model, GPT2) else list(model.children())
+    for module in dict.fromkeys((model, *parts)):
+        # the unsharded structure, for `gathered`; a tuple hides it from `nn.Module`
+        object.__setattr__(module, "whole_model", (deepcopy(module).to("meta"),))
+    for part in parts:
+        shard_part(part, in_bfloat16)
+
+
+def shard_part(part: nn.Module, in_bfloat16: bool) -> None:
+    """A GPT2, block by block; or a layer."""
+    from torch.distributed import fsdp  # hundreds of modules, for those who need them
+
     policy = fsdp.MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32
+        param_dtype=torch.bfloat16 if in_bfloat16 else None, reduce_dtype=torch.float32
     )
-    for block in model.trf_blocks:
-        fsdp.fully_shard(block, mp_policy=policy)
-    fsdp.fully_shard(model, mp_policy=policy)
-    fsdp.register_fsdp_forward_method(model, "hidden_states")
+    if isinstance(part, GPT2):
+        for block in part.trf_blocks:
+            fsdp.fully_shard(block, mp_policy=policy)
+    fsdp.fully_shard(part, mp_policy=policy)
+    if isinstance(part, GPT2):
+        fsdp.register_fsdp_forward_method(part, "hidden_states")
 
 
 def can_shard_on_cpu() -> bool:
@@ -196,8 +217,35 @@ def can_shard_on_cpu() -> bool:
 
 def reshard(model: nn.Module) -> None:
     """Free the parameters that a forward pass without backward has gathered."""
-    if is_sharded(model):
-        model.reshard()  # type: ignore[operator]
+    for part in sharded_parts(model):
+        part.reshard()  # type: ignore[operator]
+
+
+@contextmanager
+def unsharded(model: GPT2) -> Iterator[None]:
+    """Inside, every rank holds all parameters of a sharded model, gathered once, and calls it as
+    often as it likes without the others. Generation needs this: ranks whose responses end early
+    would not take part in gathering for the longer ones, and these would wait for ever.
+
+    Memory: the whole model on each rank, in the dtype in which it computes.
+    """
+    if not is_sharded(model):
+        yield
+        return
+    parts: list[Any] = [*model.trf_blocks, model]
+    # FSDP2's hooks around `hidden_states` end before those around `forward`, which then take the
+    # forward pass for over and free the embeddings whatever they are told.
+    hidden_states = vars(model).pop("hidden_states")
+    try:
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+        yield
+    finally:
+        vars(model)["hidden_states"] = hidden_states
+        for part in parts:
+            part.set_reshard_after_forward(part is not model, recurse=False)  # as `shard` does
+            part.reshard()
 
 
 def save_whole(save: Callable[[Any, Path], object], model: nn.Module, folder: Path) -> None:
