@@ -3,9 +3,13 @@
 PPO and GRPO learn from these. Responses are sampled from the full distribution at temperature 1:
 top-k or a lower temperature would sample from a policy other than the one whose gradient is taken.
 (Only ids of a padded vocabulary for which there is no token are left out.)
-All log-probabilities come from `token_logprobs`, on minibatches of the same rows as in training,
-and not from generation, whose cached steps round differently: so the first ratio of new to old
-probability is exactly 1, and the first KL exactly 0.
+Generation knows the log-probability of each token that it samples. In float32 these serve as the
+policy's: with cached keys they round otherwise than a forward pass over whole rows, by about 1e-6,
+and such is the distance of the first ratio of new to old probability from 1. In half precision it
+would be about 1e-2, a policy of its own (Yao et al. 2025, "Your Efficient RL Framework Secretly
+Brings You Off-Policy RL Training"), so there the policy reads its responses again, by
+`token_logprobs` on minibatches of the same rows as in training: the first ratio is exactly 1, the
+first KL exactly 0. The reference always reads them so.
 
     rollout = roll_out(policy, prompts, ...)      sample, score with policy and reference
     rewards = call_reward(reward, ...)            one number per response
@@ -25,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gpt2mini.data.batching import encode_texts
-from gpt2mini.device import autocast
+from gpt2mini.device import autocast, best_precision
 from gpt2mini.generation import Generated, generate
 from gpt2mini.losses.policy_gradient import kl_from_samples
 from gpt2mini.losses.sequence_logprobs import token_logprobs
@@ -101,6 +105,7 @@ class RolloutSettings:
     max_new_tokens: int = 24
     num_samples: int = 1  # responses to each prompt
     precision: str = "auto"  # as in training, so that the first ratio is 1
+    read_again: bool | None = None  # by the policy, after sampling; None: in half precision
 
     def __post_init__(self) -> None:
         if min(self.rows, self.minibatch_rows, self.epochs, self.num_samples) < 1:
@@ -115,6 +120,11 @@ class RolloutSettings:
     def updates(self) -> int:
         """Optimizer steps for each rollout."""
         return self.epochs * self.rows // self.minibatch_rows
+
+    def reads_again(self, device: torch.device) -> bool:
+        """Whether the policy reads its responses again for their log-probabilities."""
+        in_half_precision = best_precision(device, self.precision) != "fp32"
+        return in_half_precision if self.read_again is None else self.read_again
 
 
 # ---- sampling
@@ -174,8 +184,10 @@ def roll_out(
             forbidden_ids=forbidden_ids,
         )
         rows = (sampled.token_ids, sampled.attention_mask, sampled.response_mask)
-        with evaluating(policy):
-            logprobs = in_minibatches(token_logprobs, policy, rows, settings)
+        logprobs = sampled.logprobs
+        if settings.reads_again(logprobs.device):
+            with evaluating(policy):
+                logprobs = in_minibatches(token_logprobs, policy, rows, settings)
         with using_reference(policy, reference) as model:
             reference_logprobs = in_minibatches(token_logprobs, model, rows, settings)
     return Rollout(*rows, logprobs, reference_logprobs)
@@ -310,6 +322,7 @@ class OnPolicyBatches:
     def fingerprint(self) -> dict[str, str]:
         """Hashes by which a resumed run recognizes its data."""
         sizes = vars(self.settings) | {"precision": None}
+        del sizes["read_again"]  # how they are computed, like the precision
         return {"prompts": digest(self.prompts), "sizes of rollouts": digest(sizes)}
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,8 +13,9 @@ DPOTrainer's, from the beginning of a step to its end.
 
 A rollout is sampling at temperature 1 and the log-probabilities of all sampled tokens under policy
 and reference. trl 1.16 has no PPOTrainer any more, so the other side is spelled out: `generate`
-of transformers, which also gives the policy's logits (gpt2mini reads the answers a second time for
-them), a forward pass of the reference, and trl's own `selective_log_softmax`.
+of transformers, which also gives the policy's logits, a forward pass of the reference, and trl's
+own `selective_log_softmax`. gpt2mini takes the policy's log-probabilities from generation too, as
+it does in float32; "again" reads the responses a second time for them (RolloutSettings.read_again).
 
 Needs transformers, trl and what trl needs (`datasets`, `accelerate`); says so where they are
 missing.
@@ -45,7 +46,7 @@ SAMPLE = sample("preferences.jsonl")
 EPOCHS = 3  # over which the time for a reference that is computed once is shared out
 WORKERS = {
     "DPO, pairs/s": ("dpo-trl", "dpo-trl-once", "dpo-gpt2mini"),
-    "rollouts, new tokens/s": ("rollouts-trl", "rollouts-gpt2mini"),
+    "rollouts, new tokens/s": ("rollouts-trl", "rollouts-gpt2mini-again", "rollouts-gpt2mini"),
 }
 
 
@@ -53,6 +54,7 @@ def main() -> None:
     args = parse_arguments()
     if args.worker:
         work = {"dpo-gpt2mini": our_dpo, "rollouts-gpt2mini": our_rollouts}
+        work["rollouts-gpt2mini-again"] = our_rollouts
         work |= {"dpo-trl": their_dpo, "dpo-trl-once": their_dpo, "rollouts-trl": their_rollouts}
         torch.set_num_threads(args.threads)
         torch.manual_seed(0)
@@ -70,7 +72,7 @@ def main() -> None:
         print(f"\n{task}")
         for worker, speed in speeds.items():
             ratio = speeds[workers[-1]] / speed
-            print(f"{worker:20}{speed:10.2f}   gpt2mini / this: {ratio:.2f} x", flush=True)
+            print(f"{worker:24}{speed:10.2f}   gpt2mini / this: {ratio:.2f} x", flush=True)
 
 
 def measure_in_own_process(worker: str) -> float:
@@ -204,10 +206,12 @@ def our_rollouts(args: argparse.Namespace) -> float:
         minibatch_rows=args.rows,
         max_new_tokens=args.new_tokens,
         precision="fp32",
+        read_again=args.worker.endswith("again"),
     )
 
     def step(i: int) -> None:
-        roll_out(model, prompts, -1, settings, reference)  # no token ends a response
+        end = model.config.vocab_size - 1  # never sampled: no token ends a response
+        roll_out(model, prompts, end, settings, reference, forbidden_ids=[end])
 
     return args.rows * args.new_tokens / median_seconds(step, args.steps)
 
