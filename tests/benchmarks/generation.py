@@ -1,4 +1,4 @@
-"""Speed of greedy generation: gpt2mini beside transformers and CTranslate2, in one run.
+"""Speed of greedy generation: gpt2mini beside transformers, CTranslate2 and llama.cpp, in one run.
 
     python tests/benchmarks/generation.py                  # GPT-2 124M, 128 tokens, 1 and 8 rows
     python tests/benchmarks/generation.py --rows gpt2mini:int8 ctranslate2:int8 --batch-sizes 1
@@ -12,7 +12,8 @@ pinned threads, warms up, and the median of its runs counts.
 To write a token, every weight is read once. The ceiling is how often a second this machine gets
 through one matrix as large as all of them together, times a row for each text, in the same format,
 with the same kernel, in the same process; the share of it that is reached stands beside each speed.
-Needs transformers; CTranslate2 (`pip install ctranslate2`) is left out where it is missing.
+Needs transformers; CTranslate2 (`pip install ctranslate2`) and llama.cpp (`pip install
+llama-cpp-python gguf`) are left out where they are missing.
 """
 
 import argparse
@@ -34,7 +35,12 @@ from torch.nn import functional as F
 from gpt2mini import GPT2, GPT2Config
 
 ROWS = ["transformers:fp32", "transformers:bf16", "ctranslate2:int8"]
+ROWS += ["llama.cpp:fp16", "llama.cpp:int8", "llama.cpp:int4"]
 ROWS += ["gpt2mini:fp32", "gpt2mini:bf16", "gpt2mini:fp16", "gpt2mini:int8", "gpt2mini:int4"]
+OPTIONAL = {  # peers that may be missing: their packages' names on PyPI and in Python
+    "ctranslate2": {"ctranslate2": "ctranslate2"},
+    "llama.cpp": {"llama-cpp-python": "llama_cpp", "gguf": "gguf"},
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROMPT_TOKENS = 16
 
@@ -48,9 +54,11 @@ def main() -> None:
         print(json.dumps(measure(args)))
         return
     rows = [row for row in ROWS if row in args.rows]
-    if "ctranslate2:int8" in rows and importlib.util.find_spec("ctranslate2") is None:
-        print("ctranslate2 is not installed, its row is left out: pip install ctranslate2")
-        rows.remove("ctranslate2:int8")
+    for peer, packages in OPTIONAL.items():
+        of_peer = [row for row in rows if row.startswith(peer)]
+        if of_peer and not all(map(importlib.util.find_spec, packages.values())):
+            print(f"{peer} is left out: pip install {' '.join(packages)}")
+            rows = [row for row in rows if row not in of_peer]
     print(f"{args.size}, greedy, {args.tokens} tokens, {machine(args)}")
     print(
         f"{'tokens/s (share of the ceiling)':32}" + "".join(f"{b:>14} x" for b in args.batch_sizes)
@@ -76,7 +84,7 @@ def print_ratios(speeds: dict[str, float], batch_size: int) -> None:
     ours = {row: speed for row, speed in speeds.items() if row.startswith("gpt2mini")}
     int8, int4 = ({r: s for r, s in ours.items() if r.endswith(bits)} for bits in ("int8", "int4"))
     in_floats = {row: speed for row, speed in ours.items() if row not in int8 | int4}
-    for peer in ("transformers", "ctranslate2"):
+    for peer in ("transformers", *OPTIONAL):
         theirs = {row: speed for row, speed in speeds.items() if row.startswith(peer)}
         for mine in (in_floats, int8, int4):
             if theirs and mine:
@@ -91,8 +99,9 @@ def print_ratios(speeds: dict[str, float], batch_size: int) -> None:
 def measure(args: argparse.Namespace) -> dict[str, list[float]]:
     library, precision = args.worker.split(":")
     torch.set_num_threads(args.threads)
-    build = {"transformers": theirs, "ctranslate2": ctranslate2s, "gpt2mini": ours}[library]
-    write = build(Path(args.folder), precision, args)
+    build = {"transformers": theirs, "ctranslate2": ctranslate2s, "gpt2mini": ours}
+    build["llama.cpp"] = llama_cpps
+    write = build[library](Path(args.folder), precision, args)
     vocab = GPT2.from_pretrained(args.folder).config.vocab_size
     prompt = torch.randint(
         vocab - 1, (1, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0)
@@ -174,6 +183,15 @@ def ctranslate2s(folder: Path, precision: str, args: argparse.Namespace) -> Writ
         return torch.tensor(ids)
 
     return write
+
+
+def llama_cpps(folder: Path, precision: str, args: argparse.Namespace) -> Write:
+    import llama_cpp_model
+
+    path = folder / f"{precision}.gguf"
+    model = GPT2.from_pretrained(folder)
+    llama_cpp_model.write_gguf(model, path, precision)
+    return llama_cpp_model.load(path, args.threads, PROMPT_TOKENS + args.tokens)
 
 
 @torch.no_grad()
