@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
 
-from gpt2mini import GPT2, GPT2Config, Tokenizer
+from gpt2mini import GPT2, GPT2Config, Tokenizer, generate
 from gpt2mini.lora import add_lora
 from gpt2mini.preferences.grpo import grpo_batches, grpo_step
 from gpt2mini.preferences.ppo import ActorCritic, KLController, PPOSettings, ppo_batches, ppo_step
@@ -108,6 +109,8 @@ def answer_at_own_length(folder: Path, how: str, spread: bool) -> None:
     policy = policy_that_stops(lora=False)
     if spread:
         shard(policy, "fp32")
+        with pytest.raises(ValueError, match="unsharded"):
+            generate(policy, [1, 2, 3], max_new_tokens=2)
     prompts = [torch.tensor(byte_tokenizer().encode(prompt)) for prompt in PROMPTS]
     generated = sample_responses(policy, prompts, 2 + 9 * get_rank(), generator=torch.Generator())
     torch.save(generated.token_ids, folder / f"answers-{how}-rank-{get_rank()}.pt")
