@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2mini import GPT2
+from gpt2mini.data.text import Batch
 from gpt2mini.lora import add_lora
 from gpt2mini.losses import chunked_next_token_loss
-from gpt2mini.training import activation_checkpointing, recompute_activations
+from gpt2mini.training import Settings, activation_checkpointing, recompute_activations, train
 from gpt2mini.training.attention import Bfloat16CPUAttention
 from gpt2mini.training.frozen_weights import frozen_weights_cast_once
 
@@ -105,12 +106,27 @@ def test_in_half_precision_query_key_and_value_keep_no_casts(
     assert casts.kept(hidden.shape) == (0 if recompute else 4 * TINY.n_layers)  # mlp_in's too
 
 
-def casts_of_weights(model: GPT2, ids: Tensor) -> tuple[int, Tensor]:
-    """(how many matrices of the blocks' layers are cast to bfloat16 in a forward pass, logits)."""
+def matrices_cast(model: GPT2, casts: Casts) -> int:
+    """How many of the casts have the shape of a matrix of the blocks, adapters left out."""
     shapes = {p.shape for p in model.trf_blocks.parameters() if p.ndim == 2 and min(p.shape) > 4}
+    return sum(shape in shapes for shape, _ in casts.storages)
+
+
+def casts_of_weights(model: GPT2, ids: Tensor) -> tuple[int, Tensor]:
+    """(how many matrices of the blocks are cast to bfloat16 in a forward pass, logits)."""
     with torch.autocast("cpu", torch.bfloat16), Casts() as casts:
         logits = model(ids)
-    return sum(shape in shapes for shape, _ in casts.storages), logits
+    return matrices_cast(model, casts), logits
+
+
+def test_a_run_that_trains_adapters_casts_the_frozen_weights_once(own_model: GPT2) -> None:
+    add_lora(own_model, rank=2)
+    ids = random_ids(3, 20)
+    optimizer = torch.optim.SGD([p for p in own_model.parameters() if p.requires_grad], lr=0.1)
+    settings = Settings(steps=3, schedule=lambda step: 1.0, precision="bf16", progress=False)
+    with Casts() as casts:
+        train(own_model, [Batch(ids, ids)], [optimizer], settings)
+    assert matrices_cast(own_model, casts) == 6 * TINY.n_layers
 
 
 def test_frozen_weights_are_cast_once(own_model: GPT2) -> None:

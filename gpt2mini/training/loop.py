@@ -144,14 +144,14 @@ def prepared(model: nn.Module, settings: Settings) -> Iterator[None]:
     """Inside, the settings' memory options and this device's kernels are in force."""
     device = next(model.parameters()).device
     with ExitStack() as stack:
-        if not settings.compile:
-            stack.enter_context(frozen_weights_cast_once(model))
         if settings.compile:
             stack.enter_context(compiled_blocks(model))  # the compiler decides what to recompute
-        elif settings.activation_checkpointing:
+        elif settings.activation_checkpointing:  # memory counts, also that of casts that are kept
             stack.enter_context(activation_checkpointing(model))
-        elif settings.recompute:
-            stack.enter_context(recompute_activations())
+        else:
+            stack.enter_context(frozen_weights_cast_once(model))
+            if settings.recompute:
+                stack.enter_context(recompute_activations())
         if device.type == "cpu" and gains_from_bfloat16(device) and not settings.compile:
             stack.enter_context(Bfloat16CPUAttention())
         yield

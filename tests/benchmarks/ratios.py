@@ -78,7 +78,9 @@ def draw(ratios: list[Ratio], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xscale("log", base=2)
     most = max((ratio.factor for ratio in ratios), default=2)
-    axes.set_xlim(min(0.7, *(ratio.factor for ratio in ratios)) * 0.95, most * 3)
+    axes.set_xlim(
+        min(0.7, *(ratio.factor for ratio in ratios)) * 0.95, most * 5
+    )  # room for the names of the peers
     ticks = [2.0**power for power in range(10) if 2**power <= most * 1.5]
     axes.set_xticks(ticks, [f"{tick:g} x" for tick in ticks])
     axes.minorticks_off()
