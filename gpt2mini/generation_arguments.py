@@ -63,12 +63,13 @@ def bare_model(model: nn.Module) -> GPT2:
             f"model must be a GPT2 of gpt2mini, not a {type(model).__name__}: "
             "GPT2.from_pretrained(folder) reads the folders of transformers"
         )
-    if hasattr(model.tok_emb.weight, "full_tensor"):  # a DTensor, of which this rank has a shard
+    bare: GPT2 = model  # type: ignore[assignment]
+    if hasattr(bare.tok_emb.weight, "full_tensor"):  # a DTensor, of which this rank has a shard
         raise ValueError(
             "the model is sharded, and a rank whose texts end early would leave the others waiting "
             "for its shard: generate inside of training.distributed.unsharded(model)"
         )
-    return model  # type: ignore[return-value]
+    return bare
 
 
 def as_rows(name: str, values: Any, device: torch.device) -> Shaped[Tensor, "rows tokens"]:

@@ -2,6 +2,7 @@
 
 python tests/benchmarks/bits_per_byte.py BOOK.txt ...
 python tests/benchmarks/bits_per_byte.py --model gpt2 BOOK.txt ...
+python tests/benchmarks/bits_per_byte.py --quantize int4 BOOK.txt ...    # what rounding costs
 """
 
 import argparse
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.evaluation import perplexity
+from gpt2mini.quantized_layers import FORMATS
 
 
 def main() -> None:
@@ -19,8 +21,11 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--model", default="gpt2-nano")
     parser.add_argument("--characters", type=int, help="only the first so many of each file")
+    parser.add_argument("--quantize", choices=FORMATS, help="round the weights to fewer bits")
     args = parser.parse_args()
     model, tokenizer = GPT2.from_pretrained(args.model), Tokenizer.from_pretrained(args.model)
+    if args.quantize:
+        model.quantize(args.quantize)
     nats = length = 0.0
     for file in args.files:
         text = file.read_text(encoding="utf-8")[: args.characters]
