@@ -197,7 +197,7 @@ def test_a_flag_refuses_a_value_that_makes_no_sense(
         ("finetune", ["--no-packing"], "--packing is for records"),
         ("finetune", ["--data", KEEPER, "--sequence-length", "9"], "is for plain text"),
         ("align", ["--beta", "1"], "--beta is for --method dpo"),
-        ("align", ["--shard"], "--shard is for --method reward or --method dpo"),
+        ("align", ["--longest", "64"], "--longest is for --method reward or --method dpo"),
         ("align", ["--rank", "4"], "--rank is for --lora"),
         ("align", ["--method", "grpo", "--target-kl", "6"], "--target-kl is for --method ppo"),
         ("align", ["--method", "reward", "--clip", "1"], "is for --method ppo or --method grpo"),
