@@ -81,7 +81,7 @@ for number in range(args.rollouts):
             loss.backward()
             torch.nn.utils.clip_grad_norm_(actor_critic.parameters(), max_norm=1.0)
             optimizer.step()
-    mean_kl, said = kl.sum(dim=1).mean(), responses[0][:50]
+    mean_kl, said = rollout.kl.mean(), responses[0][:50]
     print(f"rollout {number:2}   reward {scores.mean():.3f}   KL {mean_kl:5.2f} nats   {said!r}")
 
 for prompt in prompts[:3]:

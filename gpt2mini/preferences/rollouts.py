@@ -69,7 +69,8 @@ class Rollout:
     @property
     def kl(self) -> Float[Tensor, " batch"]:
         """KL(policy, reference) of each response in nats, estimated with k3."""
-        return kl_from_samples(self.logprobs, self.reference_logprobs).sum(dim=1)
+        kl = kl_from_samples(self.logprobs, self.reference_logprobs).sum(dim=1)
+        return kl.clamp(min=0)  # the rounding of equal log-probabilities may fall below
 
 
 @dataclass(frozen=True)
