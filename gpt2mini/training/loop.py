@@ -14,7 +14,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from gpt2mini.device import autocast, gains_from_bfloat16, gradient_scaler
+from gpt2mini.device import autocast, best_precision, gains_from_bfloat16, gradient_scaler
 from gpt2mini.losses.steps import LossFunction, next_token_step, to_device
 from gpt2mini.model import GPT2
 from gpt2mini.modes import mode
@@ -149,7 +149,8 @@ def prepared(model: nn.Module, settings: Settings) -> Iterator[None]:
         elif settings.activation_checkpointing:  # memory counts, also that of casts that are kept
             stack.enter_context(activation_checkpointing(model))
         else:
-            stack.enter_context(frozen_weights_cast_once(model))
+            if best_precision(device, settings.precision) != "fp32":
+                stack.enter_context(frozen_weights_cast_once(model))
             if settings.recompute:
                 stack.enter_context(recompute_activations())
         if device.type == "cpu" and gains_from_bfloat16(device) and not settings.compile:

@@ -23,10 +23,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from measuring import add_machine_flags, machine, measure_in_own_process, seconds_of
+from measuring import (
+    add_machine_flags,
+    machine,
+    measure_in_own_process,
+    model_of_size,
+    seconds_of,
+)
 from torch import Tensor, nn
 
-from gpt2mini import GPT2, GPT2Config, generate
+from gpt2mini import GPT2, generate
 
 FORMATS = ["fp32", "bf16", "fp16", "int8", "int4"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -126,11 +132,7 @@ def write_texts(model: GPT2, texts: int, args: argparse.Namespace, tokens: int) 
 
 
 def model_of(args: argparse.Namespace) -> GPT2:
-    torch.manual_seed(0)
-    size, weights = args.size, args.worker
-    nano = size == "gpt2-nano"
-    model = GPT2.from_pretrained(size) if nano else GPT2(GPT2Config.from_name(size))
-    model = model.to(args.device).eval()
+    weights, model = args.worker, model_of_size(args.size).to(args.device)
     if weights == "fp32":
         return model
     # A GPU computes in two bytes as fast as it reads them: there it is the model's dtype.

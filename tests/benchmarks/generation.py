@@ -28,11 +28,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measuring import add_machine_flags, machine, measure_in_own_process, seconds_of
+from measuring import (
+    add_machine_flags,
+    machine,
+    measure_in_own_process,
+    model_of_size,
+    seconds_of,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2mini import GPT2, GPT2Config
+from gpt2mini import GPT2
 
 ROWS = ["transformers:fp32", "transformers:bf16", "ctranslate2:int8"]
 ROWS += ["llama.cpp:fp16", "llama.cpp:int8", "llama.cpp:int4"]
@@ -227,9 +233,7 @@ def ceilings_of(folder: Path, precision: str, args: argparse.Namespace) -> list[
 
 def save_model(size: str, folder: Path) -> None:
     """A model folder, with a vocabulary of made-up words for converters that ask for one."""
-    torch.manual_seed(0)
-    nano = size == "gpt2-nano"
-    model = GPT2.from_pretrained(size) if nano else GPT2(GPT2Config.from_name(size))
+    model = model_of_size(size)
     model.save_pretrained(folder)
     last = model.config.vocab_size - 1
     words = {f"t{i}": i for i in range(last)} | {"<|endoftext|>": last}

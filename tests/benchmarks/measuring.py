@@ -8,6 +8,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt2mini import GPT2Config
+from gpt2mini import GPT2, GPT2Config
 
 # (sum of the loss, number of targets) of some ids, as `train` wants it; of a peer (mean loss, 1)
 LossOf = Callable[[Tensor], tuple[Tensor, Tensor | int]]
@@ -96,7 +97,27 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-# ---- training steps
+# ---- the models
+
+
+def model_of_size(size: str) -> GPT2:
+    """gpt2-nano, or another size with random weights, the same each time; in eval mode."""
+    if size == "gpt2-nano":
+        return GPT2.from_pretrained(size)
+    torch.manual_seed(0)
+    return GPT2(GPT2Config.from_name(size)).eval()
+
+
+def as_transformers(model: GPT2, device: torch.device | str = CPU) -> Any:
+    """The peer's model with the same weights, in eval mode."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded: Any = transformers.GPT2LMHeadModel.from_pretrained(folder)
+    return loaded.to(device).eval()
 
 
 def transformers_model(config: GPT2Config, use_cache: bool = False) -> Any:
@@ -117,6 +138,9 @@ def transformers_model(config: GPT2Config, use_cache: bool = False) -> Any:
             use_cache=use_cache,
         )
     )
+
+
+# ---- training steps
 
 
 def seconds_per_step(

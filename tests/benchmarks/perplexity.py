@@ -18,14 +18,13 @@ operations a second each has done.
 
 import argparse
 import math
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from measuring import as_transformers
 
 from gpt2mini import GPT2, GPT2Config
 from gpt2mini.device import autocast, best_precision
@@ -40,7 +39,7 @@ def main() -> None:
     torch.manual_seed(0)
     ids = read_ids(args)
     model = GPT2(GPT2Config.from_name(args.size)).to(args.device).eval()
-    theirs = as_transformers(model)
+    theirs = as_transformers(model, args.device)
     n = -(-max(len(ids) - args.context_length, 0) // args.stride) + 1
     print(
         f"{args.size}, {len(ids):,} tokens in {n} windows of {args.context_length}, stride "
@@ -130,15 +129,6 @@ def read_ids(args: argparse.Namespace) -> torch.Tensor:
 
     text = detokenize_wikitext(args.file.read_text(encoding="utf-8"))
     return torch.tensor(Tokenizer.from_pretrained(args.tokenizer).encode(text)[:wanted])
-
-
-def as_transformers(model: GPT2):
-    import transformers
-
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        loaded: Any = transformers.GPT2LMHeadModel.from_pretrained(folder)
-    return loaded.to(model.tok_emb.weight.device).eval()
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -14,16 +14,12 @@ model itself` what checking a draft gains that is always right, its own cost inc
 
 import argparse
 import statistics
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
-from measuring import add_machine_flags, machine, seconds_of
+from measuring import add_machine_flags, as_transformers, machine, model_of_size, seconds_of
 
-from gpt2mini import GPT2, GPT2Config, Tokenizer, generate
+from gpt2mini import GPT2, Tokenizer, generate
 from gpt2mini.data.samples import sample
 from gpt2mini.surgery import first_blocks
 
@@ -33,7 +29,7 @@ Run = Callable[[], float | None]  # writes the text; the share of the drafts tha
 def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    model = load(args.size).to(args.device)
+    model = model_of_size(args.size).to(args.device)
     text = sample("general.txt").read_text(encoding="utf-8")
     ids = Tokenizer.from_pretrained("gpt2-nano").encode(text)[: args.prompt_tokens]
     prompt = torch.tensor([ids], device=args.device)
@@ -63,14 +59,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load(size: str) -> GPT2:
-    """gpt2-nano, or another size with random weights."""
-    torch.manual_seed(0)
-    return (
-        GPT2.from_pretrained(size) if size == "gpt2-nano" else GPT2(GPT2Config.from_name(size))
-    ).eval()
-
-
 def measured(runs: dict[str, Run], args: argparse.Namespace) -> dict[str, float]:
     """Tokens a second, the median of runs that take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -98,7 +86,7 @@ def our_runs(model: GPT2, prompt: torch.Tensor, args: argparse.Namespace) -> dic
         name = f"gpt2mini, first {n_blocks} of {layers} blocks"
         runs[name] = run(draft=first_blocks(model, n_blocks), **drafts)
     if args.draft_size:
-        runs[f"gpt2mini, {args.draft_size}"] = run(draft=load(args.draft_size), **drafts)
+        runs[f"gpt2mini, {args.draft_size}"] = run(draft=model_of_size(args.draft_size), **drafts)
     if layers > 12:
         return runs
     return runs | {"gpt2mini, the model itself": run(draft=model, **drafts)}
@@ -111,7 +99,7 @@ def block_counts(model: GPT2) -> list[int]:
 
 
 def their_runs(model: GPT2, prompt: torch.Tensor, args: argparse.Namespace) -> dict[str, Run]:
-    theirs = as_transformers(model, args)
+    theirs = as_transformers(model, args.device)
     sampling = {"do_sample": args.temperature > 0, "pad_token_id": 0}
     if args.temperature > 0:
         sampling |= {"temperature": args.temperature, "top_k": 0}
@@ -126,7 +114,7 @@ def their_runs(model: GPT2, prompt: torch.Tensor, args: argparse.Namespace) -> d
     lookup = {"prompt_lookup_num_tokens": args.draft_tokens, "max_matching_ngram_size": 3}
     runs = {"transformers": run(), "transformers, prompt lookup": run(**lookup)}
     for n_blocks in block_counts(model):
-        assistant = as_transformers(first_blocks(model, n_blocks), args)
+        assistant = as_transformers(first_blocks(model, n_blocks), args.device)
         settings = assistant.generation_config
         settings.num_assistant_tokens = args.draft_tokens
         settings.num_assistant_tokens_schedule = "constant"
@@ -134,15 +122,6 @@ def their_runs(model: GPT2, prompt: torch.Tensor, args: argparse.Namespace) -> d
         name = f"transformers, first {n_blocks} of {len(model.trf_blocks)} blocks"
         runs[name] = run(assistant_model=assistant)
     return runs
-
-
-def as_transformers(model: GPT2, args: argparse.Namespace) -> Any:
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(Path(folder))
-        loaded: Any = transformers.GPT2LMHeadModel.from_pretrained(folder)
-    return loaded.eval().to(args.device)
 
 
 if __name__ == "__main__":

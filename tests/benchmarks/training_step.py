@@ -109,17 +109,23 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         seconds = seconds_per_step(model.to(args.device), loss_of, token_ids, warm_up, *measured)
     else:
         model, loss_of = ours(config)
-        with prepared(model.to(args.device), compiled, recomputed):
+        with prepared(model.to(args.device), precision, compiled, recomputed):
             seconds = seconds_per_step(model, loss_of, token_ids, warm_up, *measured)
     return {"speed": token_ids.numel() / seconds, "peak": peak_memory(args.device)}
 
 
-def prepared(model: nn.Module, compiled: bool, recomputed: bool) -> AbstractContextManager[None]:
+def prepared(
+    model: nn.Module, precision: str, compiled: bool = False, recomputed: bool = False
+) -> AbstractContextManager[None]:
     """What `train` does to a model on such settings."""
     from gpt2mini.training import Settings, loop
 
     settings = Settings(
-        steps=1, schedule=lambda step: 1.0, compile=compiled, activation_checkpointing=recomputed
+        steps=1,
+        schedule=lambda step: 1.0,
+        precision=precision,
+        compile=compiled,
+        activation_checkpointing=recomputed,
     )
     return loop.prepared(model, settings)
 
