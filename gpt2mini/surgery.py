@@ -1,13 +1,12 @@
 """Change the shape of a trained model."""
 
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from gpt2mini.checkpoints.origin import Origin, origin_of, remember_origin
-from gpt2mini.model import GPT2, TiedHead
+from gpt2mini.model import GPT2
 from gpt2mini.quantized_layers import refuse_quantized
 
 
@@ -50,33 +49,41 @@ def resize_rows(module: nn.Module, name: str, n_rows: int) -> None:
     setattr(module, name, nn.Parameter(rows.clone(), requires_grad=old.requires_grad))
 
 
-def grow_depth(model: GPT2, n_layers: int) -> GPT2:
-    """A deeper model that computes exactly the same, ready to learn more.
+@torch.no_grad()
+def grow_depth(model: GPT2, n_layers: int) -> None:
+    """Make the model deeper, in place, without changing what it computes.
 
     Each block is followed by copies of itself whose two projections into the residual stream are
-    zero: they add nothing yet, and their first gradient step changes that.
+    zero: they add nothing yet, and their first gradient step changes that. The old blocks keep
+    their parameters; an optimizer made before does not know those of the copies.
+    Raises ValueError for a number of layers that is no multiple of the present one, and for blocks
+    whose projections hold more than a weight and a bias, such as an adapter.
     """
+    refuse_quantized(model, "more blocks")
     old = list(model.trf_blocks)
-    if n_layers == len(old):
-        return model
-    if n_layers % len(old):
+    if n_layers < len(old) or n_layers % len(old):
         raise ValueError(
             f"a model of {len(old)} blocks can grow to a multiple of that, not to {n_layers}"
         )
-    grown = GPT2(replace(model.config, n_layers=n_layers))
-    for name in ("tok_emb", "pos_emb", "final_norm"):
-        getattr(grown, name).load_state_dict(getattr(model, name).state_dict())
-    if not isinstance(model.out_head, TiedHead):
-        grown.out_head = model.out_head
     copies = n_layers // len(old)
-    for i, block in enumerate(grown.trf_blocks):
-        block.load_state_dict(old[i // copies].state_dict())
-        if i % copies:
-            for name in ("attn.attn_out", "mlp.mlp_out"):
-                for parameter in block.get_submodule(name).parameters():
-                    torch.nn.init.zeros_(parameter)
-    remember_origin(grown, Origin(settings=origin_of(model).settings))
-    return grown
+    blocks = [one for block in old for one in (block, *idle_copies(block, copies))]
+    model.trf_blocks = nn.ModuleList(blocks)
+    model.config = replace(model.config, n_layers=n_layers)
+
+
+def idle_copies(block: nn.Module, copies: int) -> list[nn.Module]:
+    """All but the first of so many copies of the block, which add nothing to the stream."""
+    twins = [deepcopy(block) for _ in range(copies - 1)]
+    for twin in twins:
+        for name in ("attn.attn_out", "mlp.mlp_out"):
+            for own, parameter in twin.get_submodule(name).named_parameters():
+                if own not in ("weight", "bias"):
+                    raise ValueError(
+                        f"a copy of a block whose {name} has a {own} would not be without effect: "
+                        "merge adapters first (merge_lora)"
+                    )
+                nn.init.zeros_(parameter)
+    return twins
 
 
 def first_blocks(model: GPT2, n_layers: int) -> GPT2:

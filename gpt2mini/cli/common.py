@@ -67,19 +67,24 @@ class Job:
         save: Save = GPT2.save_pretrained,
         figures: Callable[[], dict[str, float]] | None = None,
         last: GPT2 | None = None,
+        training: Callable[..., list[dict[str, Any]]] = train,
         **settings: Any,
     ) -> list[dict[str, Any]]:
         """`training.train` as the flags say. It returns in rank 0 alone: after training, one
         process is enough to look at the result.
 
         last: where no validation chooses the best model, the one to save when training is over.
+        training: another function that trains, with the arguments of `train`.
         """
         run, began, optimizers = self.flags.run, time.perf_counter(), list(optimizers)
         peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         given = run.settings(steps, self.precision, **settings)
         with rows_in_terminal():
-            rows = train(
-                *(model, batches, optimizers, given, loss_function, evaluate, self.out),
+            rows = training(
+                *(model, batches, optimizers, given),
+                loss_function=loss_function,
+                evaluate=evaluate,
+                out=self.out,
                 resume=run.resume,
                 overwrite=run.overwrite,
                 save=save,

@@ -5,31 +5,41 @@ Examples:
   gpt2mini pretrain --data books/ --out runs/nano --steps 5000
 
 weights/gpt2-nano was made by this job; its README has the commands. A deep model costs more per
-step and learns little more at first, so gpt2-nano began shallow: --init-from starts from an earlier
-model and, where --n-layers asks for more blocks than it has, grows it without changing its outputs.
+step and learns little more at first: with --start-layers 1 most steps are made with one block, then
+the model grows to --n-layers without changing its outputs. --init-from starts from an earlier model
+and, where --n-layers asks for more blocks than it has, grows it at once.
 Writes metrics.jsonl, summary.json, loss.png and best/ to --out.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer, complete
 from gpt2mini.checks import check_predicts_tokens
 from gpt2mini.cli import common, options
 from gpt2mini.cli.data import shorten
 from gpt2mini.cli.tables import print_rows
-from gpt2mini.cli.text_data import split_text, training_and_held_out_files
+from gpt2mini.cli.text_data import TextSplit, split_text, training_and_held_out_files
 from gpt2mini.data.corpus import read_pieces
 from gpt2mini.data.samples import sample
-from gpt2mini.data.text import TokenBatches, sequential_batches
+from gpt2mini.data.text import Batch, TokenBatches, sequential_batches
 from gpt2mini.surgery import grow_depth
 from gpt2mini.tokenizer import train_tokenizer
-from gpt2mini.training import evaluate_loss, muon_and_adamw, warmup_stable_decay
+from gpt2mini.training import evaluate_loss, muon_and_adamw, train, warmup_stable_decay
 from gpt2mini.training.distributed import get_rank, rank_zero_first
+from gpt2mini.training.growth import train_growing
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Progressive depth: most steps with few blocks, the last with all."""
+
+    start_layers: options.OptionalCount = None  # blocks at first; None: all of them
+    grow_at: options.Share = 0.7  # of the steps, after which the model has --n-layers blocks
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Flags:
         "a new model, without --init-from",
         but=["n_layers"],
     )
+    growth: Growth = options.group(Growth, "a new model, without --init-from")
     run: options.Run = options.group(partial(options.Run, save_every=200, evaluate_every=200))
     parallel: options.Sharding = options.group(options.Sharding)
     machine: options.Machine = options.group(options.Machine)
@@ -65,6 +76,7 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
+    training = growing(flags)
     job = common.Job(flags, flags.init_from)
     files = training_and_held_out_files(flags.data, flags.held_out)
     with rank_zero_first():
@@ -73,55 +85,85 @@ def run(flags: Flags) -> None:
             *(*files, tokenizer, job.out / "tokens"),
             *(flags.fraction, flags.validation_share, job.seed),
         )
-    corpus, held_out_tokens = split.corpus, split.held_out_corpus.tokens
-    scored = shorten(split.held_out, flags.validation_tokens)
+    held_out = HeldOut(split, tokenizer, flags.validation_tokens)
     model = get_model(flags, tokenizer).to(job.device)
-    context, parameters = model.config.context_length, sum(p.numel() for p in model.parameters())
+    context = model.config.context_length
     flags.parallel.apply(model, job.precision)
-    print(
-        f"{parameters:,} parameters, {tokenizer.vocab_size:,} kinds of token, on {job.device}\n"
-        f"{split}"
-    )
+    print(f"{describe(model, flags)}, on {job.device}\n{split}")
 
     def validate() -> float:
-        windows = sequential_batches(held_out_tokens, scored, flags.batch_size, context)
+        windows = held_out.windows(flags.batch_size, context)
         return evaluate_loss(model, windows, precision=job.precision)
 
-    window = flags.sequence_length or context
-    schedule = partial(
-        warmup_stable_decay,
-        steps=flags.steps,
-        warmup_steps=flags.warmup_steps,
-        decay_share=flags.decay_share,
-    )
     rows = job.train(
         model,
-        TokenBatches(corpus.tokens, split.training, flags.batch_size, window, job.seed),
+        TokenBatches(
+            split.corpus.tokens,
+            split.training,
+            flags.batch_size,
+            flags.sequence_length or context,
+            job.seed,
+        ),
         muon_and_adamw(model, flags.lr, flags.adamw_lr, flags.weight_decay),
         flags.steps,
         evaluate=validate,
-        schedule=schedule,
+        schedule=partial(
+            warmup_stable_decay,
+            steps=flags.steps,
+            warmup_steps=flags.warmup_steps,
+            decay_share=flags.decay_share,
+        ),
+        training=training,
         accumulate=flags.accumulate,
         log_every=10,
     )
-    model = job.load_best()
     tokenizer.save_pretrained(job.out / "best")
+    report(job, flags, rows, tokenizer, held_out)
+
+
+def report(
+    job: common.Job,
+    flags: Flags,
+    rows: list[dict[str, Any]],
+    tokenizer: Tokenizer,
+    held_out: "HeldOut",
+) -> None:
+    """Print the course of the losses and a sample; write summary.json and the picture."""
+    model, generator = job.load_best(), job.generator()
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
     best = common.lowest_loss(rows)
-    bits = best / math.log(2) / bytes_per_token(tokenizer, held_out_tokens, scored)
-    generator = job.generator()
+    bits = best / math.log(2) / held_out.bytes_per_token()
     text = complete(model, tokenizer, "The ", 100, top_k=50, generator=generator, overflow="slide")
     print_rows(rows, ["loss", "validation_loss"])
     print(f"{text}\n\nvalidation loss {losses[0]:.3f} -> {best:.3f} nats a token")
     print(f"{bits:.3f} bits a byte on the text held out")
     summary = {
-        "parameters": parameters,
+        "parameters": count(model),
         "validation_loss": best,
         "bits_per_byte": bits,
         "sample": text,
     }
     job.finish(summary, f"Pretraining on {Path(flags.data).name}", "nats per token")
     print(f"model: {job.out / 'best'}   (gpt2mini generate --model {job.out / 'best'})")
+
+
+class HeldOut:
+    """What is scored of the text that is held out."""
+
+    def __init__(self, split: TextSplit, tokenizer: Tokenizer, most_tokens: int) -> None:
+        self.tokens, self.tokenizer = split.held_out_corpus.tokens, tokenizer
+        self.documents = shorten(split.held_out, most_tokens)
+
+    def windows(self, batch_size: int, context_length: int) -> Iterable[Batch]:
+        return sequential_batches(self.tokens, self.documents, batch_size, context_length)
+
+    def bytes_per_token(self) -> float:
+        """Mean length of the predicted tokens; it turns a loss per token into one per byte."""
+        targets = [int(i) for one in self.documents for i in self.tokens[one.start + 1 : one.stop]]
+        lengths = [
+            len(self.tokenizer.token_bytes(i)) for i in targets if i != self.tokenizer.eos_id
+        ]
+        return sum(lengths) / len(targets)
 
 
 def get_tokenizer(flags: Flags, files: list[Path]) -> Tokenizer:
@@ -139,13 +181,38 @@ def get_model(flags: Flags, tokenizer: Tokenizer) -> GPT2:
     if flags.init_from:
         model = GPT2.from_pretrained(flags.init_from)
         check_predicts_tokens(model)
-        return grow_depth(model, flags.config.n_layers)
-    return GPT2(GPT2Config(**{**vars(flags.config), "vocab_size": tokenizer.vocab_size}))
+        grow_depth(model, flags.config.n_layers)
+        return model
+    n_layers = flags.growth.start_layers or flags.config.n_layers
+    own = {"vocab_size": tokenizer.vocab_size, "n_layers": n_layers}
+    return GPT2(GPT2Config(**vars(flags.config) | own))
 
 
-def bytes_per_token(tokenizer: Tokenizer, tokens: np.ndarray, documents: list[range]) -> float:
-    """Mean length of the predicted tokens; it turns a loss per token into one per byte."""
-    targets = [int(i) for one in documents for i in tokens[one.start + 1 : one.stop]]
-    return sum(len(tokenizer.token_bytes(i)) for i in targets if i != tokenizer.eos_id) / len(
-        targets
-    )
+def growing(flags: Flags) -> Callable[..., list[dict[str, Any]]]:
+    """How to train: with all blocks, or with few at first. Raises ValueError for flags that do not
+    fit each other."""
+    n_layers, start = flags.config.n_layers, flags.growth.start_layers
+    if start is None or start == n_layers:
+        return train
+    if n_layers % start:
+        raise ValueError(f"--n-layers {n_layers} must be a multiple of --start-layers {start}")
+    grow_step = round(flags.growth.grow_at * flags.steps)
+    if not 1 <= grow_step < flags.steps:
+        raise ValueError(
+            f"--grow-at {flags.growth.grow_at:g} of {flags.steps} steps is step {grow_step}: it "
+            "must lie between the first and the last"
+        )
+    if flags.parallel.shard:
+        raise ValueError("a sharded model cannot grow: leave out --shard or --start-layers")
+    return partial(train_growing, n_layers=n_layers, grow_step=grow_step)
+
+
+def describe(model: GPT2, flags: Flags) -> str:
+    """For example "2,363,648 parameters in 1 of 12 blocks, 8,192 kinds of token"."""
+    kinds, n_layers = model.config.vocab_size, flags.config.n_layers
+    of = "" if model.config.n_layers == n_layers else f"{model.config.n_layers} of "
+    return f"{count(model):,} parameters in {of}{n_layers} blocks, {kinds:,} kinds of token"
+
+
+def count(model: GPT2) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

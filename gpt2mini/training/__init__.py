@@ -1,6 +1,7 @@
 """The training loop, and the run around it: checkpoints, ranks, optimizers, memory."""
 
 from gpt2mini.losses.steps import LossFunction, evaluate_loss, next_token_step
+from gpt2mini.training.growth import train_growing
 from gpt2mini.training.loop import train
 from gpt2mini.training.memory import activation_checkpointing, recompute_activations
 from gpt2mini.training.metrics import Figures
@@ -21,5 +22,6 @@ __all__ = [
     "next_token_step",
     "recompute_activations",
     "train",
+    "train_growing",
     "warmup_stable_decay",
 ]

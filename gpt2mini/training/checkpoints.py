@@ -247,6 +247,16 @@ def read_progress(facts: dict[str, Any]) -> Progress:
     return Progress(**{k: v for k, v in stored if v is not None and k in known})
 
 
+def layers_of(checkpoints: RunCheckpoints) -> int | None:
+    """How many blocks the model of the newest checkpoint has that can be read."""
+    for folder in checkpoints.all():
+        try:
+            return (read_facts(folder)["config"] or {}).get("n_layers")
+        except (OSError, ValueError, KeyError):  # broken: `load_newest` skips it with a warning
+            continue
+    return None
+
+
 def is_checkpoint(folder: str | Path) -> bool:
     return (Path(folder) / PROGRESS).is_file()
 
