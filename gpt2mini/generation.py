@@ -61,10 +61,11 @@ def generate(
     """Continue each row by up to `max_new_tokens` tokens; a row ends early at any of `stop_ids`.
 
     attention_mask: 0 for padding, on either side of a prompt. num_samples: continuations of each
-    prompt, in neighboring rows. generator: or a seed. overflow: what to do when a row outgrows the
-    context; "error", or "slide": forget its older half and read the newer half again (GPT-2's
-    positions are absolute, so a window cannot move without that). forbidden_ids: never generated,
-    as `tokenizer.missing_ids(model.config.vocab_size)` of a padded vocabulary. valid_utf8: see
+    prompt, in neighboring rows; the model reads the prompt once for all of them. generator: or a
+    seed. overflow: what to do when a row outgrows the context; "error", or "slide": forget its
+    older half and read the newer half again (GPT-2's positions are absolute, so a window cannot
+    move without that). forbidden_ids: never generated, as
+    `tokenizer.missing_ids(model.config.vocab_size)` of a padded vocabulary. valid_utf8: see
     `ValidUTF8`. Several threads may share a model that is in eval mode.
 
     Speculative decoding writes faster, from the same distribution (at temperature 0, the same
@@ -101,6 +102,7 @@ def generate(
                 as_ids("forbidden_ids", forbidden_ids),
                 valid_utf8,
                 drafting,
+                num_samples,
             )
         )
     return joined(token_ids, attention_mask, steps, drafting.counts)
@@ -118,9 +120,10 @@ def generation_steps(
     forbidden_ids: list[int],
     valid_utf8: ValidUTF8 | None,
     drafting: Drafting,
+    copies: int = 1,
 ) -> Iterator[NewTokens]:
     """What is behind `generate` and `stream`: check the request, then one token of each row after
-    another. To be run in eval mode without gradients."""
+    another. To be run in eval mode without gradients. copies: rows of each prompt."""
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
     check_generation_request(
         model, token_ids, attention_mask, max_new_tokens, stop_ids, forbidden_ids, overflow
@@ -139,7 +142,7 @@ def generation_steps(
         states = TextStates(valid_utf8, token_ids, is_real, stops)
         rules = replace(rules, states=states)
     capacity = prompt + max_new_tokens + drafting.spare_columns()
-    reader = Reader(model, rows, capacity, slide=overflow == "slide")
+    reader = Reader(model, rows, capacity, overflow == "slide", copies)
     if drafter is None:
         return plain_steps(reader, token_ids, is_real, rules, max_new_tokens, stops)
     return speculative_steps(

@@ -17,11 +17,12 @@ class Reader:
     """Gives the logits of a growing text's next tokens; the model reads only new tokens.
 
     capacity: columns of the longest text. slide: forget the older half of a row that outgrows the
-    context, and read the newer half again.
+    context, and read the newer half again. copies: so many neighboring rows begin with the same
+    prompt, which is read once.
     """
 
-    def __init__(self, model: GPT2, rows: int, capacity: int, slide: bool) -> None:
-        self.model, self.slide = model, slide
+    def __init__(self, model: GPT2, rows: int, capacity: int, slide: bool, copies: int = 1) -> None:
+        self.model, self.slide, self.copies = model, slide, copies
         # Found out once for each number of columns: it looks at every layer.
         self.kernels = cache(lambda new: decoding_kernels(model, rows * new))
         self.context = model.config.context_length
@@ -41,7 +42,7 @@ class Reader:
         if self.cache is None:
             if self.slide:
                 text, is_real = self.windows(text, is_real, longest=self.context)
-            return self.prefill(text, is_real)[:, None].float()  # (rows, 1, vocab)
+            return self.prefill(text, is_real, self.copies)[:, None].float()  # (rows, 1, vocab)
         if self.cache.length + new > self.cache.max_tokens:  # only when sliding
             text, is_real = self.windows(text, is_real, max(1, self.context // 2))
             return self.prefill(text, is_real)[:, None].float()  # (rows, 1, vocab)
@@ -70,17 +71,29 @@ class Reader:
         return text, is_real.to(text.device)
 
     def prefill(
-        self, text: Int[Tensor, "rows columns"], is_real: Bool[Tensor, "rows columns"]
+        self,
+        text: Int[Tensor, "rows columns"],
+        is_real: Bool[Tensor, "rows columns"],
+        copies: int = 1,
     ) -> Float[Tensor, "rows vocab"]:
-        """Fill a new cache with the text; the logits of each row's last token."""
-        weight = self.model.tok_emb.weight
-        self.cache = KeyValueCache(
-            self.model.config, len(text), self.capacity, weight.device, cache_dtype(weight)
+        """Fill a new cache with the text; the logits of each row's last token. copies: the rows are
+        so many copies of each text."""
+        text, is_real = text[::copies], is_real[::copies]
+        weight, columns = self.model.tok_emb.weight, text.shape[1]
+        cache = KeyValueCache(
+            self.model.config,
+            len(text),
+            self.capacity if copies == 1 else columns,
+            weight.device,
+            cache_dtype(weight),
         )
         mask = None if is_real.all() else is_real
-        logits = last_token_logits(self.model, text, mask, self.cache)
-        check_cache_is_filled(self.cache, text.shape[1])
-        return logits
+        logits = last_token_logits(self.model, text, mask, cache)
+        check_cache_is_filled(cache, columns)
+        if copies > 1:
+            cache = cache.repeated(self.model.config, copies, self.capacity)
+        self.cache = cache
+        return logits.repeat_interleave(copies, dim=0)
 
 
 def last_token_logits(

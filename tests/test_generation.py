@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer, complete, generate
 from gpt2mini.generation import stream
@@ -156,6 +157,21 @@ def test_samples_of_a_prompt_are_neighbors_and_differ(model: GPT2) -> None:
     out = generate(model, ids, 10, mask, num_samples=3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(out.token_ids[:, :12], ids.repeat_interleave(3, dim=0))
     assert len({tuple(row.tolist()) for row in out.token_ids[:3]}) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"overflow": "slide"}, {"lookup": 2}])
+def test_samples_of_a_prompt_read_it_once(options: dict[str, Any]) -> None:
+    """And are those of the prompt written down as often."""
+    model = make_model(context_length=24 if "overflow" in options else 400)
+    ids, mask = ragged_prompts()
+    read: list[tuple[int, int]] = []
+    model.trf_blocks[0].register_forward_pre_hook(lambda _, x: read.append(x[0].shape[:2]))
+    found = generate(model, ids, 30, mask, num_samples=3, generator=0, **options)
+    assert read[0] == (4, 12) and {rows for rows, _ in read[1:]} == {12}
+    repeated = (part.repeat_interleave(3, dim=0) for part in (ids, mask))
+    expected = generate(model, next(repeated), 30, next(repeated), generator=0, **options)
+    assert torch.equal(found.token_ids, expected.token_ids)
+    assert_close(found.logprobs, expected.logprobs, atol=1e-4, rtol=0)
 
 
 def test_no_ngram_appears_twice(model: GPT2) -> None:

@@ -8,11 +8,8 @@ rounding.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from gpt2mini.cache import KeyValueCache
-from gpt2mini.config import GPT2Config
 from gpt2mini.data.batching import BATCH_TOKENS, batches_by_length
 from gpt2mini.data.text import Window
 from gpt2mini.masking import pad_left
@@ -59,19 +56,4 @@ def read_contexts(
     ]
     copies = torch.tensor([len(group) for group in groups], device=token_ids.device)
     longest = max(row.n_scored for row in left)
-    return repeat_rows(reader.cache, model.config, copies, longest), left
-
-
-def repeat_rows(
-    cache: KeyValueCache, config: GPT2Config, copies: Int[Tensor, " batch"], new_tokens: int
-) -> KeyValueCache:
-    """A cache with so many copies of each row, and with room for new tokens."""
-    like = cache.layers[0].keys
-    rows, max_tokens = int(copies.sum()), cache.length + new_tokens
-    repeated = KeyValueCache(config, rows, max_tokens, like.device, like.dtype)
-    for layer, repeated_layer in zip(cache.layers, repeated.layers, strict=True):
-        kept = (buffer[:, :, : layer.length] for buffer in (layer.keys, layer.values))
-        repeated_layer.append(*(part.repeat_interleave(copies, dim=0) for part in kept))
-    if cache.segment_ids is not None:
-        repeated.segment_ids = cache.segment_ids.repeat_interleave(copies, dim=0)
-    return repeated
+    return reader.cache.repeated(model.config, copies, reader.cache.length + longest), left

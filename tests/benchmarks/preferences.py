@@ -16,6 +16,8 @@ and reference. trl 1.16 has no PPOTrainer any more, so the other side is spelled
 of transformers, which also gives the policy's logits, a forward pass of the reference, and trl's
 own `selective_log_softmax`. gpt2mini takes the policy's log-probabilities from generation too, as
 it does in float32; "again" reads the responses a second time for them (RolloutSettings.read_again).
+With --samples 8 eight responses to each prompt are sampled, as GRPO does; gpt2mini then reads each
+prompt once, transformers eight times.
 
 Needs transformers, trl and what trl needs (`datasets`, `accelerate`); says so where they are
 missing.
@@ -65,7 +67,8 @@ def main() -> None:
         sys.exit(f"nothing to compare with: {', '.join(missing)} not installed (pip install trl)")
     print(
         f"{args.size}, {args.threads} threads; DPO: {args.pairs} pairs a step; rollouts: "
-        f"{args.rows} prompts of {args.prompt_tokens} tokens, {args.new_tokens} new ones"
+        f"{args.rows} responses of {args.new_tokens} tokens, {args.samples} to each prompt of "
+        f"{args.prompt_tokens}"
     )
     for task, workers in WORKERS.items():
         speeds = {worker: measure_in_own_process(worker) for worker in workers}
@@ -200,9 +203,10 @@ def our_rollouts(args: argparse.Namespace) -> float:
 
     model = GPT2(config_of(args))
     reference = copy.deepcopy(model)
-    prompts = list(torch.randint(8000, (args.rows, args.prompt_tokens)))
+    prompts = list(torch.randint(8000, (args.rows // args.samples, args.prompt_tokens)))
     settings = RolloutSettings(
         rows=args.rows,
+        num_samples=args.samples,
         minibatch_rows=args.rows,
         max_new_tokens=args.new_tokens,
         precision="fp32",
@@ -220,13 +224,14 @@ def our_rollouts(args: argparse.Namespace) -> float:
 def their_rollouts(args: argparse.Namespace) -> float:
     model = their_model(args).eval()
     reference = copy.deepcopy(model)
-    prompts = torch.randint(8000, (args.rows, args.prompt_tokens))
+    prompts = torch.randint(8000, (args.rows // args.samples, args.prompt_tokens))
     mask = torch.ones_like(prompts)
 
     def step(i: int) -> None:
         found = model.generate(
             input_ids=prompts,
             attention_mask=mask,
+            num_return_sequences=args.samples,
             do_sample=True,
             top_k=0,
             top_p=1.0,
@@ -261,7 +266,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", default=SAMPLE, help="pairs: .jsonl (default: the sample)")
     parser.add_argument("--pairs", type=int, default=8, help="per DPO step (default 8)")
     parser.add_argument("--longest", type=int, default=512, help="tokens of prompt and answer")
-    parser.add_argument("--rows", type=int, default=16, help="prompts of a rollout (default 16)")
+    parser.add_argument("--rows", type=int, default=16, help="responses of a rollout (default 16)")
+    parser.add_argument("--samples", type=int, default=1, help="of each prompt, as in GRPO")
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--steps", type=int, default=3, help="measured steps of each process")
