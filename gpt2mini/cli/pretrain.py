@@ -5,9 +5,9 @@ Examples:
   gpt2mini pretrain --data books/ --out runs/nano --steps 5000
 
 weights/gpt2-nano was made by this job; its README has the commands. A deep model costs more per
-step and learns little more at first: with --start-layers 1 most steps are made with one block, then
-the model grows to --n-layers without changing its outputs. --init-from starts from an earlier model
-and, where --n-layers asks for more blocks than it has, grows it at once.
+step and learns little more at first: with --start-layers 3 most steps are made with three blocks,
+then the model grows to --n-layers without changing its outputs. --init-from starts from an earlier
+model and, where --n-layers asks for more blocks than it has, grows it at once.
 Writes metrics.jsonl, summary.json, loss.png and best/ to --out.
 """
 
@@ -39,7 +39,7 @@ class Growth:
     """Progressive depth: most steps with few blocks, the last with all."""
 
     start_layers: options.OptionalCount = None  # blocks at first; None: all of them
-    grow_at: options.Share = 0.7  # of the steps, after which the model has --n-layers blocks
+    grow_at: options.Share = 0.6  # of the steps, after which the model has --n-layers blocks
 
 
 @dataclass(frozen=True)

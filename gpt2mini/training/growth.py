@@ -3,7 +3,8 @@
 A block costs as much in the first step as in the last, but early in training a few blocks learn
 nearly as much from each token as all of them. So most steps can be made with few (Gong et al. 2019,
 "Efficient Training of BERT by Progressively Stacking"; Bu 2025, "Deep Progressive Training", arXiv
-2511.04981, who grows once, late, and before the learning rate falls).
+2511.04981, who grows once, late, and before the learning rate falls). What it gave here is in
+weights/gpt2-nano/LAB.md.
 """
 
 from collections.abc import Iterable
