@@ -240,6 +240,8 @@ def test_pretrain_begins_shallow(tmp_path: Path) -> None:
     [
         (["--start-layers", "5"], "--n-layers 12 must be a multiple of --start-layers 5"),
         (["--start-layers", "1", "--grow-at", "1"], "--grow-at 1 of 40 steps is step 40"),
+        (["--grow-at", "0.5"], "--grow-at is for --start-layers"),
+        (["--start-layers", "3", "--init-from", "gpt2-nano"], "is for a new model, without --init"),
         (["--start-layers", "1", "--shard"], "leave out --shard or --start-layers"),
     ],
 )

@@ -33,12 +33,13 @@ from gpt2mini.training import evaluate_loss, muon_and_adamw, train, warmup_stabl
 from gpt2mini.training.distributed import get_rank, rank_zero_first
 from gpt2mini.training.growth import train_growing
 
+NEW_MODEL = "a new model, without --init-from"
+
 
 @dataclass(frozen=True)
-class Growth:
-    """Progressive depth: most steps with few blocks, the last with all."""
+class GrowthFlags:
+    """With --start-layers."""
 
-    start_layers: options.OptionalCount = None  # blocks at first; None: all of them
     grow_at: options.Share = 0.6  # of the steps, after which the model has --n-layers blocks
 
 
@@ -60,19 +61,21 @@ class Flags:
     weight_decay: options.NotNegative = 0.01  # of matrices
     warmup_steps: options.CountOrZero = 20  # in which the rate rises
     decay_share: options.Share = 0.3  # of the steps, in which the rate falls
+    start_layers: options.OptionalCount = None  # blocks of a new model at first; None: --n-layers
     config: GPT2Config = options.group(
         partial(GPT2Config, vocab_size=8192, context_length=512, emb_dim=256, n_heads=4),
-        "a new model, without --init-from",
+        NEW_MODEL,
         but=["n_layers"],
     )
-    growth: Growth = options.group(Growth, "a new model, without --init-from")
+    growth: GrowthFlags = options.group(GrowthFlags, "--start-layers")
     run: options.Run = options.group(partial(options.Run, save_every=200, evaluate_every=200))
     parallel: options.Sharding = options.group(options.Sharding)
     machine: options.Machine = options.group(options.Machine)
 
     @property
     def conditions(self) -> set[str]:
-        return set() if self.init_from else {"a new model, without --init-from"}
+        found = set() if self.init_from else {NEW_MODEL}
+        return found | ({"--start-layers"} if self.start_layers else set())
 
 
 def run(flags: Flags) -> None:
@@ -183,7 +186,7 @@ def get_model(flags: Flags, tokenizer: Tokenizer) -> GPT2:
         check_predicts_tokens(model)
         grow_depth(model, flags.config.n_layers)
         return model
-    n_layers = flags.growth.start_layers or flags.config.n_layers
+    n_layers = flags.start_layers or flags.config.n_layers
     own = {"vocab_size": tokenizer.vocab_size, "n_layers": n_layers}
     return GPT2(GPT2Config(**vars(flags.config) | own))
 
@@ -191,8 +194,12 @@ def get_model(flags: Flags, tokenizer: Tokenizer) -> GPT2:
 def growing(flags: Flags) -> Callable[..., list[dict[str, Any]]]:
     """How to train: with all blocks, or with few at first. Raises ValueError for flags that do not
     fit each other."""
-    n_layers, start = flags.config.n_layers, flags.growth.start_layers
-    if start is None or start == n_layers:
+    n_layers, start = flags.config.n_layers, flags.start_layers
+    if start is None:
+        return train
+    if flags.init_from:
+        raise ValueError(f"--start-layers is for {NEW_MODEL}")
+    if start == n_layers:
         return train
     if n_layers % start:
         raise ValueError(f"--n-layers {n_layers} must be a multiple of --start-layers {start}")
