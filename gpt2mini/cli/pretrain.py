@@ -2,7 +2,7 @@
 
 Examples:
   gpt2mini pretrain                                      # a minute, on the bundled story
-  gpt2mini pretrain --data books/ --out runs/nano --steps 5000
+  gpt2mini pretrain --data books/ --out runs/nano --steps 5000 --start-layers 3
 
 weights/gpt2-nano was made by this job; its README has the commands. A deep model costs more per
 step and learns little more at first: with --start-layers 3 most steps are made with three blocks,
