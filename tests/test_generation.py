@@ -71,6 +71,7 @@ def test_greedy_with_cache_equals_greedy_without_over_300_tokens(model: GPT2) ->
     assert found.unique().numel() > 30, "the text should be varied, or equality means little"
 
 
+@pytest.mark.usefixtures("no_shape_checks")  # which take most of the time of so many small steps
 def test_rows_of_a_ragged_batch_are_as_if_alone_over_300_tokens(model: GPT2) -> None:
     ids, mask = ragged_prompts()
     out = generate(model, ids, 300, mask, temperature=0)
@@ -233,6 +234,7 @@ def test_a_prompt_longer_than_the_context_slides_too() -> None:
 
 
 @pytest.mark.parametrize(("context_length", "new"), [(33, 300), (1, 20)])
+@pytest.mark.usefixtures("no_shape_checks")
 def test_padding_changes_nothing_when_sliding(context_length: int, new: int) -> None:
     """Rows that reach the context at different steps, or before the start: each is as if alone."""
     model = make_model(context_length=context_length)
