@@ -69,6 +69,7 @@ class KeyValueCache:
         self.layers = [
             LayerCache(shape, torch.device(device), dtype) for _ in range(config.n_layers)
         ]
+        self.config = config
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.segment_ids: Int[Tensor, "batch total"] | None = None  # 0: padding; None: none
@@ -86,14 +87,12 @@ class KeyValueCache:
         if self.segment_ids is not None:
             self.segment_ids = self.segment_ids[:, :length]
 
-    def repeated(
-        self, config: GPT2Config, copies: Int[Tensor, " batch"] | int, max_tokens: int
-    ) -> "KeyValueCache":
-        """A cache for so many copies of each row, in neighboring rows, each of which goes on by
+    def repeated(self, copies: Int[Tensor, " batch"] | int, max_tokens: int) -> "KeyValueCache":
+        """A cache of so many copies of each row, in neighboring rows, each of which goes on by
         itself."""
         like, rows = self.layers[0].keys, torch.arange(self.batch_size)
         rows = rows.to(like.device).repeat_interleave(copies)  # (repeated batch)
-        repeated = KeyValueCache(config, len(rows), max_tokens, like.device, like.dtype)
+        repeated = KeyValueCache(self.config, len(rows), max_tokens, like.device, like.dtype)
         for own, layer in zip(self.layers, repeated.layers, strict=True):
             layer.append(own.keys[rows, :, : own.length], own.values[rows, :, : own.length])
         if self.segment_ids is not None:

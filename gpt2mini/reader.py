@@ -91,7 +91,7 @@ class Reader:
         logits = last_token_logits(self.model, text, mask, cache)
         check_cache_is_filled(cache, columns)
         if copies > 1:
-            cache = cache.repeated(self.model.config, copies, self.capacity)
+            cache = cache.repeated(copies, self.capacity)
         self.cache = cache
         return logits.repeat_interleave(copies, dim=0)
 

@@ -56,34 +56,51 @@ def grow_depth(model: GPT2, n_layers: int) -> None:
     Each block is followed by copies of itself whose two projections into the residual stream are
     zero: they add nothing yet, and their first gradient step changes that. The old blocks keep
     their parameters; an optimizer made before does not know those of the copies.
-    Raises ValueError for a number of layers that is no multiple of the present one, and for blocks
-    whose projections hold more than a weight and a bias, such as an adapter.
+    Raises ValueError as `check_can_grow`.
     """
-    refuse_quantized(model, "more blocks")
-    old = list(model.trf_blocks)
-    if n_layers < len(old) or n_layers % len(old):
-        raise ValueError(
-            f"a model of {len(old)} blocks can grow to a multiple of that, not to {n_layers}"
-        )
-    copies = n_layers // len(old)
-    blocks = [one for block in old for one in (block, *idle_copies(block, copies))]
+    check_can_grow(model, n_layers)
+    copies = n_layers // len(model.trf_blocks)
+    blocks = []
+    for block in model.trf_blocks:
+        blocks += [block, *(idle_copy(block) for _ in range(copies - 1))]
     model.trf_blocks = nn.ModuleList(blocks)
     model.config = replace(model.config, n_layers=n_layers)
 
 
-def idle_copies(block: nn.Module, copies: int) -> list[nn.Module]:
-    """All but the first of so many copies of the block, which add nothing to the stream."""
-    twins = [deepcopy(block) for _ in range(copies - 1)]
-    for twin in twins:
-        for name in ("attn.attn_out", "mlp.mlp_out"):
-            for own, parameter in twin.get_submodule(name).named_parameters():
-                if own not in ("weight", "bias"):
-                    raise ValueError(
-                        f"a copy of a block whose {name} has a {own} would not be without effect: "
-                        "merge adapters first (merge_lora)"
-                    )
-                nn.init.zeros_(parameter)
-    return twins
+@torch.no_grad()
+def check_can_grow(model: GPT2, n_layers: int) -> None:
+    """Raise ValueError for a number of layers that is no multiple of the present one, and for
+    blocks of which a copy without effect cannot be made: quantized ones, those with adapters, and
+    those of another architecture that change the stream although the projections are zero."""
+    refuse_quantized(model, "more blocks")
+    present = len(model.trf_blocks)
+    if n_layers < present or n_layers % present:
+        raise ValueError(
+            f"a model of {present} blocks can grow to a multiple of that, not to {n_layers}"
+        )
+    like = model.pos_emb.weight
+    x = torch.linspace(-1, 1, 2 * like.shape[1]).to(like).view(1, 2, -1)  # (batch, tokens, emb)
+    for number, block in enumerate(model.trf_blocks):
+        # in eval mode, for dropout would draw random numbers
+        if not torch.equal(idle_copy(block).eval()(x, None, None), x):
+            raise ValueError(
+                f"a copy of block {number} changes the stream although its projections are zero, "
+                "so the model would not stay what it is: it cannot grow"
+            )
+
+
+def idle_copy(block: nn.Module) -> nn.Module:
+    """A copy whose two projections into the residual stream are zero."""
+    twin = deepcopy(block)
+    for name in ("attn.attn_out", "mlp.mlp_out"):
+        for own, parameter in twin.get_submodule(name).named_parameters():
+            if own not in ("weight", "bias"):
+                raise ValueError(
+                    f"{name} has a {own}, without which a copy would not learn: merge adapters "
+                    "first (merge_lora)"
+                )
+            nn.init.zeros_(parameter)
+    return twin
 
 
 def first_blocks(model: GPT2, n_layers: int) -> GPT2:

@@ -100,6 +100,13 @@ def test_adapters_are_refused(own_model: GPT2) -> None:
         grow_depth(own_model, 6)
 
 
+def test_an_architecture_whose_copies_have_an_effect_is_refused(own_model: GPT2) -> None:
+    own_model.trf_blocks[1].register_forward_hook(lambda module, x, out: 2 * out)
+    with pytest.raises(ValueError, match="a copy of block 1 changes the stream although"):
+        grow_depth(own_model, 6)
+    assert len(own_model.trf_blocks) == TINY.n_layers
+
+
 # ---- a run that grows
 
 
@@ -220,6 +227,14 @@ def test_it_grows_within_the_run(grow_step: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {"n_layers": DEEP, "grow_step": grow_step, "out": tmp_path}
     with pytest.raises(ValueError, match="grow_step must lie in 1 to 11"):
         train_growing(model, batches(), optimizers, settings, **options)
+
+
+def test_a_depth_that_cannot_be_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    model, optimizers = new_run("adamw")
+    options: dict[str, Any] = {"n_layers": 5, "grow_step": GROW, "out": tmp_path}
+    with pytest.raises(ValueError, match="a model of 2 blocks can grow to a multiple of that"):
+        train_growing(model, [], optimizers, Settings(steps=STEPS, schedule=schedule), **options)
+    assert not list(tmp_path.iterdir())
 
 
 # ---- the command

@@ -56,4 +56,4 @@ def read_contexts(
     ]
     copies = torch.tensor([len(group) for group in groups], device=token_ids.device)
     longest = max(row.n_scored for row in left)
-    return reader.cache.repeated(model.config, copies, reader.cache.length + longest), left
+    return reader.cache.repeated(copies, reader.cache.length + longest), left

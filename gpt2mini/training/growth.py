@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from gpt2mini.losses.steps import LossFunction, next_token_step
 from gpt2mini.model import GPT2
-from gpt2mini.surgery import grow_depth
+from gpt2mini.surgery import check_can_grow, grow_depth
 from gpt2mini.training.checkpoints import RunCheckpoints, layers_of, read_on_all_ranks
 from gpt2mini.training.distributed import is_sharded
 from gpt2mini.training.loop import train
@@ -44,12 +44,14 @@ def train_growing(
     The optimizers go on with the averages that they have, and train the new blocks as those that
     they were copied from. Log, data and schedule are those of one run, which can be stopped and
     resumed at any step. The other arguments, and what is returned and raised, are those of
-    `train`; besides, ValueError for a sharded model, and for a step that is not one of the run's.
+    `train`; besides, ValueError for a sharded model, a step that is not one of the run's, and a
+    depth to which the model cannot grow.
     """
     if not 1 <= grow_step < settings.steps:
         raise ValueError(f"grow_step must lie in 1 to {settings.steps - 1}, not {grow_step}")
     if is_sharded(model):
         raise ValueError("a sharded model cannot grow: train it without --shard (DDP)")
+    check_can_grow(model, n_layers)  # before the first step, not at the last
     optimizers, out = list(optimizers), Path(out)
     checkpoints = RunCheckpoints(out / "checkpoints", settings.keep_last)
     if resume and layers_of(checkpoints) == n_layers:
