@@ -359,14 +359,16 @@ SHORT = {
     "classify": ["--method", "full", "--longest", "16"],
     "pretrain": ["--vocab-size", "300", "--emb-dim", "32", "--n-heads", "2", "--n-layers", "2"],
 }
+GROWS = "pretrain --start-layers 1"  # after the first of two steps
+SHORT[GROWS] = [*SHORT["pretrain"], "--grow-at", "0.5"]
 
 
 @pytest.mark.parametrize("job", SHORT)
 def test_a_job_runs_in_two_processes(tmp_path: Path, word_folder: Path, job: str) -> None:
     launch = [*COMMAND[:-1], "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*job.split(), "--steps", "2", "--batch-size", "1", *SHORT[job]]
-    command += ["--shard"] if can_shard_on_cpu() else []
-    command += ["--model", str(word_folder)] if job != "pretrain" else []
+    command += ["--shard"] if can_shard_on_cpu() and job != GROWS else []
+    command += ["--model", str(word_folder)] if "pretrain" not in job else []
     done = run_apart(*command, "--out", tmp_path, launch=[*launch, *COMMAND[1:]])
     assert done.returncode == 0, done.stderr
     rows = rows_until(9, tmp_path / "metrics.jsonl")
@@ -376,7 +378,8 @@ def test_a_job_runs_in_two_processes(tmp_path: Path, word_folder: Path, job: str
     assert len(said) == len(set(said)) > 0  # and speaks
     assert read_json(tmp_path / "summary.json")
     if "lora" not in job:
-        GPT2.from_pretrained(tmp_path / "best")
+        model = GPT2.from_pretrained(tmp_path / "best")
+        assert "pretrain" not in job or model.config.n_layers == 2
     else:
         load_adapter(GPT2.from_pretrained(word_folder), tmp_path / "best")
 
