@@ -6,7 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from gpt2mini.checkpoints.origin import origin_of, remember_origin
 from gpt2mini.model import GPT2
+from gpt2mini.modes import evaluating
 from gpt2mini.quantized_layers import refuse_quantized
 
 
@@ -56,22 +58,10 @@ def grow_depth(model: GPT2, n_layers: int) -> None:
     Each block is followed by copies of itself whose two projections into the residual stream are
     zero: they add nothing yet, and their first gradient step changes that. The old blocks keep
     their parameters; an optimizer made before does not know those of the copies.
-    Raises ValueError as `check_can_grow`.
+    Raises ValueError, before anything is changed, for a number of layers that is no multiple of the
+    present one, and for blocks of which a copy without effect cannot be made: quantized ones, those
+    with adapters, and those of another architecture that change the stream all the same.
     """
-    check_can_grow(model, n_layers)
-    copies = n_layers // len(model.trf_blocks)
-    blocks = []
-    for block in model.trf_blocks:
-        blocks += [block, *(idle_copy(block) for _ in range(copies - 1))]
-    model.trf_blocks = nn.ModuleList(blocks)
-    model.config = replace(model.config, n_layers=n_layers)
-
-
-@torch.no_grad()
-def check_can_grow(model: GPT2, n_layers: int) -> None:
-    """Raise ValueError for a number of layers that is no multiple of the present one, and for
-    blocks of which a copy without effect cannot be made: quantized ones, those with adapters, and
-    those of another architecture that change the stream although the projections are zero."""
     refuse_quantized(model, "more blocks")
     present = len(model.trf_blocks)
     if n_layers < present or n_layers % present:
@@ -80,13 +70,22 @@ def check_can_grow(model: GPT2, n_layers: int) -> None:
         )
     like = model.pos_emb.weight
     x = torch.linspace(-1, 1, 2 * like.shape[1]).to(like).view(1, 2, -1)  # (batch, tokens, emb)
+    blocks = []
     for number, block in enumerate(model.trf_blocks):
-        # in eval mode, for dropout would draw random numbers
-        if not torch.equal(idle_copy(block).eval()(x, None, None), x):
-            raise ValueError(
-                f"a copy of block {number} changes the stream although its projections are zero, "
-                "so the model would not stay what it is: it cannot grow"
-            )
+        copies = [idle_copy(block) for _ in range(n_layers // present - 1)]
+        for one in copies:
+            with evaluating(one):  # dropout would draw random numbers
+                is_idle = torch.equal(one(x, None, None), x)
+            if not is_idle:
+                raise ValueError(
+                    f"a copy of block {number} changes the stream although its projections are "
+                    "zero, so the model would not stay what it is: it cannot grow"
+                )
+        blocks += [block, *copies]
+    model.trf_blocks = nn.ModuleList(blocks)
+    model.config = replace(model.config, n_layers=n_layers)
+    # an adapter for the deeper model does not fit the base that it was loaded from
+    remember_origin(model, replace(origin_of(model), base=None, samples={}))
 
 
 def idle_copy(block: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.testing import assert_close
 
 from gpt2mini import GPT2
+from gpt2mini.checkpoints.origin import origin_of
 from gpt2mini.data.text import Batch, TokenBatches
 from gpt2mini.files import read_json
 from gpt2mini.lora import add_lora
@@ -82,9 +83,11 @@ def test_a_block_of_ones_own_is_copied(own_model: GPT2) -> None:
 def test_the_head_and_what_the_files_said_stay(word_folder: Path) -> None:
     model = GPT2.from_pretrained(word_folder)
     model.out_head = nn.Linear(model.config.emb_dim, 2)
-    before = model(ids)
+    before, origin = model(ids), origin_of(model)
     grow_depth(model, 6)
     assert_close(model(ids), before, atol=0, rtol=0)
+    assert origin.base and origin.samples  # of which it is no longer a copy
+    assert origin_of(model) == replace(origin, base=None, samples={})
 
 
 @pytest.mark.parametrize("n_layers", [0, 2, 4])
@@ -202,9 +205,13 @@ def test_a_run_stopped_between_the_two_grows_when_it_is_resumed(
     left_alone: GPT2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shallow steps are done and saved, the grown model is not."""
+
+    def stopped(*_: Any) -> None:
+        raise ZeroDivisionError
+
     with monkeypatch.context() as patch:
-        patch.setattr("gpt2mini.training.growth.grow_saved", failing_at(0))
-        with pytest.raises(TypeError):
+        patch.setattr("gpt2mini.training.growth.grow_saved", stopped)
+        with pytest.raises(ZeroDivisionError):
             grown(tmp_path, "muon")
     assert_same(grown(tmp_path, "muon", resume=True), left_alone)
     assert_same(grown(tmp_path, "muon", resume=True), left_alone)  # nothing left to do

@@ -198,7 +198,7 @@ def how_many_learn(model: GPT2) -> tuple[int, int]:
 
 
 def is_small(model: GPT2) -> bool:
-    return sum(parameter.numel() for parameter in model.parameters()) < SMALL
+    return how_many_learn(model)[1] < SMALL
 
 
 def how_to_save(model: GPT2, whole: Save = GPT2.save_pretrained) -> Save:

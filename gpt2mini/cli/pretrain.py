@@ -141,7 +141,7 @@ def report(
     print(f"{text}\n\nvalidation loss {losses[0]:.3f} -> {best:.3f} nats a token")
     print(f"{bits:.3f} bits a byte on the text held out")
     summary = {
-        "parameters": count(model),
+        "parameters": common.how_many_learn(model)[1],
         "validation_loss": best,
         "bits_per_byte": bits,
         "sample": text,
@@ -215,11 +215,8 @@ def growing(flags: Flags) -> Callable[..., list[dict[str, Any]]]:
 
 
 def describe(model: GPT2, flags: Flags) -> str:
-    """For example "2,363,648 parameters in 1 of 12 blocks, 8,192 kinds of token"."""
+    """For example "3,018,496 parameters in 1 of 12 blocks, 8,192 kinds of token"."""
+    _, parameters = common.how_many_learn(model)
     kinds, n_layers = model.config.vocab_size, flags.config.n_layers
     of = "" if model.config.n_layers == n_layers else f"{model.config.n_layers} of "
-    return f"{count(model):,} parameters in {of}{n_layers} blocks, {kinds:,} kinds of token"
-
-
-def count(model: GPT2) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return f"{parameters:,} parameters in {of}{n_layers} blocks, {kinds:,} kinds of token"

@@ -8,6 +8,7 @@ weights/gpt2-nano/LAB.md.
 """
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 
 from gpt2mini.losses.steps import LossFunction, next_token_step
 from gpt2mini.model import GPT2
-from gpt2mini.surgery import check_can_grow, grow_depth
+from gpt2mini.surgery import grow_depth
 from gpt2mini.training.checkpoints import RunCheckpoints, layers_of, read_on_all_ranks
 from gpt2mini.training.distributed import is_sharded
 from gpt2mini.training.loop import train
@@ -51,7 +52,7 @@ def train_growing(
         raise ValueError(f"grow_step must lie in 1 to {settings.steps - 1}, not {grow_step}")
     if is_sharded(model):
         raise ValueError("a sharded model cannot grow: train it without --shard (DDP)")
-    check_can_grow(model, n_layers)  # before the first step, not at the last
+    grow_depth(deepcopy(model), n_layers)  # what cannot grow is refused before the first step
     optimizers, out = list(optimizers), Path(out)
     checkpoints = RunCheckpoints(out / "checkpoints", settings.keep_last)
     if resume and layers_of(checkpoints) == n_layers:
