@@ -152,7 +152,7 @@ def test_whole_characters_only() -> None:
 # ---- the distribution
 
 
-VOCAB, NEW = 12, 3
+VOCAB, NEW = 5, 3
 
 
 def exact_distribution(model: GPT2, prompt: Tensor, sampling: Sampling) -> Tensor:
@@ -184,11 +184,11 @@ def test_sampled_texts_have_the_models_distribution(sampling: Sampling, kind: st
     torch.manual_seed(0)
     model = GPT2(GPT2Config(VOCAB, context_length=16, emb_dim=8, n_heads=2, n_layers=1)).eval()
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.5)
+        nn.init.normal_(parameter, std=0.7)
     drafting: dict[str, Any] = (
-        {"lookup": 1} if kind == "lookup" else {"draft": disturbed(model, 0.3)}
+        {"lookup": 1} if kind == "lookup" else {"draft": disturbed(model, 0.5)}
     )
-    prompt, rows = torch.tensor([[1, 5, 1, 7, 5]]), 1_000
+    prompt, rows = torch.tensor([[1, 4, 1, 2, 4]]), 500
     generator = torch.Generator().manual_seed(0)
     options: dict[str, Any] = vars(sampling) | drafting | {"generator": generator}
     # One text at a time: of many in a batch the one that accepts the fewest would always accept 0.
