@@ -260,19 +260,23 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["generate", "--max-new-tokens", "3"], ["finetune", *["--steps", "2", "--batch-size", "1"]]],
+    "command",
+    [
+        "generate --max-new-tokens 3",
+        "finetune --steps 2 --batch-size 1 --max-new-tokens 3 --fraction 0.1",
+    ],
 )
 def test_the_installed_command_works_in_an_empty_folder(
-    arguments: list[str], installed: Path, tmp_path: Path
+    command: str, installed: Path, tmp_path: Path
 ) -> None:
     environment = {**OFFLINE, "PYTHONPATH": str(installed)}
+    whole = [*COMMAND, *command.split()]
     done = subprocess.run(
-        [*COMMAND, *arguments], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8"
+        whole, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr
     assert (installed / "gpt2mini").is_dir() and done.stdout
-    if arguments[0] == "finetune":
+    if command.startswith("finetune"):
         assert (tmp_path / "runs" / "finetune" / "best" / "model.safetensors").is_file()
 
 
@@ -334,7 +338,7 @@ main()
 
 def test_a_job_that_was_stopped_goes_on(tmp_path: Path, word_folder: Path) -> None:
     short = ["--steps", "6", "--batch-size", "1", "--model", str(word_folder)]
-    short += ["--max-new-tokens", "2"]
+    short += ["--max-new-tokens", "2", "--fraction", "0.1"]
     stopped = run_apart(
         "finetune", *short, "--out", tmp_path / "stopped", "--save-every", "2",
         launch=[sys.executable, "-c", STOPPED],
@@ -354,8 +358,8 @@ def test_a_job_that_was_stopped_goes_on(tmp_path: Path, word_folder: Path) -> No
 
 
 SHORT = {
-    "finetune": ["--max-new-tokens", "2"],
-    "finetune --method lora": ["--max-new-tokens", "2"],
+    "finetune": ["--max-new-tokens", "2", "--fraction", "0.1"],
+    "finetune --method lora": ["--max-new-tokens", "2", "--fraction", "0.1"],
     "classify": ["--method", "full", "--longest", "16"],
     "pretrain": ["--vocab-size", "300", "--emb-dim", "32", "--n-heads", "2", "--n-layers", "2"],
 }

@@ -173,7 +173,7 @@ SAMPLINGS = {
     "temperature 1": Sampling(),
     "temperature 0.6": Sampling(temperature=0.6),
     "top-k": Sampling(temperature=1.5, top_k=4),
-    "top-p": Sampling(top_p=0.7),
+    "top-p": Sampling(top_p=0.9),
     "all rules": Sampling(1.2, 3, 0.9, 6, 0.9),
 }
 
