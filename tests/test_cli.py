@@ -28,6 +28,7 @@ from gpt2mini.training.distributed import can_shard_on_cpu
 from gpt2mini.training.metrics import rows_until
 
 KEEPER = str(sample("keeper.jsonl"))  # questions and answers
+LITTLE_TEXT = ["--max-new-tokens", "2", "--fraction", "0.1"]  # to write, and to train on
 
 
 def test_generate_continues_the_prompt() -> None:
@@ -338,7 +339,7 @@ main()
 
 def test_a_job_that_was_stopped_goes_on(tmp_path: Path, word_folder: Path) -> None:
     short = ["--steps", "6", "--batch-size", "1", "--model", str(word_folder)]
-    short += ["--max-new-tokens", "2", "--fraction", "0.1"]
+    short += LITTLE_TEXT
     stopped = run_apart(
         "finetune", *short, "--out", tmp_path / "stopped", "--save-every", "2",
         launch=[sys.executable, "-c", STOPPED],
@@ -358,8 +359,8 @@ def test_a_job_that_was_stopped_goes_on(tmp_path: Path, word_folder: Path) -> No
 
 
 SHORT = {
-    "finetune": ["--max-new-tokens", "2", "--fraction", "0.1"],
-    "finetune --method lora": ["--max-new-tokens", "2", "--fraction", "0.1"],
+    "finetune": LITTLE_TEXT,
+    "finetune --method lora": LITTLE_TEXT,
     "classify": ["--method", "full", "--longest", "16"],
     "pretrain": ["--vocab-size", "300", "--emb-dim", "32", "--n-heads", "2", "--n-layers", "2"],
 }

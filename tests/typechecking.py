@@ -19,12 +19,12 @@ jaxtyped = jaxtyping.jaxtyped
 
 
 def jaxtyped_where_shapes(function: Any = None, *, typechecker: Callable) -> Any:
-    """As `jaxtyping.jaxtyped`, which it stands in for, of functions and dataclasses."""
+    """`jaxtyping.jaxtyped`, which it replaces, for functions and dataclasses that name shapes."""
     if function is None:
         return partial(jaxtyped_where_shapes, typechecker=typechecker)
     names_shapes = "jaxtyping." in repr(inspect.get_annotations(function))
     return jaxtyped(function, typechecker=typechecker) if names_shapes else function
 
 
-# (this module is imported for the first function of all that is decorated)
+# jaxtyping imports this module when it decorates the first function of the package.
 jaxtyping.jaxtyped = jaxtyped_where_shapes  # type: ignore[assignment]
