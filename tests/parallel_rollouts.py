@@ -18,9 +18,10 @@ from torch.optim import SGD
 from gpt2mini import GPT2, GPT2Config, Tokenizer, generate
 from gpt2mini.lora import add_lora
 from gpt2mini.preferences.grpo import grpo_batches, grpo_step
+from gpt2mini.preferences.on_policy import OnPolicyBatches
 from gpt2mini.preferences.ppo import ActorCritic, KLController, PPOSettings, ppo_batches, ppo_step
 from gpt2mini.preferences.reward_model import give_reward_head
-from gpt2mini.preferences.rollouts import OnPolicyBatches, RolloutSettings, sample_responses
+from gpt2mini.preferences.rollouts import RolloutSettings, sample_responses
 from gpt2mini.tokenizer import END_OF_TEXT, byte_characters
 from gpt2mini.training import Settings, train
 from gpt2mini.training.distributed import get_rank, save_whole, shard

@@ -45,6 +45,7 @@ from gpt2mini.preferences.dpo import (
 )
 from gpt2mini.preferences.grpo import group_advantages, grpo_batches, grpo_step
 from gpt2mini.preferences.named_rewards import find_reward
+from gpt2mini.preferences.on_policy import OnPolicyBatches
 from gpt2mini.preferences.pairs import (
     EncodedPreference,
     Preference,
@@ -79,7 +80,6 @@ from gpt2mini.preferences.reward_model import (
 from gpt2mini.preferences.reward_scale import measure_reward_scale
 from gpt2mini.preferences.rollouts import (
     Experience,
-    OnPolicyBatches,
     Rollout,
     RolloutSettings,
     response_texts,

@@ -20,10 +20,10 @@ from torch import Tensor
 from gpt2mini.losses.policy_gradient import kl_from_samples, ppo_loss
 from gpt2mini.losses.sequence_logprobs import token_logprobs
 from gpt2mini.model import GPT2
+from gpt2mini.preferences.on_policy import OnPolicyBatches
 from gpt2mini.preferences.reward_functions import RewardFunction
 from gpt2mini.preferences.rollouts import (
     Experience,
-    OnPolicyBatches,
     Rollout,
     RolloutSettings,
     clip_fraction,

@@ -27,11 +27,11 @@ from gpt2mini.losses.policy_gradient import kl_from_samples, ppo_loss, value_los
 from gpt2mini.losses.sequence_logprobs import logprobs_from_hidden
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
+from gpt2mini.preferences.on_policy import OnPolicyBatches
 from gpt2mini.preferences.reward_functions import RewardFunction
 from gpt2mini.preferences.reward_scale import RewardScale
 from gpt2mini.preferences.rollouts import (
     Experience,
-    OnPolicyBatches,
     Rollout,
     RolloutSettings,
     clip_fraction,
