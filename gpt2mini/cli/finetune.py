@@ -20,36 +20,31 @@ loss, to --out.
 
 import math
 import sys
-from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch.optim import Optimizer
 from tyro.conf import UseAppendAction
 
-from gpt2mini import GPT2, Tokenizer
+from gpt2mini import GPT2
 from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.cli import common, options
-from gpt2mini.cli.data import RECORDS, RecordFlags, holds_records, read_split, shorten
+from gpt2mini.cli.data import RECORDS, RecordFlags, holds_records
+from gpt2mini.cli.finetune_data import Data, read_data
 from gpt2mini.cli.tables import print_rows
-from gpt2mini.cli.text_data import split_text, training_and_held_out_files
-from gpt2mini.data.instructions import ExchangeBatches, encode_exchanges, read_exchanges
 from gpt2mini.data.samples import sample
-from gpt2mini.data.text import Batch, TokenBatches, sequential_batches
 from gpt2mini.lora import load_adapter
 from gpt2mini.preferences.comparison import compare_answers
 from gpt2mini.preferences.named_rewards import find_reward
 from gpt2mini.preferences.reward_functions import RewardFunction
 from gpt2mini.training import adamw, evaluate_loss
-from gpt2mini.training.distributed import get_world_size, rank_zero_first
+from gpt2mini.training.distributed import get_world_size
 
 PEAK_RATES = {"full": 5e-5, "last-blocks": 2e-4, "lora": 2e-4}  # small models take ten times these
 TEXT = "plain text"
 NEW_ADAPTER = "--method lora without --adapter"
-# prompts outside the format of the records: what has the tuning left alone?
-OUTSIDE = ["It was a dark and stormy night, and", "My dear Mrs. Brown,\n\nI have been"]
 
 
 @dataclass(frozen=True)
@@ -126,8 +121,7 @@ class Flags:
 def run(flags: Flags) -> None:
     job = common.Job(flags, flags.model)
     model, tokenizer = job.load()
-    read = read_records if holds_records(flags.data) else read_text
-    data = read(job, tokenizer, model.config.context_length)
+    data = read_data(job, tokenizer, model.config.context_length)
     reward = find_rating(job, model)
     choose_what_learns(model, flags)
     learning, total = common.how_many_learn(model)
@@ -141,13 +135,10 @@ def run(flags: Flags) -> None:
     before = common.answer(model, tokenizer, prompts, flags.max_new_tokens, job.seed)
     save = common.how_to_save(model)
     flags.parallel.apply(model, job.precision)
-    rate = flags.lr or PEAK_RATES[flags.learns] * (10 if common.is_small(model) else 1)
-    usual_decay = 0.0 if flags.learns == "lora" else 0.1
-    decay = usual_decay if flags.weight_decay is None else flags.weight_decay
     rows = job.train(
         model,
         data.batches,
-        [adamw(model, rate, decay)],
+        [make_optimizer(model, flags)],
         steps,
         evaluate=lambda: evaluate_loss(model, data.validation(), precision=job.precision),
         save=save,
@@ -161,6 +152,11 @@ def run(flags: Flags) -> None:
     shown = len(data.prompts)
     common.print_answers(data.prompts, before[:shown], after[:shown])
     losses = report_losses(rows)
+    ratings = report_ratings(flags, data, before[shown:], after[shown:], reward)
+    forgotten = job.report_forgetting(
+        *(tuned, tokenizer, data.validation(), data.trained_length, data.held_out_text)
+    )
+    title = f"Fine-tuning {flags.model} on {Path(flags.data).name}"
     summary = {
         "method": flags.learns,
         "trainable_parameters": learning,
@@ -169,16 +165,15 @@ def run(flags: Flags) -> None:
         "answers_before": before[:shown],
         "answers_after": after[:shown],
     }
-    if reward:
-        compared = compare_answers(data.prompts_to_rate, before[shown:], after[shown:], reward)
-        print(f"\n{compared.show(flags.records.answers)}\n{flags.records.reward}: {compared}")
-        summary["comparison"] = compared.summary()
-    forgotten = job.report_forgetting(
-        *(tuned, tokenizer, data.validation(), data.trained_length, data.held_out_text)
-    )
-    title = f"Fine-tuning {flags.model} on {Path(flags.data).name}"
-    job.finish(summary | losses | data.summary | forgotten, title, "nats per token")
+    job.finish(summary | ratings | losses | data.summary | forgotten, title, "nats per token")
     report_best(flags, job.out / "best")
+
+
+def make_optimizer(model: GPT2, flags: Flags) -> Optimizer:
+    """AdamW, with the usual rate and decay for what learns where the flags name none."""
+    rate = flags.lr or PEAK_RATES[flags.learns] * (10 if common.is_small(model) else 1)
+    usual_decay = 0.0 if flags.learns == "lora" else 0.1
+    return adamw(model, rate, usual_decay if flags.weight_decay is None else flags.weight_decay)
 
 
 def choose_what_learns(model: GPT2, flags: Flags) -> None:
@@ -202,6 +197,17 @@ def find_rating(job: common.Job, model: GPT2) -> RewardFunction | None:
     # an adapter's base must stay as it is
     base = deepcopy(model) if holds_adapter(Path(name)) else None
     return find_reward(name, job.device, base)
+
+
+def report_ratings(
+    flags: Flags, data: Data, before: list[str], after: list[str], reward: RewardFunction | None
+) -> dict[str, Any]:
+    """Print how the answers to held-out prompts are rated before and after; for the summary."""
+    if reward is None:
+        return {}
+    compared = compare_answers(data.prompts_to_rate, before, after, reward)
+    print(f"\n{compared.show(flags.records.answers)}\n{flags.records.reward}: {compared}")
+    return {"comparison": compared.summary()}
 
 
 def report_losses(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -231,80 +237,3 @@ def report_best(flags: Flags, best: Path) -> None:
         print(f"  gpt2mini generate --model {flags.model} --adapter {best}")
     else:
         print(f"tuned model: {best}   (gpt2mini generate --model {best})")
-
-
-# ---- the data
-
-
-@dataclass(frozen=True)
-class Data:
-    """Plain text or records, ready to be learned."""
-
-    batches: TokenBatches | ExchangeBatches
-    validation: Callable[[], Iterable[Batch]]
-    description: str
-    prompts: list[str]  # to answer before and after
-    trained_length: int  # tokens that the model reads at once in training, at most
-    summary: dict[str, Any]
-    held_out_text: str | None = None  # plain, to measure where the model was not trained
-    prompts_to_rate: list[str] = field(default_factory=list)  # held out, with --reward
-
-
-def read_text(job: common.Job, tokenizer: Tokenizer, context_length: int) -> Data:
-    """Windows of consecutive tokens."""
-    flags, seed, size = job.flags, job.seed, job.flags.batch_size or 4
-    files = training_and_held_out_files(flags.data, flags.held_out)
-    with rank_zero_first():
-        split = split_text(
-            *(*files, tokenizer, job.out / "tokens"),
-            *(flags.fraction, flags.validation_share, seed),
-        )
-    training, held_out, others = split.training, split.held_out, split.held_out_corpus.tokens
-    window = min(flags.text.sequence_length, context_length)
-    scored = shorten(held_out, flags.text.validation_tokens)
-    beginnings = (document[:5000] for document in held_out[:20])
-    texts = [tokenizer.decode(others[d.start : d.stop].tolist()) for d in beginnings]
-    first_words = tokenizer.decode(others[held_out[0].start :][:8].tolist())
-    return Data(
-        batches=TokenBatches(split.corpus.tokens, training, size, window, seed),
-        validation=lambda: sequential_batches(others, scored, size, window),
-        description=f"{split}\nbatches of {size} x {window} tokens",
-        prompts=list(flags.prompt) or [first_words],
-        trained_length=window - 1,  # the last token of a window is predicted, not read
-        summary={},
-        held_out_text="\n\n".join(texts),
-    )
-
-
-def read_records(job: common.Job, tokenizer: Tokenizer, context_length: int) -> Data:
-    """Prompts and completions."""
-    flags, seed, records = job.flags, job.seed, job.flags.records
-    *parts, where = read_split(
-        partial(records.read, read=read_exchanges),
-        *(flags.data, flags.held_out, lambda exchange: exchange.prompt),
-        *(flags.fraction, flags.validation_share, seed),
-    )
-    longest = min(records.longest, context_length)
-    size = flags.batch_size or (1 if records.packing else 8)
-    batches, validation = (
-        ExchangeBatches(
-            encode_exchanges(part, tokenizer, longest),
-            *(size, seed, records.train_on, records.packing, longest),
-        )
-        for part in parts
-    )
-    training, held_out = parts
-    # with --reward prompts are answered and shown with their rewards instead
-    answered = [] if records.reward else [one.prompt for one in held_out[: records.answers]]
-    return Data(
-        batches=batches,
-        validation=validation.in_order,
-        description=f"{len(training)} records to learn from, {len(held_out)} held out ({where})\n"
-        f"batches of {min(size, len(batches.rows))} x at most {longest} tokens, "
-        f"{len(batches)} an epoch ({batches.padding_share:.1%} padding)\nthe loss counts "
-        f"{'completions' if records.train_on == 'completion' else 'prompts and completions'}",
-        prompts=[*answered, *(flags.prompt or OUTSIDE)],
-        trained_length=max(len(one.token_ids) for one in batches.encoded) - 1,
-        summary={"padding_share": batches.padding_share},
-        prompts_to_rate=[*dict.fromkeys(one.prompt for one in held_out)][: flags.rating.compare],
-    )
