@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from conftest import shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -439,6 +440,60 @@ def test_merges_of_another_vocabulary_are_refused(
 def test_merges_in_another_order_are_refused(trained: Tokenizer) -> None:
     with pytest.raises(ValueError, match="do not rise in the order of the merges"):
         Tokenizer(trained.vocab, trained.merges[::-1])
+
+
+def merges_of(choices: list[tuple[int, int]]) -> list[tuple[str, str]]:
+    """Each number chooses a piece made before: any merges, of a text or of none."""
+    pieces, merges = list("abc"), []
+    for left, right in choices:
+        pair = pieces[left % len(pieces)], pieces[right % len(pieces)]
+        if "".join(pair) not in pieces:
+            merges.append(pair)
+            pieces.append("".join(pair))
+    return merges
+
+
+def vocabulary_of(merges: list[tuple[str, str]]) -> dict[str, int]:
+    pieces = [*byte_characters(), *map("".join, merges), END_OF_TEXT]
+    return {piece: token_id for token_id, piece in enumerate(pieces)}
+
+
+a_piece = st.integers(0, 10**6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    choices=st.lists(st.tuples(a_piece, a_piece), min_size=1, max_size=12),
+    words=st.lists(st.text("abc", min_size=1, max_size=12), min_size=20, max_size=20),
+)
+def test_merges_that_tiktoken_would_read_otherwise_are_refused(
+    choices: list[tuple[int, int]], words: list[str]
+) -> None:
+    """And no others: what is accepted has the ids of `tokenizers`, which joins listed pairs."""
+    merges = merges_of(choices)
+    vocab = vocabulary_of(merges)
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
+    texts = [*words, *map("".join, merges)]
+    expected = [theirs.encode(text).tokens for text in texts]
+    try:
+        ours = Tokenizer(vocab, merges)
+    except ValueError as error:
+        assert "never take effect" in str(error)
+        never = int(str(error).split()[0])
+        whole = [tokens for tokens in expected[len(words) :] if len(tokens) == 1]
+        assert never == len(merges) - len(whole)
+    else:
+        assert [[ours.decode([i]) for i in ours.encode(text)] for text in texts] == expected
+
+
+def test_a_vocabulary_with_merges_of_another_text_appended_is_refused(trained: Tokenizer) -> None:
+    other = train_tokenizer(["the merging of strange pieces then ended"] * 9, vocab_size=300)
+    merges = [*trained.merges]
+    for pair in other.merges:
+        if "".join(pair) not in trained.vocab:
+            merges.append(pair)
+    with pytest.raises(ValueError, match=r"merges never take effect, .*learn the vocabulary"):
+        Tokenizer(vocabulary_of(merges), merges)
 
 
 def test_a_vocabulary_without_end_of_text_is_refused(trained: Tokenizer) -> None:
