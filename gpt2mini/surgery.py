@@ -1,11 +1,13 @@
 """Change the shape of a trained model."""
 
+import operator
 from copy import copy, deepcopy
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from gpt2mini.checkpoints.huggingface import is_tied
 from gpt2mini.checkpoints.origin import origin_of, remember_origin
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
@@ -22,21 +24,24 @@ def resize_vocab(model: GPT2, vocab_size: int) -> None:
     Raises ValueError if <|endoftext|> would be cut off.
     """
     refuse_quantized(model, "another vocabulary")
-    config = model.config
+    config, vocab_size = model.config, operator.index(vocab_size)
     eos_id = config.vocab_size - 1 if config.eos_id is None else config.eos_id
     if vocab_size <= eos_id:
         raise ValueError(
             f"a vocabulary of {vocab_size} would cut off <|endoftext|>, token {eos_id}: "
             f"choose at least {eos_id + 1}"
         )
-    head = model.out_head
+    head, tied = model.out_head, is_tied(model)
+    resize_rows(model.tok_emb, "weight", vocab_size)
+    model.tok_emb.num_embeddings = vocab_size
     if isinstance(head, nn.Linear) and head.out_features == config.vocab_size:
-        resize_rows(head, "weight", vocab_size)
+        if tied:
+            head.weight = model.tok_emb.weight
+        else:
+            resize_rows(head, "weight", vocab_size)
         if head.bias is not None:
             resize_rows(head, "bias", vocab_size)
         head.out_features = vocab_size
-    resize_rows(model.tok_emb, "weight", vocab_size)
-    model.tok_emb.num_embeddings = vocab_size
     last = eos_id == vocab_size - 1
     model.config = replace(config, vocab_size=vocab_size, eos_id=None if last else eos_id)
 

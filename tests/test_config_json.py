@@ -325,6 +325,23 @@ def test_a_shorter_limit_of_the_tokenizer_is_kept(
     assert read(tmp_path, "tokenizer_config.json")["model_max_length"] == 40
 
 
+@pytest.mark.parametrize(
+    ("contents", "longest"),
+    [
+        ({"n_positions": 16}, 16),
+        ({"max_position_embeddings": 16, "model_type": "llama"}, 16),
+        ({}, None),
+    ],
+)
+def test_a_tokenizer_is_saved_beside_any_config(
+    tokenizer: Tokenizer, tmp_path: Path, contents: dict[str, Any], longest: int | None
+) -> None:
+    """One that `transformers.GPT2Config` has written has no architectures."""
+    (tmp_path / "config.json").write_text(json.dumps(contents), encoding="utf-8")
+    tokenizer.save_pretrained(tmp_path)
+    assert read(tmp_path, "tokenizer_config.json").get("model_max_length") == longest
+
+
 def test_transformers_pipeline_takes_a_batch_of_our_classifier(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ from gpt2mini.lora import (
 )
 from gpt2mini.losses import next_token_loss
 from gpt2mini.preferences.named_rewards import load_reward_model
+from gpt2mini.surgery import first_blocks
 
 EVERYTHING = tuple(TARGETS)
 PRECISION = 1e-5
@@ -591,6 +592,51 @@ def test_peft_reads_our_adapter_of_a_classifier_with_its_head(
     assert_close(theirs(texts).logits, own_model(texts)[:, -1], atol=1e-4, rtol=0)
 
 
+def test_peft_reads_our_adapter_with_a_token_head(
+    own_model: GPT2, base_folder: Path, tmp_path: Path
+) -> None:
+    own_model.out_head = nn.Linear(TINY.emb_dim, TINY.vocab_size, bias=False)
+    own_model.save_pretrained(base_folder)
+    fresh = copy.deepcopy(own_model)
+    add_lora(own_model)
+    own_model.out_head.weight.requires_grad_(True)
+    randomize(own_model)
+    nn.init.normal_(own_model.out_head.weight)
+    save_adapter(own_model, tmp_path / "adapter")
+    base = GPT2LMHeadModel.from_pretrained(base_folder)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert_close(theirs(ids).logits, own_model(ids), atol=1e-4, rtol=0)
+    load_adapter(fresh, tmp_path / "adapter")
+    assert_close(fresh(ids), own_model(ids), atol=PRECISION, rtol=PRECISION)
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings")
+def test_we_read_peft_s_adapter_with_a_token_head(
+    own_model: GPT2, base_folder: Path, tmp_path: Path
+) -> None:
+    """Over a tied base: PEFT trains a copy of the embedding as the head."""
+    base = GPT2LMHeadModel.from_pretrained(base_folder)
+    theirs = random_peft(base, target_modules=["c_attn"], modules_to_save=["lm_head"])
+    with torch.no_grad():
+        theirs.base_model.model.lm_head.modules_to_save["default"].weight.mul_(2)
+    theirs.save_pretrained(tmp_path / "adapter")
+    load_adapter(own_model, tmp_path / "adapter")
+    assert_close(own_model(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_a_classifier_s_adapter_fits_a_base_with_a_token_head_of_its_own(
+    own_model: GPT2, tmp_path: Path
+) -> None:
+    own_model.out_head = nn.Linear(TINY.emb_dim, TINY.vocab_size, bias=False)
+    base = copy.deepcopy(own_model)
+    add_lora(own_model)
+    own_model.out_head = nn.Linear(TINY.emb_dim, 2, bias=False)
+    randomize(own_model)
+    save_adapter(own_model, tmp_path)
+    load_adapter(base, tmp_path)
+    assert_close(base(ids), own_model(ids), atol=PRECISION, rtol=PRECISION)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_head_comes_back_with_the_adapter(
     own_model: GPT2, tmp_path: Path, bias: bool, caplog: pytest.LogCaptureFixture
@@ -648,6 +694,17 @@ def test_a_classifier_saved_over_its_adapter_is_that_classifier_to_transformers(
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     texts = ids % (TINY.vocab_size - 1)  # without its padding
     assert_close(theirs(texts).logits, own_model(texts)[:, -1], atol=1e-4, rtol=0)
+
+
+def test_a_folder_with_a_model_and_an_adapter_is_refused(
+    base_folder: Path,
+) -> None:
+    """`transformers` would apply the adapter, which PEFT leaves there if told to."""
+    peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base_folder), peft.LoraConfig(fan_in_fan_out=True)
+    ).save_pretrained(str(base_folder))
+    with pytest.raises(CheckpointError, match="a whole model and an adapter"):
+        GPT2.from_pretrained(base_folder)
 
 
 def test_another_model_saved_over_an_adapter_is_that_model_to_transformers(
@@ -722,7 +779,6 @@ def test_a_reward_model_is_the_whole_one_or_the_adapter(
     add_lora(own_model)
     randomize(own_model)
     save_adapter(own_model, tmp_path)
-    stale = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     expected = own_model(ids)
     assert_close(
         load_reward_model(tmp_path, None, copy.deepcopy(tiny_model))(ids),
@@ -732,8 +788,6 @@ def test_a_reward_model_is_the_whole_one_or_the_adapter(
     )
     merge_lora(own_model)
     own_model.save_pretrained(tmp_path)
-    for name, contents in stale.items():  # as earlier versions left it
-        (tmp_path / name).write_bytes(contents)
     assert_close(load_reward_model(tmp_path, None, None)(ids), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -859,6 +913,32 @@ def test_an_adapter_of_another_shape_is_refused(saved: Path, changes: dict[str, 
     config = GPT2Config(**{**vars(TINY), **changes})
     with pytest.raises(CheckpointError, match=r"adapter_model.safetensors .*for another model"):
         load_adapter(GPT2(config), saved)
+
+
+def test_an_adapter_of_the_first_blocks_is_refused_on_all(own_model: GPT2, tmp_path: Path) -> None:
+    shallow = copy.deepcopy(first_blocks(own_model, 1))
+    add_lora(shallow)
+    save_adapter(shallow, tmp_path)
+    with pytest.raises(CheckpointError, match=r"trf_blocks\.1\..* is not in that one"):
+        load_adapter(own_model, tmp_path)
+
+
+def test_first_blocks_are_not_called_the_model_s_folder(base_folder: Path, tmp_path: Path) -> None:
+    shallow = first_blocks(GPT2.from_pretrained(base_folder), 1)
+    add_lora(shallow)
+    save_adapter(shallow, tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] is None
+
+
+def test_an_adapter_of_a_head_tied_by_hand_loads_on_its_base(
+    own_model: GPT2, tiny_model: GPT2, tmp_path: Path
+) -> None:
+    own_model.out_head = nn.Linear(TINY.emb_dim, TINY.vocab_size, bias=False)
+    own_model.out_head.weight = own_model.tok_emb.weight
+    add_lora(own_model)
+    save_adapter(own_model, tmp_path)
+    load_adapter(copy.deepcopy(tiny_model), tmp_path)
 
 
 def test_a_wrong_rank_is_refused(saved: Path, tiny_model: GPT2) -> None:

@@ -321,6 +321,10 @@ def test_a_head_of_one_adapter_would_be_that_of_all(two: GPT2, tmp_path: Path) -
     rewrite_base(tmp_path / "classifier")
     with pytest.raises(CheckpointError, match="a head of its own"):
         load_adapter(two, tmp_path / "classifier")
+    save_adapter(two, tmp_path / "another")
+    rewrite_base(tmp_path / "another")
+    with pytest.raises(CheckpointError, match="the model's head is another one's"):
+        load_adapter(classifier, tmp_path / "another", name="another")
 
 
 def rewrite_base(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Models of other projects in one file: nanoGPT, llm.c, GGUF, and state dicts under a key."""
 
 import struct
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,23 @@ def test_a_padded_vocabulary_of_nanogpt_ends_texts_as_gpt2_s(tmp_path: Path) -> 
     contents = {"model": theirs.state_dict(), "model_args": numbers | {"bias": True}}
     torch.save(contents, tmp_path / "ckpt.pt")
     assert GPT2.from_pretrained(tmp_path).config.eos_id == 50256
+
+
+@pytest.mark.parametrize("name", ["ckpt.pt", "pytorch_model.bin"])
+def test_a_compressed_archive_is_refused(tmp_path: Path, name: str) -> None:
+    """Its bytes, mapped into memory as they are, would be read as numbers."""
+    save_nanogpt(tmp_path / "plain.pt", True, "")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in plain.namelist():
+            packed.writestr(entry, plain.read(entry))
+    (tmp_path / "plain.pt").unlink()
+    if name.endswith(".bin"):
+        (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="compressed data"):
+        GPT2.from_pretrained(tmp_path)
 
 
 def test_a_state_dict_alone_is_no_checkpoint_of_nanogpt(tmp_path: Path, tiny_model: GPT2) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, random_ids
@@ -61,6 +62,23 @@ def test_a_head_of_its_own_goes_along(own_model: GPT2) -> None:
     after = own_model(ids)
     assert after.shape[2] == TINY.vocab_size + 1
     assert_close(after[..., :-1], before)
+
+
+def test_a_head_that_was_tied_by_hand_stays_tied(own_model: GPT2) -> None:
+    own_model.out_head = nn.Linear(TINY.emb_dim, TINY.vocab_size, bias=False)
+    own_model.out_head.weight = own_model.tok_emb.weight
+    resize_vocab(own_model, TINY.vocab_size + 5)
+    assert own_model.out_head.weight is own_model.tok_emb.weight
+    assert own_model(ids).shape[2] == own_model.out_head.out_features == TINY.vocab_size + 5
+
+
+def test_the_size_may_be_any_kind_of_integer(own_model: GPT2, tmp_path: Path) -> None:
+    resize_vocab(own_model, np.int64(TINY.vocab_size + 5))
+    own_model.save_pretrained(tmp_path)
+    assert GPT2.from_pretrained(tmp_path).config.vocab_size == TINY.vocab_size + 5
+    with pytest.raises(TypeError):
+        resize_vocab(own_model, 300.5)  # type: ignore[arg-type]
+    assert own_model(ids).shape[2] == own_model.config.vocab_size == TINY.vocab_size + 5
 
 
 def test_a_head_of_classes_stays(own_model: GPT2) -> None:

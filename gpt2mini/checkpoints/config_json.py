@@ -55,6 +55,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The contents of config.json, if it describes a GPT-2 and nothing else."""
     path = folder / CONFIG
     check_holds_model(folder)
+    if (folder / ADAPTER_FILES[0]).is_file():
+        raise CheckpointError(
+            f"{folder} holds a whole model and an adapter ({ADAPTER_FILES[0]}): transformers would "
+            "apply the adapter, and it is not clear what is meant. Move the adapter's files into a "
+            "folder of their own; load_adapter(model, folder) adds them"
+        )
     with reading(path):
         contents = read_json(path)
         if not isinstance(contents, dict) or contents.get("model_type", "gpt2") != "gpt2":

@@ -126,7 +126,6 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
     with reading(path):
         refuse_placeholder(path)
         if zipfile.is_zipfile(path):
-            check_archive(path)
             shapes = {name: tuple(t.shape) for name, t in load_state_dict(path, mmap=True).items()}
             mapped = Remapped(lambda: load_state_dict(path, mmap=True).__getitem__)
             return {
@@ -140,7 +139,7 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
 
 
 def check_archive(path: Path) -> None:
-    """Refuse an archive that would grow when unpacked: torch never compresses."""
+    """Refuse an archive that is compressed: torch maps what lies in it as numbers."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -151,6 +150,8 @@ def check_archive(path: Path) -> None:
 
 def load_torch_file(path: Path, mmap: bool) -> Any:
     """Whatever `torch.save` wrote of tensors, numbers, texts, lists and dictionaries."""
+    if zipfile.is_zipfile(path):
+        check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:  # whose text advises to read the file unsafely

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
-from gpt2mini.checkpoints.config_json import CONFIG
+from gpt2mini.checkpoints.config_json import (
+    CONFIG,
+    EOS_OF_TRANSFORMERS,
+    NUMBERS,
+)
 from gpt2mini.files import read_json, write_json
 
 TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json"
@@ -16,11 +20,13 @@ def complete_tokenizer_config(folder: Path) -> None:
         return
     model, tokenizer = read_json(folder / CONFIG), read_json(folder / TOKENIZER_CONFIG)
     complete = dict(tokenizer)
+    named = [model[name] for name in NUMBERS["context_length"] if isinstance(model.get(name), int)]
+    context_length = next(iter(named), None)
     longest = tokenizer.get("model_max_length")
-    if not isinstance(longest, int) or longest > model["n_positions"]:
-        complete["model_max_length"] = model["n_positions"]
-    is_classifier = model["architectures"] == ["GPT2ForSequenceClassification"]
-    pads_with_eos = model.get("pad_token_id") == model["eos_token_id"]
+    if context_length and not (isinstance(longest, int) and longest <= context_length):
+        complete["model_max_length"] = context_length
+    is_classifier = model.get("architectures") == ["GPT2ForSequenceClassification"]
+    pads_with_eos = model.get("pad_token_id") == model.get("eos_token_id", EOS_OF_TRANSFORMERS)
     names_padding = "pad_token" in tokenizer or has_padding_token(folder / SPECIAL_TOKENS_MAP)
     if is_classifier and pads_with_eos and not names_padding and tokenizer.get("eos_token"):
         complete["pad_token"] = tokenizer["eos_token"]

@@ -10,6 +10,7 @@ import json
 import torch
 from torch import nn
 
+from gpt2mini.checkpoints.huggingface import is_tied
 from gpt2mini.checkpoints.origin import Samples, first_middle_last, origin_of
 from gpt2mini.lora.adapt import adapter_parameters
 from gpt2mini.model import GPT2, TiedHead
@@ -18,7 +19,8 @@ from gpt2mini.model import GPT2, TiedHead
 def base_fingerprint(model: GPT2) -> str:
     """The fingerprint as JSON, for `check_base`. A head that is saved beside adapters is no part of
     the base."""
-    is_in_base = isinstance(model.out_head, nn.Linear) and not trained_head(model)
+    has_head = isinstance(model.out_head, nn.Linear) and not is_tied(model)
+    is_in_base = has_head and not trained_head(model)
     head = head_values(model) if is_in_base else {}
     return json.dumps({"dtype": str(model.tok_emb.weight.dtype), **base_values(model), **head})
 
@@ -46,6 +48,8 @@ def check_base(model: GPT2, fingerprint: str | None) -> None:
         return
     expected = json.loads(fingerprint)
     same_dtype = expected.pop("dtype") == str(model.tok_emb.weight.dtype)
+    if added := [name for name in base_values(model) if name not in expected]:
+        raise ValueError(f"it was trained on another base model: {added[0]} is not in that one")
     found = base_values(model) | head_values(model)
     for name, values in expected.items():
         if name not in found or not equal_up_to_rounding(found[name], values, same_dtype):
@@ -58,13 +62,12 @@ def check_base(model: GPT2, fingerprint: str | None) -> None:
 def name_of_base(model: GPT2) -> str | None:
     """The folder or the repository that the base was loaded from; None if there is none, or if its
     weights are not those any more."""
-    origin = origin_of(model)
-    for name, values in base_values(model).items():
-        if name not in origin.samples:
-            return None
-        if not equal_up_to_rounding(values, origin.samples[name], same_dtype=True):
-            return None
-    return origin.base
+    origin, found = origin_of(model), base_values(model)
+    loaded = {n: s for n, s in origin.samples.items() if not n.startswith("out_head.")}
+    if found.keys() != loaded.keys():
+        return None
+    same = [equal_up_to_rounding(found[n], loaded[n], same_dtype=True) for n in found]
+    return origin.base if all(same) else None
 
 
 def equal_up_to_rounding(found: list[float], expected: list[float], same_dtype: bool) -> bool:

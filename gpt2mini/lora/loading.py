@@ -37,12 +37,14 @@ from gpt2mini.lora.peft_format import (
     PLAIN_INITS,
     PREFIX,
     PUBLISHED_LAYERS,
+    TASKS,
     TENSOR_NAME,
+    TOKEN_HEAD,
     WEIGHTS,
     WEIGHTS_BIN,
     WITHOUT_EFFECT,
 )
-from gpt2mini.model import GPT2, TiedHead
+from gpt2mini.model import GPT2
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,12 @@ def load_adapter(
     config = read_peft_config(folder)
     path = adapter_file(folder)
     tensors, metadata = read_adapter_file(path)
-    head = {n.removeprefix("score."): tensors.pop(n) for n in [*tensors] if n.startswith("score.")}
+    heads = {n: tensors.pop(n) for n in [*tensors] if n.split(".")[0] in TASKS}
     with reading(path):
         adapters = pair_up(tensors, config)
         layers = make_layers(model, adapters, config, metadata.get("gpt2mini.targets"))
         check_base(model, metadata.get("gpt2mini.base"))
-        out_head = make_head(model, head, config)
+        out_head = make_head(model, heads, config)
     insert_adapter(model, layers, name)
     if out_head is not None:
         model.out_head = out_head
@@ -118,8 +120,11 @@ def check_plain_lora(config: dict[str, Any]) -> None:
     rank = config.get("r", DEFAULT_RANK)
     if not isinstance(rank, int) or rank < 1:
         raise ValueError(f"r is {rank!r}; expected a rank, an integer of at least 1")
-    if unknown := {*(config.get("modules_to_save") or [])} - {"score", "classifier"}:
-        raise ValueError(f"modules_to_save has {unknown}; only a classifier's head is supported")
+    saved = {*(config.get("modules_to_save") or [])}
+    if unknown := saved - TASKS.keys() - {"classifier"}:
+        raise ValueError(f"modules_to_save has {unknown}; only an output head is supported")
+    if TOKEN_HEAD in saved and config.get("ensure_weight_tying"):
+        raise ValueError("ensure_weight_tying is True: the token embedding was trained too")
 
 
 def adapter_file(folder: Path) -> Path:
@@ -254,24 +259,40 @@ def make_layer(
 
 
 def make_head(model: GPT2, tensors: dict[str, Tensor], config: dict[str, Any]) -> nn.Linear | None:
-    """The head that was trained along, or None if there was none."""
+    """The head that was trained along, or None if there was none. tensors: by names such as
+    "score.weight"."""
+    check_head_is_free(model, bool(tensors))
     if not tensors:
         if config.get("modules_to_save"):
             raise ValueError("the head that its config lists (modules_to_save) is missing")
         return None
-    if adapter_names(model) and not merged_layers(model):
-        raise ValueError(
-            "it has a head of its own, which it would not share with the model's other adapters: "
-            "load the base once for each"
-        )
-    weight = tensors.get("weight")
-    if weight is None or weight.ndim != 2 or weight.shape[1] != model.config.emb_dim:
+    kinds = {name.partition(".")[0] for name in tensors}
+    parts = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+    weight = parts.get("weight")
+    if len(kinds) > 1 or weight is None or weight.shape[1:] != (model.config.emb_dim,):
         raise ValueError(f"its head does not fit a model of width {model.config.emb_dim}")
-    classes = getattr(model.out_head, "out_features", len(weight))
-    if classes != len(weight) and not isinstance(model.out_head, TiedHead):
-        raise ValueError(f"its head has {len(weight)} classes; the model's has {classes}")
+    outputs = model.config.vocab_size if kinds == {TOKEN_HEAD} else own_classes(model)
+    if outputs not in (None, len(weight)):
+        what = "tokens" if kinds == {TOKEN_HEAD} else "classes"
+        raise ValueError(f"its head has {len(weight)} {what}; the model's has {outputs}")
     like = model.tok_emb.weight
     own = {
-        name: nn.Parameter(t.to(like.device, like.dtype, copy=True)) for name, t in tensors.items()
+        name: nn.Parameter(t.to(like.device, like.dtype, copy=True)) for name, t in parts.items()
     }
     return linear_layer(own["weight"], own.get("bias"))
+
+
+def check_head_is_free(model: GPT2, brings_head: bool) -> None:
+    """Raise ValueError if this adapter and others on the model would share the head of one."""
+    alone = not adapter_names(model) or merged_layers(model)
+    if not alone and (brings_head or own_classes(model) is not None):
+        whose = "it has a head of its own" if brings_head else "the model's head is another one's"
+        raise ValueError(
+            f"{whose}, which all adapters on the model would share: load the base once for each"
+        )
+
+
+def own_classes(model: GPT2) -> int | None:
+    """How many classes the model's head tells apart; None if it predicts tokens."""
+    outputs = getattr(model.out_head, "out_features", None)
+    return None if outputs == model.config.vocab_size else outputs

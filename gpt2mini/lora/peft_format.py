@@ -3,7 +3,7 @@ earlier versions adapter_model.bin).
 
 PEFT sees the published GPT-2, in which query, key and value are one matrix. Their adapters become
 one there that computes the same: the As on top of each other, the Bs on a diagonal. A head that was
-trained along is saved with them.
+trained along is saved with them, under the name that it has in `transformers`.
 """
 
 import re
@@ -21,6 +21,9 @@ PUBLISHED_LAYERS = {
     for rule in BLOCK
     if rule.transposed
 }
+
+CLASS_HEAD, TOKEN_HEAD = "score", "lm_head"
+TASKS = {CLASS_HEAD: "SEQ_CLS", TOKEN_HEAD: "CAUSAL_LM"}
 
 # Settings that PEFT's config may have, and their values for plain LoRA.
 PLAIN = {"peft_type": "LORA", "bias": "none", "use_dora": False, "lora_bias": False}

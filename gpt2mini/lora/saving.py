@@ -15,7 +15,17 @@ from gpt2mini.files import as_json, local_path, text_writer, writable_folder, wr
 from gpt2mini.lora.adapt import TARGETS, adapter_parameters, lora_layers
 from gpt2mini.lora.base_model import base_fingerprint, base_values, name_of_base, trained_head
 from gpt2mini.lora.layers import LoRALinear
-from gpt2mini.lora.peft_format import CONFIG, PLAIN, PREFIX, PUBLISHED_LAYERS, WEIGHTS, WEIGHTS_BIN
+from gpt2mini.lora.peft_format import (
+    CLASS_HEAD,
+    CONFIG,
+    PLAIN,
+    PREFIX,
+    PUBLISHED_LAYERS,
+    TASKS,
+    TOKEN_HEAD,
+    WEIGHTS,
+    WEIGHTS_BIN,
+)
 from gpt2mini.model import GPT2
 
 logger = logging.getLogger(__name__)
@@ -43,8 +53,9 @@ def save_adapter(
     tensors, sizes = published_adapters(model, layers)
     head = trained_head(model)
     if "bias" in head:
-        logger.warning("PEFT leaves the head's bias out: transformers' classifiers have none")
-    tensors |= {f"{PREFIX}score.{name}": p.detach() for name, p in head.items()}
+        logger.warning("PEFT leaves the head's bias out: transformers' heads have none")
+    kind = kind_of_head(model) if head else None
+    tensors |= {f"{PREFIX}{kind}.{name}": p.detach() for name, p in head.items()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     targets = [name for name, path in TARGETS.items() if any(n.endswith(path) for n in layers)]
     metadata = {
@@ -53,7 +64,7 @@ def save_adapter(
         "gpt2mini.base": base_fingerprint(model),
     }
     first = next(iter(layers.values()))
-    config = peft_config(first, sizes, model.config.n_layers, bool(head))
+    config = peft_config(first, sizes, model.config.n_layers, kind)
     config["base_model_name_or_path"] = base_model or name_of_base(model)
     writable_folder(folder)
     write_together(
@@ -110,6 +121,12 @@ def check_folder(model: GPT2, folder: Path, replace: bool) -> bool:
     return True
 
 
+def kind_of_head(model: GPT2) -> str:
+    """What the head is called in `transformers`: one that predicts tokens, or classes."""
+    predicts_tokens = getattr(model.out_head, "out_features", None) == model.config.vocab_size
+    return TOKEN_HEAD if predicts_tokens else CLASS_HEAD
+
+
 def published_adapters(
     model: GPT2, layers: dict[str, LoRALinear]
 ) -> tuple[dict[str, Tensor], dict[str, Size]]:
@@ -147,7 +164,7 @@ def side_by_side(parts: list[LoRALinear | None], published: str) -> tuple[Tensor
 
 
 def peft_config(
-    layer: LoRALinear, sizes: dict[str, Size], n_layers: int, head: bool
+    layer: LoRALinear, sizes: dict[str, Size], n_layers: int, head: str | None
 ) -> dict[str, Any]:
     """The contents of adapter_config.json. layer: its rank and alpha are the config's own, and
     other sizes are written as patterns."""
@@ -160,14 +177,14 @@ def peft_config(
     }
     return {
         **PLAIN,
-        "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
+        "task_type": TASKS[head or TOKEN_HEAD],
         "base_model_name_or_path": None,
         "r": layer.rank,
         "lora_alpha": layer.alpha,
         "lora_dropout": layer.lora_dropout.p,
         "use_rslora": layer.rank_stabilized,
         "target_modules": published if in_every_block else list(sizes),
-        "modules_to_save": ["score"] if head else None,
+        "modules_to_save": [head] if head else None,
         "fan_in_fan_out": True,  # the published layers are stored (in, out)
         "inference_mode": True,
         **(patterns if other else {}),
