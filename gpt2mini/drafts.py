@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt2mini.checks import check_predicts_tokens
+from gpt2mini.generation_arguments import bare_model
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.reader import Reader
@@ -124,10 +125,14 @@ class Drafting:
     draft_tokens: int
     counts: DraftCounts
 
+    def __post_init__(self) -> None:
+        for name in ("lookup", "draft_tokens"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))  # 4.0 becomes 4
+        if self.draft is not None:
+            object.__setattr__(self, "draft", bare_model(self.draft, "draft"))
+
     def check(self, model: GPT2) -> None:
         """Raise ValueError for values that make no sense with this model."""
-        whole_number("lookup", self.lookup)
-        whole_number("draft_tokens", self.draft_tokens)
         if self.lookup < 0 or self.draft_tokens < 1:
             raise ValueError(
                 f"lookup must be 0 (off) or more and draft_tokens 1 or more, not {self.lookup} and "

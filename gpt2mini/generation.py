@@ -6,7 +6,6 @@ key/value cache and call the model itself. They restore the model's mode and kee
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from inspect import signature
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from gpt2mini.generation_arguments import (
     as_rows,
     as_texts,
     bare_model,
+    named_arguments,
     refuse_other_spellings,
 )
 from gpt2mini.model import GPT2
@@ -76,7 +76,7 @@ def generate(
     Raises ValueError for values that make no sense, and for logits that are NaN; TypeError for
     arguments of another kind, or of another library's name.
     """
-    refuse_other_spellings(others, signature(generate).parameters)
+    refuse_other_spellings(others, named_arguments(generate))
     model = bare_model(model)
     sampling = Sampling(repetition_penalty, no_repeat_ngram_size, temperature, top_k, top_p)
     num_samples = whole_number("num_samples", num_samples)
@@ -167,7 +167,8 @@ def plain_steps(
         logits = reader.read(text[:, :end], is_real[:, :end])[:, -1]  # (rows, vocab)
         tokens_left = text.shape[1] - end - 1
         allowed = rules.apply(logits, text[:, :end], is_real[:, :end], tokens_left)
-        chosen, sampling_logprobs = rules.draw(allowed)
+        # a row that has ended draws too, and must not be left without a token
+        chosen, sampling_logprobs = rules.draw(allowed.masked_fill(~active[:, None], 0))
         chosen = torch.where(active, chosen, text[:, end - 1])
         text[:, end] = chosen
         logprobs = logits.log_softmax(dim=1).gather(1, chosen[:, None])[:, 0]
@@ -214,8 +215,8 @@ def stream(
     draft, lookup, draft_tokens: as of `generate`; `counts` is filled in with what became of them.
     sampling: temperature, top_k, top_p, repetition_penalty, no_repeat_ngram_size.
     """
-    rules = signature(Sampling).parameters
-    refuse_other_spellings(sampling.keys() - rules, [*signature(stream).parameters, *rules])
+    rules = named_arguments(Sampling)
+    refuse_other_spellings(sampling.keys() - rules, [*named_arguments(stream), *rules])
     model = bare_model(model)
     vocab_size, device = model.config.vocab_size, model.tok_emb.weight.device
     stops = [tokenizer.eos_id, *as_ids("stop_ids", stop_ids)]

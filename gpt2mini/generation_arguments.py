@@ -4,7 +4,8 @@ words."""
 import difflib
 import numbers
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -54,13 +55,20 @@ def refuse_other_spellings(others: Iterable[str], known: Iterable[str]) -> None:
         raise TypeError(f"there is no argument {name}; {meant}")
 
 
-def bare_model(model: nn.Module) -> GPT2:
-    """The model inside of DataParallel or DistributedDataParallel, which only training needs."""
+def named_arguments(function: Callable[..., Any]) -> list[str]:
+    """The names of its arguments, without that of the ** at the end."""
+    parameters = signature(function).parameters.values()
+    return [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
+
+
+def bare_model(model: nn.Module, name: str = "model") -> GPT2:
+    """The model inside of DataParallel or DistributedDataParallel, which only training needs. name:
+    what the argument is called."""
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
     if not hasattr(model, "tok_emb"):
         raise TypeError(
-            f"model must be a GPT2 of gpt2mini, not a {type(model).__name__}: "
+            f"{name} must be a GPT2 of gpt2mini, not a {type(model).__name__}: "
             "GPT2.from_pretrained(folder) reads the folders of transformers"
         )
     bare: GPT2 = model  # type: ignore[assignment]

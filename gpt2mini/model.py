@@ -277,13 +277,15 @@ class GPT2(nn.Module):
         last_only: the output at the last token alone, (batch, 1, emb); the last block computes no
             other. Texts of several lengths have to be padded on the left (`masking.align_right`).
         stream, first_block: continue from this residual stream, as it enters block number
-            `first_block` (token_ids is None then).
+            `first_block` (token_ids is None then). A cache goes with block 0 alone.
         n_blocks: stop after so many blocks; None: after the last.
         Raises ValueError for too many tokens, ids outside the vocabulary, or shapes that do not
         fit. Values of tensors are checked where they can be read (`checks.holds`). A compiled model
         checks token ids alone, on the CPU (RuntimeError); on a GPU, torch's embedding does.
         """
         start = check_start(self.config, token_ids, inputs_embeds, stream)
+        if cache is not None and first_block:
+            raise ValueError(f"a cache is filled from block 0 on; first_block is {first_block}")
         like = start if stream is None and inputs_embeds is None else start[..., 0]
         attn_mask, position_ids = self.mask_and_positions(like, attention_mask, position_ids, cache)
         x = self.embed(start, position_ids) if stream is None else stream

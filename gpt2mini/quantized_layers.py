@@ -1,7 +1,8 @@
 """Linear layers whose weights have fewer bits, for inference.
 
 Only weights are rounded. Activations stay in float32 between layers, so the result of a row never
-depends on the other rows of the batch.
+depends on the other rows of the batch. Up to the rounding of a product it does depend on their
+number, by which the kernel is chosen (`FEW_ROWS`).
 
     "int8"   a byte per weight: each row of a matrix is integers of -127 to 127 times its own scale
     "int4"   half a byte, and a byte for every 8 weights: each 32 columns of a row have 16 levels
@@ -77,6 +78,8 @@ class Int8Linear(QuantizedLinear):
         # The kernel reads in steps and would read past the end of a matrix of other widths.
         if INT8_KERNEL and on_cpu and few and self.in_features % 32 == 0:
             return INT8_KERNEL(rows.bfloat16(), self.integers, self.scales)
+        if rows.dtype == torch.float16:  # which holds no sum of products with integers
+            return F.linear(rows, self.dequantized().half())
         return F.linear(rows, self.integers.to(rows.dtype)) * self.scales.to(rows.dtype)
 
     def dequantized(self) -> Float[Tensor, "out into"]:
@@ -157,7 +160,7 @@ class HalfLinear(QuantizedLinear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__(weight, bias)
-        self.register_buffer("stored", weight.to(dtype))
+        self.register_buffer("stored", weight.detach().to(dtype))
 
     def multiply(self, rows: Float[Tensor, "rows into"]) -> Float[Tensor, "rows out"]:
         if len(rows) > FEW_ROWS["bf16"] and emulates_bfloat16(rows.device):

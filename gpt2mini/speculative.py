@@ -67,6 +67,7 @@ def speculative_steps(
         is_real = F.pad(is_real, (0, drafted), value=True)
         logits = reader.read(text, is_real, 1 + drafted)  # (rows, new, vocab)
         allowed = apply_rules(draft, logits, text, is_real, rules, active, missing)
+        allowed = allowed.masked_fill(~active[:, None, None], 0)  # as in `plain_steps`
         checked = check_draft(draft, logits, allowed, rules, active)
         kept = int(checked.accepted[active].min())  # columns of the draft
         drafting.counts.drafted += int(draft.is_drafted[active].sum())
@@ -143,7 +144,7 @@ def check_draft(
     accepted = is_accepted.long().cumprod(dim=1).sum(dim=1)  # (rows)
 
     rows = torch.arange(len(p), device=p.device)
-    check_logits(allowed[rows, accepted][active])
+    check_logits(allowed[rows, accepted])
     # After the last drafted token q is 0: then the token is drawn from p.
     left = (p - F.pad(q, (0, 0, 0, 1))).clamp(min=0)[rows, accepted]  # (rows, vocab)
     left = torch.where(left.sum(dim=1, keepdim=True) > 0, left, p[rows, accepted])

@@ -39,7 +39,7 @@ UTF8 = {
     7: {(0x80, 0x8F): 2},
     BROKEN: {},
 }
-BYTES_MISSING = [0, 1, 2, 3, 2, 2, 3, 3, np.iinfo(np.int16).max]  # of the character, by state
+BYTES_MISSING = [0, 1, 2, 3, 2, 2, 3, 3, np.iinfo(np.int32).max]  # of the character, by state
 
 
 class ValidUTF8:
@@ -55,7 +55,7 @@ class ValidUTF8:
         next_state = np.full((len(UTF8), vocab_size), BROKEN, np.uint8)
         next_state[:, known] = states_after([tokenizer.token_bytes(i) for i in known])
         self.next_state = torch.from_numpy(next_state)  # (states, vocab)
-        self.missing = torch.tensor(BYTES_MISSING, dtype=torch.int16)[self.next_state.long()]
+        self.missing = torch.tensor(BYTES_MISSING, dtype=torch.int32)[self.next_state.long()]
 
 
 class TextStates:

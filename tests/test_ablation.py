@@ -48,6 +48,19 @@ def test_effects_of_heads_are_those_of_weights_set_to_zero(tiny_model: GPT2) -> 
             assert float(effects.after[layer, head]) == pytest.approx(float(p), rel=1e-3)
 
 
+@pytest.mark.usefixtures("no_shape_checks")
+@pytest.mark.parametrize("shape", [(2, 11), (6, 5), (11,)])
+def test_effects_of_heads_are_of_one_text(tiny_model: GPT2, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"the shape \(1, tokens\), one text"):
+        head_effects(tiny_model, torch.zeros(shape, dtype=torch.long))
+
+
+def test_attention_weights_have_no_mean(tiny_model: GPT2) -> None:
+    """It would let tokens attend to later ones."""
+    with pytest.raises(ValueError, match=r"blocks\.1\.attention has no mean over positions"):
+        mean_activations(tiny_model, TOKEN_IDS, ["blocks.1.*"])
+
+
 def test_the_default_is_the_most_likely_token_after_the_text(tiny_model: GPT2) -> None:
     last = probabilities(tiny_model, TOKEN_IDS, {})[-1]
     effects = head_effects(tiny_model, TOKEN_IDS)

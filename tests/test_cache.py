@@ -179,6 +179,15 @@ def test_a_refused_call_leaves_the_cache_as_it_was(tiny_model: GPT2) -> None:
     assert_close(found[0, -1], tiny_model(ids[:, 1:6])[0, -1], atol=PRECISION, rtol=0)
 
 
+def test_a_cache_that_would_miss_the_first_blocks_is_refused(tiny_model: GPT2) -> None:
+    """Its length is that of block 0."""
+    cache = KeyValueCache(TINY, 2, 9)
+    stream = tiny_model.residual_stream(random_ids(2, 9), n_blocks=1)
+    with pytest.raises(ValueError, match="filled from block 0 on; first_block is 1"):
+        tiny_model.residual_stream(stream=stream, first_block=1, cache=cache)
+    assert cache.length == 0
+
+
 def test_a_cache_for_another_depth_is_refused(tiny_model: GPT2) -> None:
     cache = KeyValueCache(replace(TINY, n_layers=2), 1, 8)
     with pytest.raises(ValueError, match="for 2 blocks, the model has 3"):

@@ -422,6 +422,11 @@ def test_arguments_of_a_natural_kind_are_taken(model: GPT2) -> None:
     first = generate(model, ids, **numbers, generator=0).token_ids
     again = generate(model, ids, 5, top_k=50, num_samples=2, generator=0).token_ids
     assert torch.equal(first, again)
+    guesses: Any = {"lookup": 2.0, "draft_tokens": 3.0}
+    assert torch.equal(
+        generate(model, ids, 20, generator=42, temperature=0, **guesses).token_ids,
+        generate(model, ids, 20, temperature=0).token_ids,
+    )
     off = generate(model, ids, 20, top_k=0, top_p=1, stop_ids=None, generator=42).token_ids
     assert torch.equal(off, seeded)
 
@@ -456,7 +461,10 @@ def test_a_wrapped_model_generates_as_the_model(model: GPT2) -> None:
         ({"eos_token_id": 9}, TypeError, "no argument eos_token_id; write stop_ids"),
         ({"seed": 9}, TypeError, "no argument seed; write generator=SEED"),
         ({"temprature": 9}, TypeError, "no argument temprature; did you mean temperature"),
-        ({"model": nn.Linear(2, 2)}, TypeError, "must be a GPT2 of gpt2mini, not a Linear"),
+        ({"model": nn.Linear(2, 2)}, TypeError, "model must be a GPT2 of gpt2mini, not a Linear"),
+        ({"draft": "gpt2-nano"}, TypeError, "draft must be a GPT2 of gpt2mini, not a str"),
+        ({"lookup": 2.5}, ValueError, "lookup must be a whole number"),
+        ({"others": 1}, TypeError, "no argument others; there are model, .*"),
     ],
     ids=str,
 )
@@ -480,6 +488,7 @@ def test_arguments_of_complete(talker: GPT2, tokenizer: Tokenizer) -> None:
         ({"do_sample": False}, "no argument do_sample; write temperature=0"),
         ({"streamer": 1}, "no argument streamer; write stream"),
         ({"top_n": 3}, "no argument top_n; did you mean top_"),
+        ({"sampling": 3}, "no argument sampling; there are "),
         ({"stop_strings": [3]}, "stop_strings must be text, not 3"),
         ({"stop_strings": 3}, "stop_strings must be text, not 3"),
     ):
@@ -491,6 +500,18 @@ def test_arguments_of_complete(talker: GPT2, tokenizer: Tokenizer) -> None:
 
 
 # Masks, numbers that are none, padded vocabularies
+
+
+@pytest.mark.parametrize("options", [{}, {"lookup": 1}, {"temperature": 0}], ids=str)
+def test_a_row_that_has_ended_needs_no_token_any_more(model: GPT2, options: dict[str, Any]) -> None:
+    """The second row writes 1, 2 and 3; of those the first has only 3 left, which ends it."""
+    rows, others = torch.tensor([[1, 2, 9, 10], [20, 21, 9, 10]]), [0, *range(4, 211)]
+    request: dict[str, Any] = {"no_repeat_ngram_size": 1, "forbidden_ids": others, "stop_ids": [3]}
+    for seed in range(5):
+        found = generate(model, rows, 3, generator=seed, **request, **options)
+        assert found.token_ids[0, 4] == 3
+        real = found.token_ids[1, 4:][found.response_mask[1, 4:]].tolist()
+        assert real[-1] == 3 and len(set(real)) == len(real)
 
 
 @pytest.mark.parametrize(

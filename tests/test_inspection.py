@@ -382,6 +382,16 @@ def test_a_model_is_equal_to_itself(tiny_model: GPT2) -> None:
     assert len(comparison.parameters) == len(list(tiny_model.parameters()))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_diverged_model_is_compared_too(tiny_model: GPT2, own_model: GPT2, value: float) -> None:
+    own_model.trf_blocks[0].get_parameter("mlp.mlp_in.weight").data[0, 0] = value
+    comparison = compare_models(tiny_model, own_model, ids)
+    changed = one(comparison.parameters, "trf_blocks.0.mlp.mlp_in.weight")
+    assert changed.effective_rank is not None and math.isnan(changed.effective_rank)
+    assert "block 0" in str(comparison)
+    json.dumps(comparison.summary(), allow_nan=False)
+
+
 def test_an_adapted_model_counts_with_its_effective_weights(
     tiny_model: GPT2, own_model: GPT2
 ) -> None:

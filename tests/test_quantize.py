@@ -435,6 +435,24 @@ def test_the_training_loop_refuses_a_quantized_model(own_model: GPT2) -> None:
         list(train(model, [Batch(ids, ids)], [adamw(model, lr=1e-3)], settings))
 
 
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_can_be_quantized_and_called(
+    own_model: GPT2, weights: str, dtype: torch.dtype
+) -> None:
+    small = own_model.to(dtype).quantize(weights)
+    assert not any(tensor.requires_grad for tensor in (*small.parameters(), *small.buffers()))
+    assert small(random_ids(2, 9)).isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [1, 33])
+def test_int8_holds_in_float16_what_float16_holds(rows: int) -> None:
+    """A sum of products with the integers, of up to 127, would overflow."""
+    layer = Int8Linear(torch.full((8, 3072), 0.1, dtype=torch.half), None).eval()
+    found = layer(torch.full((rows, 3072), 0.5, dtype=torch.half))
+    assert_close(found, torch.full((rows, 8), 153.6).half(), atol=1, rtol=0)
+
+
 def test_a_model_in_bfloat16_can_be_quantized() -> None:
     model = GPT2(GPT2Config(50, 16, 32, 2, 2)).to(torch.bfloat16).quantize("int8")
     out = generate(model, torch.tensor([[1, 2]]), 4, temperature=0)

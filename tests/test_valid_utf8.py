@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gpt2mini import GPT2, GPT2Config, Tokenizer, complete, generate
 from gpt2mini.generation import stream
 from gpt2mini.tokenizer import END_OF_TEXT, byte_characters, train_tokenizer
-from gpt2mini.valid_utf8 import UTF8, WHOLE, ValidUTF8, states_after
+from gpt2mini.valid_utf8 import UTF8, WHOLE, TextStates, ValidUTF8, states_after
 
 TEXT = "The cat. ¿Qué? 你好，世界! 👋🏽👨\u200d👩 שלום नमस्ते 한국어 " * 3
 CASES = st.tuples(
@@ -94,6 +94,16 @@ def test_a_prompt_that_ends_inside_of_a_character_is_continued() -> None:
     )
     out = generate(model, ids, 5, valid_utf8=ValidUTF8(tokenizer, 257), generator=0)
     assert all(0x80 <= tokenizer.token_bytes(int(i))[0] <= 0xBF for i in out.token_ids[:, 3])
+
+
+@pytest.mark.parametrize("tokens_left", [3, 32767, 32768, 65536, 10**6])
+def test_many_tokens_may_follow(tokens_left: int) -> None:
+    tokenizer = Tokenizer({**byte_characters(), END_OF_TEXT: 256}, [])  # the id of a byte is it
+    ids = torch.tensor([tokenizer.encode("日")])
+    rule = ValidUTF8(tokenizer, 257)
+    states = TextStates(rule, ids[:, :1], torch.ones(1, 1, dtype=torch.bool), torch.tensor([256]))
+    allowed = states.forbid_broken(torch.zeros(1, 257), tokens_left)[0].isfinite()
+    assert allowed.nonzero()[:, 0].tolist() == list(range(0x80, 0xC0))
 
 
 def test_the_automaton_reads_what_python_decodes() -> None:

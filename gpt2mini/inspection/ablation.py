@@ -36,9 +36,12 @@ def mean_activations(
     """The mean of each named activation over all positions of all rows, for `patched`.
 
     names: as for `trace`, `*` standing for anything, as in "blocks.*.mlp_out". The texts should be
-    many and of many kinds. Raises ValueError as `trace`.
+    many and of many kinds. Raises ValueError as `trace`, and for attention weights, whose mean over
+    the positions says nothing.
     """
     found = trace(model, token_ids, names=names)
+    if weights := [name for name in found if name.endswith(".attention")]:
+        raise ValueError(f"{weights[0]} has no mean over positions: leave attention weights out")
     return {name: found[name].float().flatten(0, -2).mean(dim=0) for name in found}
 
 
@@ -67,10 +70,14 @@ def head_effects(
     """The probability of `target` as the token after `position`, without each head (zeros).
 
     target: the default is the most likely token. forbidden_ids: as in `logit_lens`.
-    Raises ValueError for a position outside the text, a classifier, and heads that `patched` cannot
-    observe in this model.
+    Raises ValueError for several texts, a position outside the text, a classifier, and heads that
+    `patched` cannot observe in this model.
     """
     check_predicts_tokens(model)
+    if token_ids.ndim != 2 or len(token_ids) != 1:
+        raise ValueError(
+            f"token_ids must have the shape (1, tokens), one text; got {tuple(token_ids.shape)}"
+        )
     tokens = token_ids.shape[1]
     if not -tokens <= position < tokens:
         raise ValueError(f"position {position} is not in the text of {tokens} tokens")

@@ -15,7 +15,8 @@ Every row compares two tensors of the same shape, a and b, by the change d = b -
 A row of a tensor lies along its last axis: a neuron's weights, or one token's activations. Two rows
 of zeros have the cosine 1. The effective rank (Roy and Vetterli 2007) is the exponential of the
 entropy of the singular values divided by their sum: r equal ones give r, and a LoRA of rank 8 gives
-at most 8.
+at most 8, if it is not as small as the rounding of the weights that it was merged into. NaN for
+tensors that are not finite.
 """
 
 import math
@@ -256,7 +257,10 @@ def ratio(change: float, size: float) -> float:
 
 
 def effective_rank(matrix: Float[Tensor, "rows columns"]) -> float:
-    """exp(entropy of the singular values over their sum) (Roy and Vetterli 2007); 0 for zeros."""
+    """exp(entropy of the singular values over their sum) (Roy and Vetterli 2007); 0 for zeros,
+    NaN where one is not finite."""
+    if not matrix.isfinite().all():
+        return math.nan
     if not matrix.any():
         return 0.0
     singular = torch.linalg.svdvals(matrix.float().cpu()).double()
