@@ -156,6 +156,13 @@ def test_dialogues_are_split_before_the_last_answer(tmp_path: Path) -> None:
     assert read_exchanges(path) == [Exchange(expected, " Good bye.")]
 
 
+def test_a_message_is_a_list_of_one(tmp_path: Path) -> None:
+    answer = {"role": "assistant", "content": ANSWER}
+    expected = [Exchange(f"Human: {QUESTION}\n\nAssistant:", f" {ANSWER}")]
+    for row in ({"prompt": QUESTION, "completion": answer}, {"prompt": QUESTION, "chosen": answer}):
+        assert read_exchanges(write(tmp_path / "a.jsonl", json.dumps(row))) == expected
+
+
 def test_the_real_instructions_and_dialogues() -> None:
     records = read_exchanges(shared_data("instruction/instruction-data.json"), ALPACA)
     assert len(records) == 1100

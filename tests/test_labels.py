@@ -180,6 +180,26 @@ def test_lines_of_fasttext(tmp_path: Path) -> None:
         read_labeled(path)
 
 
+def test_labels_of_fasttext_are_words_of_their_line(tmp_path: Path) -> None:
+    """Any white space separates them from the text, on either side of which they may stand."""
+    lines = [
+        "__label__spam\tWin a  prize",
+        "see you at six __label__ham",
+        "no__label__ here \t __label__ham  at all",
+        "\t__label__ham \t see\tyou ",
+    ]
+    expected = ["Win a  prize", "see you at six", "no__label__ here \t  at all", "see\tyou"]
+    for first in range(len(lines)):
+        order = [*range(first, len(lines)), *range(first)]
+        path = write(tmp_path / "a.txt", "".join(f"{lines[i]}\n" for i in order))
+        assert read_labeled(path) == LabeledTexts(
+            [expected[i] for i in order], [int(i == 0) for i in order], ["ham", "spam"]
+        )
+    path = write(tmp_path / "a.txt", "__label__ham see you\nno label\n")
+    with pytest.raises(ValueError, match="line 2: expected the text and its __label__NAME: 'no la"):
+        read_labeled(path)
+
+
 def test_a_folder_of_a_folder_for_each_class(tmp_path: Path) -> None:
     for name in ("neg/1.txt", "neg/2.txt", "pos/1.txt", "pos/._1.txt"):
         write(tmp_path / "all" / name, name)
@@ -191,6 +211,42 @@ def test_a_folder_of_a_folder_for_each_class(tmp_path: Path) -> None:
         assert read_labeled(tmp_path / "split", purpose=purpose).texts == [
             f"{purpose} {text}" for text in found.texts
         ]
+
+
+def test_the_movie_reviews_as_published(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """aclImdb: lists of addresses and reviews without a class beside the folders of the classes."""
+    for purpose in ("train", "test"):
+        for name in ("neg/0_2.txt", "neg/1_1.txt", "pos/0_9.txt"):
+            write(tmp_path / purpose / name, f"{purpose} {name}")
+        for name in ("urls_neg.txt", "urls_pos.txt", "labeledBow.feat"):
+            write(tmp_path / purpose / name, f"{purpose} {name}")
+    for name in ("train/unsup/0_0.txt", "train/unsup/1_0.txt", "train/urls_unsup.txt"):
+        write(tmp_path / name, name)
+    for name in ("README", "imdb.vocab", "imdbEr.txt"):
+        write(tmp_path / name, name)
+    for purpose in ("train", "test"):
+        assert read_labeled(tmp_path, None, ["neg", "pos"], purpose) == LabeledTexts(
+            [f"{purpose} neg/0_2.txt", f"{purpose} neg/1_1.txt", f"{purpose} pos/0_9.txt"],
+            [0, 0, 1],
+            ["neg", "pos"],
+        )
+    assert read_labeled(tmp_path / "train").counts() == {"neg": 2, "pos": 1}
+    messages = [message.partition(": ")[2] for message in caplog.messages]
+    assert [message.partition(": ")[0] for message in messages] == [
+        "2 files left out, in folders of texts without a class",
+        "10 files left out, not labeled texts",
+        "2 files left out, in folders of texts without a class",  # of train/ alone
+        "4 files left out, not labeled texts",
+    ]
+    assert messages[0].endswith("train/unsup/0_0.txt, train/unsup/1_0.txt")
+    assert messages[1].endswith("README, imdb.vocab, imdbEr.txt, test/labeledBow.feat, ...")
+
+
+def test_a_folder_with_the_name_of_a_purpose_is_no_class(tmp_path: Path) -> None:
+    for name in ("train/1.txt", "test/1.txt"):
+        write(tmp_path / name, name)
+    with pytest.raises(ValueError, match="neither files of records nor a folder for each class"):
+        read_labeled(tmp_path)
 
 
 def test_files_for_training_and_test_side_by_side(tmp_path: Path) -> None:

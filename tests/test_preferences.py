@@ -136,6 +136,103 @@ def test_every_form_of_record_is_a_preference(tmp_path: Path) -> None:
     assert "### Input:\n1 2\n\n### Response:\n" in read_preferences(path, ALPACA)[1].prompt
 
 
+ASKED = {"from": "human", "value": "Why?"}
+GOOD, BAD = ({"from": "gpt", "value": text} for text in ("So.", "No."))
+
+
+@pytest.mark.parametrize(
+    "asked", [{"conversations": [ASKED]}, {"messages": ASKED}, {"input": ASKED}]
+)
+@pytest.mark.parametrize(("chosen", "rejected"), [(GOOD, BAD), ([GOOD], BAD), ("So.", [BAD])])
+def test_a_message_is_a_list_of_one(
+    tmp_path: Path, asked: dict, chosen: object, rejected: object
+) -> None:
+    """And the question may stand in any of the usual columns."""
+    path = write_lines(tmp_path / "a.jsonl", {**asked, "chosen": chosen, "rejected": rejected})
+    assert read_preferences(path) == [Preference("Human: Why?\n\nAssistant:", " So.", " No.")]
+
+
+def test_the_earlier_turns_of_a_conversation_are_part_of_the_prompt(tmp_path: Path) -> None:
+    turns = [ASKED, {"from": "gpt", "value": "Hm?"}, {"from": "human", "value": "Why not?"}]
+    row = {"system": "Hi.", "conversations": turns, "chosen": GOOD, "rejected": BAD}
+    before = "Hi.\n\nHuman: Why?\n\nAssistant: Hm?\n\nHuman: Why not?\n\nAssistant:"
+    found = read_preferences(write_lines(tmp_path / "a.jsonl", row))
+    assert found == [Preference(before, " So.", " No.")]
+
+
+def test_messages_that_are_the_whole_dialogue_are_no_second_prompt(tmp_path: Path) -> None:
+    """As in UltraFeedback."""
+    row = {"messages": [ASKED, GOOD], "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}
+    expected = [Preference("Human: Why?\n\nAssistant:", " So.", " No.")]
+    assert read_preferences(write_lines(tmp_path / "a.jsonl", row)) == expected
+    assert (
+        read_preferences(write_lines(tmp_path / "a.jsonl", {**row, "prompt": "Why?"})) == expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"prompt": "a", "chosen": {"text": "b"}, "rejected": {"text": "c"}},
+            "line 1: expected mes",
+        ),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": {"text": "c"}},
+            "line 1: expected messages with",
+        ),
+        ({"prompt": "a", "chosen": ["b"], "rejected": ["c"]}, "or a text; found"),
+        (
+            {"messages": [ASKED, GOOD], "chosen": GOOD, "rejected": BAD},
+            "line 1: expected a prompt that",
+        ),
+    ],
+)
+def test_responses_that_are_other_objects_are_refused(
+    tmp_path: Path, row: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_preferences(write_lines(tmp_path / "a.jsonl", row))
+
+
+@pytest.mark.parametrize("name", ["instruction", "input", "context", "system", "conversations"])
+def test_only_completions_of_the_same_prompt_are_paired(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever of its parts differs: the question, its input, or the system prompt."""
+
+    def row(i: int, completion: str, label: bool) -> dict:
+        shared = (
+            {} if name in ("instruction", "input", "conversations") else {"prompt": "Translate"}
+        )
+        part = f"part {i}"
+        asked = [{"from": "human", "value": part}] if name == "conversations" else part
+        return {**shared, name: asked, "completion": completion, "label": label}
+
+    rows = [row(1, "a", True), row(2, "b", False), row(3, "c", True), row(1, "d", False)]
+    (found,) = read_preferences(write_lines(tmp_path / "a.jsonl", *rows))
+    assert "part 1" in found.prompt and (found.chosen, found.rejected) == (" a", " d")
+    assert "2 of 3 records left out: no completion of the same prompt has the other" in caplog.text
+
+
+def test_labeled_completions_have_a_prompt(tmp_path: Path) -> None:
+    for asked, message in (
+        ({}, "expected 'prompt' or"),
+        ({"prompt": "a"}, "expected 'completion'"),
+    ):
+        given = {"prompt": "a", "completion": "b", "label": True}
+        row = {**asked, **({} if asked else {"completion": "c"}), "label": False}
+        with pytest.raises(ValueError, match=f"line 2: {message}"):
+            read_preferences(write_lines(tmp_path / "a.jsonl", given, row))
+
+
+def test_pairs_of_labeled_completions_keep_the_columns_assigned(tmp_path: Path) -> None:
+    rows = [{"prompt": "-", "q": "Why?", "a": a, "label": a == "So."} for a in ("No.", "So.")]
+    path = write_lines(tmp_path / "a.jsonl", *rows)
+    columns = {"question": "q", "completion": "a"}
+    assert read_preferences(path, "{prompt}", columns) == [Preference("Why?", "So.", "No.")]
+
+
 def test_columns_may_have_other_names(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("q,good,bad\nWhy?,Because.,No.\n", encoding="utf-8")

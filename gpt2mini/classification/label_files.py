@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt2mini.data.decoding import numbered_lines, read_text
-from gpt2mini.data.folders import PURPOSES, form_of, visible_files
+from gpt2mini.data.folders import PURPOSES, form_of, log_left_out, visible_files
 from gpt2mini.data.records import HUB, Omissions, Record, as_text, read_records, rename
 from gpt2mini.data.rows import FORMS, REFUSED, is_file_of_records, split_files
 from gpt2mini.data.tables import read_tsv
 
 LABEL_NAMES = ("label", "class", "category", "sentiment", "target")  # of a column or a JSON key
 TEXT_NAMES = ("text", "sentence", "message", "review", "content")
-FASTTEXT = "__label__"
+FASTTEXT = re.compile(r"(?<!\S)__label__(\S*)\s?")  # a word, and the white space after it
 QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')  # and a doubled quote inside
 TEXT_FILES = (".txt", ".text", ".md", "")
+UNLABELED = ("unsup", "unlabeled", "unlabelled")  # folders of texts without a class
+NOT_CLASSES = {*UNLABELED, *(name for usual in PURPOSES.values() for name in usual)}
 
 
 class Labeled(NamedTuple):
@@ -43,7 +45,10 @@ def read_pairs(
     if str(source).startswith(HUB) or (is_table and not path.is_dir()):
         yield from read_fields(read_records(source, columns, known), source)
     elif path.is_dir():
-        for part in parts_of(path)[purpose]:
+        parts = parts_of(path)
+        if purpose == "train":  # once for all the parts of a folder
+            warn_of_unread(path, parts)
+        for part in parts[purpose]:
             yield from read_class(part) if part.is_dir() else read_pairs(part, columns)
     elif not path.is_file():
         raise FileNotFoundError(f"{path} is no file of labeled texts")
@@ -55,7 +60,7 @@ def read_pairs(
 
 def parts_of(source: str | Path) -> dict[str, list[Path]]:
     """What a folder holds for "train", "validation" and "test": files of records, or the folders of
-    the classes. A folder that names no purpose is for training. Of a file: nothing."""
+    the classes. What names no purpose is for training. Of a file: nothing."""
     folder = Path(source)
     if not folder.is_dir():
         return {purpose: [] for purpose in PURPOSES}
@@ -121,7 +126,7 @@ def read_lines(path: Path, columns: Mapping[str, str]) -> Found:
     """Tab-separated lines: records under a header, or label<TAB>text; or fastText's lines."""
     _, first = next(numbered_lines(path), (1, ""))
     cells = [cell.strip().strip('"') for cell in first.split("\t")]
-    if first.startswith(FASTTEXT):
+    if FASTTEXT.search(first):
         yield from read_fasttext(path)
     elif is_header(cells, columns):
         rows = read_tsv(path)
@@ -195,15 +200,14 @@ def check_columns(found: Sequence[Labeled], path: Path) -> None:
 
 
 def read_fasttext(path: Path) -> Found:
-    """__label__ham see you at six"""
+    """__label__ham see you at six. As in fastText any white space separates words, and every word
+    that begins with __label__ is a label, wherever it stands; the text is the rest of the line."""
     for number, line in numbered_lines(path):
         place = f"{path}, line {number}"
-        words = line.split(" ")
-        labels = [word for word in words if word.startswith(FASTTEXT)]
+        labels = FASTTEXT.findall(line)
         if not labels:
-            raise ValueError(f"{place}: expected {FASTTEXT}NAME before the text: {line[:60]!r}")
-        text = line.split(" ", len(labels))[len(labels) :]
-        yield Labeled([one.removeprefix(FASTTEXT) for one in labels], "".join(text), place)
+            raise ValueError(f"{place}: expected the text and its __label__NAME: {line[:60]!r}")
+        yield Labeled(labels, FASTTEXT.sub("", line).strip(), place)
 
 
 # ---- folders
@@ -211,14 +215,31 @@ def read_fasttext(path: Path) -> Found:
 
 def split_class_folders(folder: Path) -> dict[str, list[Path]]:
     """The folders that hold the texts of one class each (pos/ and neg/, every text a file), by the
-    folder above them: train/pos is for training, test/pos for testing."""
+    folder above them: train/pos is for training, test/pos for testing. A folder that is itself
+    called so (train/), or unsup/ or unlabeled/, is no class."""
     files = [file for file in visible_files(folder) if form_of(file) in TEXT_FILES]
     found: dict[str, list[Path]] = {purpose: [] for purpose in PURPOSES}
     for parent in sorted({file.parent for file in files} - {folder}):
+        if parent.name.lower() in NOT_CLASSES:
+            continue
         above = {part.lower() for part in parent.relative_to(folder).parts[:-1]}
         named = [purpose for purpose, usual in PURPOSES.items() if above & set(usual)]
         found[named[-1] if named else "train"].append(parent)
     return found
+
+
+def warn_of_unread(folder: Path, parts: Mapping[str, Sequence[Path]]) -> None:
+    """Name the files of a folder that are in none of its parts."""
+    read = {path for paths in parts.values() for path in paths}
+    unread = [
+        file
+        for file in visible_files(folder)
+        if file not in read and not (file.parent in read and form_of(file) in TEXT_FILES)
+    ]
+    unlabeled = {file for file in unread if file.parent.name.lower() in UNLABELED}
+    log_left_out(folder, sorted(unlabeled), "in folders of texts without a class")
+    others = [file for file in unread if file not in unlabeled]
+    log_left_out(folder, others, "not labeled texts")
 
 
 def read_class(folder: Path) -> Found:

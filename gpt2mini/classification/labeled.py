@@ -54,16 +54,18 @@ def read_labeled(
 
     source: a table with a header (.csv, .tsv, .jsonl, .json, .parquet, also compressed, or
     hf:owner/name:split), lines of label<TAB>text or of fastText, a folder of such tables, or a
-    folder with one folder of texts for each class. The label and the text are the fields called so,
-    or by another usual name, or what `columns` says: {"label": "stars"}.
+    folder with one folder of texts for each class: pos/ and neg/, or train/pos/ and so on, where
+    train/ itself is no class, nor are unsup/ and unlabeled/. The label and the text are the fields
+    called so, or by another usual name, or what `columns` says: {"label": "stars"}.
     class_names: those of the training data, for texts to test with; by default they are the labels
     found, numbers in the order of their values. purpose: which part of a folder: "train",
     "validation" or "test".
 
-    Texts that are empty, or without a label, are left out; warnings give their numbers, and name
-    classes that differ little and texts with more than one label. Raises ValueError, with the line,
-    for what cannot be read, for columns of which it is not certain which is which, for labels that
-    are not of `class_names`, and for a file with fewer than two classes.
+    Texts that are empty, or without a label, and files of a folder that hold no labeled text are
+    left out; warnings give their numbers, and name classes that differ little and texts with more
+    than one label. Raises ValueError, with the line, for what cannot be read, for columns of which
+    it is not certain which is which, for labels that are not of `class_names`, and for a file with
+    fewer than two classes.
     """
     pairs = with_both(list(read_pairs(source, columns, purpose)), source)
     counts = Counter(name for name, _ in pairs)

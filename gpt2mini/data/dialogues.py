@@ -6,6 +6,8 @@ empty line between them; what the system says stands first, as it is. The forms 
     [{"role": "user", "content": "Why?"}, ...]     OpenAI, Hugging Face
     [{"from": "human", "value": "Why?"}, ...]      ShareGPT
     "\\n\\nHuman: Why?\\n\\nAssistant: So."            HH, a text
+
+One message outside a list is read as a list of one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,8 +35,10 @@ class Message(NamedTuple):
 
 
 def holds_messages(value: Any) -> bool:
-    """Is this a list of messages, in either form?"""
-    return isinstance(value, list) and bool(value) and all(map(is_message, value))
+    """Is this a message or a list of messages, in either form?"""
+    return is_message(value) or (
+        isinstance(value, list) and bool(value) and all(map(is_message, value))
+    )
 
 
 def is_message(value: Any) -> bool:
@@ -43,14 +47,15 @@ def is_message(value: Any) -> bool:
 
 
 def read_messages(value: Any, place: str) -> list[Message]:
-    """Raises ValueError, with the place, for what is no list of messages, for other roles (tools)
-    and for contents that are not text (images)."""
+    """value: a list of messages, or one message. Raises ValueError, with the place, for anything
+    else, for other roles (tools) and for contents that are not text (images)."""
     if not holds_messages(value):
         raise ValueError(
-            f"{place}: expected messages with role and content, or from and value; found "
-            f"{shorten(value)}"
+            f"{place}: expected messages with role and content, or from and value, or a text; "
+            f"found {shorten(value)}"
         )
-    return [read_message(one, place) for one in value]
+    messages = value if isinstance(value, list) else [value]
+    return [read_message(one, place) for one in messages]
 
 
 def read_message(message: dict[str, Any], place: str) -> Message:

@@ -162,7 +162,7 @@ def from_messages(
 
 def last_response(record: Record, name: str) -> tuple[str, str]:
     """A dialogue's last answer, after all that precedes it."""
-    if isinstance(record.value(name), list):
+    if isinstance(record.value(name), list | dict):
         return from_messages(record, messages_of(record, [name], "assistant"))[-1]
     prompt, response = split_dialogue(record.required_text(name), record.place)
     if not response.strip():

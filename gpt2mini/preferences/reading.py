@@ -3,10 +3,12 @@
 A record with                                       is read as
 
 prompt, chosen, rejected (texts or messages)        two responses to the prompt
+  `messages` or `conversations` for the prompt        the same
   chosen and rejected repeat the prompt               the same, without it
 chosen and rejected alone                           dialogues, texts or messages that begin alike:
                                                     what they share is the prompt
 prompt, completion, label true or false             half a pair: a pair with another of its prompt
+                                                    (with the same `input` and `system`)
 """
 
 import logging
@@ -19,12 +21,12 @@ from gpt2mini.data.dialogues import (
     LAST_SPEAKER,
     Message,
     before_response,
-    holds_messages,
     write_dialogue,
 )
 from gpt2mini.data.exchanges import (
     COMPLETION_NAMES,
     INPUT_NAMES,
+    MESSAGES_NAMES,
     PROMPT_NAMES,
     SYSTEM_NAMES,
     messages_of,
@@ -35,7 +37,7 @@ from gpt2mini.data.templates import PLAIN, check_template, divide
 
 logger = logging.getLogger(__name__)
 
-ASKED_NAMES = (*PROMPT_NAMES, "input")  # of a column or a JSON key
+ASKED_NAMES = (*PROMPT_NAMES, "input", *MESSAGES_NAMES)  # of a column or a JSON key
 CHOSEN_NAMES = ("chosen", "preferred_output", *COMPLETION_NAMES)
 REJECTED_NAMES = ("rejected", "non_preferred_output")
 KNOWN = (*ASKED_NAMES, *INPUT_NAMES, *SYSTEM_NAMES, *CHOSEN_NAMES, *REJECTED_NAMES, "label")
@@ -85,7 +87,8 @@ def read_preferences(
 
 def preference(record: Record, template: str, repeats: bool = False) -> Preference:
     """repeats: whether the responses begin with the prompt."""
-    if any(holds_messages(record.value(*names)) for names in (PROMPT_NAMES, CHOSEN_NAMES)):
+    fields = (ASKED_NAMES, CHOSEN_NAMES, REJECTED_NAMES)
+    if any(isinstance(record.value(*names), list | dict) for names in fields):
         return from_messages(record)
     prompted = record.find(ASKED_NAMES)
     if prompted is None and record.find(["chosen"]) is None:
@@ -152,7 +155,10 @@ def split_at_difference(chosen: str, rejected: str, place: str) -> Preference:
 
 
 def from_messages(record: Record) -> Preference:
-    """Lists of messages: the turns that both begin with are part of the prompt."""
+    """Lists of messages, or single ones: the turns that both begin with are part of the prompt.
+
+    Raises ValueError for other lists and objects.
+    """
     before = messages_of(record, ASKED_NAMES, "user") if record.find(ASKED_NAMES) else []
     chosen = messages_of(record, CHOSEN_NAMES, "assistant")
     rejected = messages_of(record, REJECTED_NAMES, "assistant")
@@ -160,6 +166,11 @@ def from_messages(record: Record) -> Preference:
         if before[-1].content not in [one.content for one in chosen]:
             raise ValueError(f"{record.place}: the prompt is not part of the messages in 'chosen'")
         before = []
+    if before and before[-1].role == "assistant":
+        raise ValueError(
+            f"{record.place}: expected a prompt that ends before the answers in 'chosen' and "
+            "'rejected', but its last turn is the assistant's: leave that turn out"
+        )
     system = record.text(*SYSTEM_NAMES)
     opening = (
         [Message("system", system)] if system and "system" not in roles(before, chosen) else []
@@ -188,19 +199,30 @@ def roles(*dialogues: Sequence[Message]) -> set[str]:
 
 def paired(records: list[Record], left_out: Omissions) -> list[Record]:
     """The same records; those with a label (KTO's form) as pairs of the same prompt, the first good
-    completion with the first bad one, and so on. Completions without a partner are left out."""
+    completion with the first bad one, and so on. Completions without a partner are left out.
+
+    Raises ValueError for a labeled record without a prompt or a completion.
+    """
     if not records or records[0].find(REJECTED_NAMES) or not records[0].find(["label"]):
         return records
-    by_prompt: dict[str, tuple[list[Record], list[Record]]] = {}
+    by_prompt: dict[tuple[str, ...], tuple[list[Record], list[Record]]] = {}
     for record in records:
-        prompt = as_text(record.value(*PROMPT_NAMES)) or ""
-        by_prompt.setdefault(prompt, ([], []))[0 if is_good(record) else 1].append(record)
+        good, bad = by_prompt.setdefault(parts_of_prompt(record), ([], []))
+        (good if is_good(record) else bad).append(record)
     found = []
     for good, bad in by_prompt.values():
         found += [pair(*both) for both in zip(good, bad, strict=False)]
         for alone in [*good[len(bad) :], *bad[len(good) :]]:
             left_out.drop("no completion of the same prompt has the other label", alone.place)
     return found
+
+
+def parts_of_prompt(record: Record) -> tuple[str, ...]:
+    """What is the same for completions of the same prompt: the question, its input, the system
+    prompt. Raises ValueError for a record without a question or a completion."""
+    if missing := [names for names in (ASKED_NAMES, COMPLETION_NAMES) if not record.find(names)]:
+        raise record.lacks(missing[0])
+    return tuple(record.text(*names) or "" for names in (ASKED_NAMES, INPUT_NAMES, SYSTEM_NAMES))
 
 
 def is_good(record: Record) -> bool:
@@ -220,4 +242,5 @@ def pair(good: Record, bad: Record) -> Record:
         "chosen": good.value(*COMPLETION_NAMES),
         "rejected": bad.value(*COMPLETION_NAMES),
     }
-    return Record({**fields, **completions}, good.place)
+    assigned = [name for name in good.chosen if name not in used]
+    return Record({**fields, **completions}, good.place, assigned)
