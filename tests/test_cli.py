@@ -99,6 +99,19 @@ def test_a_model_is_not_tuned_in_the_place_where_it_lies(tmp_path: Path) -> None
     assert (tmp_path / "run" / "best" / "model.safetensors").read_bytes() == before
 
 
+def test_nor_where_either_is_given_with_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    shutil.copytree(ROOT / "weights" / "gpt2-nano", tmp_path / "run" / "best")
+    before = (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
+    for model, out in (("~/run/best", tmp_path / "run"), (tmp_path / "run" / "best", "~/run")):
+        done = run("finetune", "--model", model, "--out", out)
+        assert "choose another --out" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "best" / "model.safetensors").read_bytes() == before
+
+
 def test_generate_is_seeded() -> None:
     first, again, other = (
         run("generate", "--max-new-tokens", "12", "--seed", seed).stdout for seed in ("1", "1", "2")

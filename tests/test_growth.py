@@ -14,6 +14,7 @@ from conftest import TINY, random_ids
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
 from gpt2mini import GPT2
 from gpt2mini.checkpoints.origin import origin_of
@@ -30,6 +31,7 @@ from gpt2mini.training import (
     warmup_stable_decay,
 )
 from gpt2mini.training.loop import divide_and_clip
+from gpt2mini.training.metrics import rows_until
 
 STEPS, GROW, DEEP = 12, 7, 6
 schedule = partial(warmup_stable_decay, steps=STEPS, warmup_steps=2)
@@ -225,6 +227,41 @@ def test_it_is_one_run_with_one_log(tmp_path: Path) -> None:
     assert len(lines) == len(set(lines))
     assert '"step": 7, "validation_loss"' in "".join(lines)  # beside the model as it then was
     assert_same(GPT2.from_pretrained(tmp_path / "best"), model)
+
+
+def test_patience_counts_the_evaluations_of_the_grown_model(tmp_path: Path) -> None:
+    """Two without a lower loss before it grows, and one after, do not end the run; two after do."""
+    found = iter([5.0, 4.0, 4.1, 4.2, 4.3, 3.0, 3.1, 3.2])  # after steps 0, 2, 4, 6, 7, 8, 10, 12
+    often = {"evaluate_every": 2, "patience": 2, "log_every": 1}
+    model = grown(tmp_path, "adamw", evaluate=lambda: next(found), **often)
+    assert model.config.n_layers == DEEP and next(found, None) is None
+
+    found = iter([5.0, 4.0, 4.1, 4.2, 4.3, 4.4, 4.5])
+    resumed = grown(tmp_path / "b", "adamw", evaluate=lambda: next(found), **often)
+    steps = [row["step"] for row in rows_until(STEPS, tmp_path / "b" / "metrics.jsonl")]
+    assert max(steps) == 10 and resumed.config.n_layers == DEEP
+
+
+def test_a_run_on_a_shuffling_loader_grows(tmp_path: Path) -> None:
+    """Its epochs of five batches go on as without growing."""
+    seen: list[int] = []
+
+    def loss_function(model: GPT2, batch: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(int(batch[0, 0]))
+        return next_token_step(model, Batch(batch, batch))
+
+    def loader() -> DataLoader:
+        rows: Any = random_ids(5, 16)
+        own = torch.Generator().manual_seed(0)
+        return DataLoader(rows, batch_size=1, shuffle=True, generator=own)
+
+    model, optimizers = new_run("adamw")
+    settings = Settings(steps=STEPS, schedule=schedule, precision="fp32", progress=False)
+    depth: dict[str, Any] = {"n_layers": DEEP, "grow_step": GROW, "out": tmp_path}
+    train_growing(model, loader(), optimizers, settings, loss_function, **depth)
+    same = loader()
+    assert seen == [int(batch[0, 0]) for _ in range(3) for batch in same][:STEPS]
+    assert model.config.n_layers == DEEP
 
 
 @pytest.mark.parametrize("grow_step", [0, STEPS])

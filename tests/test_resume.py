@@ -25,6 +25,7 @@ from conftest import TINY, random_ids
 from torch import Tensor
 from torch.distributed.checkpoint import metadata
 from torch.testing import assert_close
+from torch.utils.data import DataLoader, RandomSampler
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.data.instructions import Exchange, ExchangeBatches, encode_exchanges
@@ -465,6 +466,76 @@ def test_part_of_the_batches(first: int, every: int) -> None:
 def test_batches_of_any_kind_are_read_from_where_the_run_stopped() -> None:
     found = remaining_batches(["a", "b", "c"], 4)
     assert list(islice(found, 5)) == ["b", "c", "a", "b", "c"]
+
+
+def shuffling_loader(kind: str = "loader", seed: int = 0) -> DataLoader:
+    """Epochs of four batches. kind: to what the generator is given."""
+    rows: Any = list(random_ids(8, 16))  # a list is a dataset to DataLoader
+    own = torch.Generator().manual_seed(seed)
+
+    def batch(chosen: list[Tensor]) -> Batch:
+        return Batch(torch.stack(chosen), torch.stack(chosen))
+
+    if kind == "loader":
+        return DataLoader(rows, 2, shuffle=True, generator=own, collate_fn=batch)
+    return DataLoader(rows, 2, sampler=RandomSampler(rows, generator=own), collate_fn=batch)
+
+
+loaders = pytest.mark.parametrize("kind", ["loader", "sampler"])
+
+
+@loaders
+def test_a_loader_is_read_in_the_same_order_with_and_without_a_folder(
+    kind: str, tmp_path: Path
+) -> None:
+    without, within = Run(), Run()
+    without.train(batches=shuffling_loader(kind))
+    within.train(tmp_path, batches=shuffling_loader(kind))
+    assert_ends_with(within, without.weights())
+
+
+@loaders
+@pytest.mark.parametrize("same", [True, False], ids=["same loader", "new loader"])
+def test_a_run_on_a_loader_resumes(kind: str, same: bool, tmp_path: Path) -> None:
+    """In the process in which it was stopped, twice, and as in another one."""
+    straight, resumed = Run(), Run()
+    straight.train(batches=shuffling_loader(kind))
+    loader = shuffling_loader(kind)
+    Run().train(tmp_path, steps=7, batches=loader)
+    for steps in (14, STEPS):
+        loader = loader if same else shuffling_loader(kind)
+        resumed = Run(seed=1)
+        resumed.train(tmp_path, steps=steps, batches=loader, resume=True)
+    assert_ends_with(resumed, straight.weights())
+
+
+@loaders
+def test_a_loader_with_another_seed_is_refused(kind: str, tmp_path: Path) -> None:
+    Run().train(tmp_path, steps=5, batches=shuffling_loader(kind))
+    with pytest.raises(ValueError, match=r"another seed .*\(different: first batch\)"):
+        Run().train(tmp_path, resume=True, batches=shuffling_loader(kind, seed=1))
+
+
+def test_a_run_without_clipping_resumes_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Run().train(tmp_path, steps=5, max_grad_norm=math.inf)
+    resumed, straight = Run(), Run()
+    resumed.train(tmp_path, resume=True, max_grad_norm=math.inf)
+    assert "other settings" not in caplog.text
+    straight.train(max_grad_norm=1e9)
+    assert_ends_with(resumed, straight.weights())
+    Run().train(tmp_path, resume=True)
+    assert "max_grad_norm was inf and is 1.0" in caplog.text
+
+
+def test_a_folder_may_lie_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    Run().train(Path("~/run"), steps=5)
+    assert saved_step(tmp_path / "run") == 5
 
 
 # ---- broken checkpoints

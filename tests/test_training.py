@@ -489,6 +489,9 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         ({"spike": 0.5}, "spike must be above 1, or 0"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"save_every": -1}, "save_every must be at least 0"),
+        ({"max_grad_norm": 0.0}, r"max_grad_norm must be above 0 \(math.inf: no clipping\), not 0"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm must be above 0"),
+        ({"max_grad_norm": math.nan}, "max_grad_norm must be above 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], message: str) -> None:
@@ -645,7 +648,39 @@ def test_training_is_in_train_mode_and_validation_between_in_eval_mode(own_model
     assert seen == [False, True, False, True, False]
 
 
+def test_an_evaluation_may_leave_the_model_in_eval_mode(own_model: GPT2) -> None:
+    seen = []
+
+    def loss_function(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+        seen.append(modes_of(model))
+        model.trf_blocks[0].eval()  # a part that is to stay without dropout
+        return next_token_step(model, batch)
+
+    def evaluate() -> float:
+        own_model.eval()
+        return 1.0
+
+    optimizers, often = [SGD(own_model.parameters(), LR)], settings(3, evaluate_every=1)
+    train(own_model, ragged_batches(), optimizers, often, loss_function, evaluate)
+    assert all(seen[0]) and seen[1] == seen[2] and any(seen[1]) and not all(seen[1])
+
+
 # Validation
+
+
+@pytest.mark.parametrize("number", [torch.tensor, np.float32, np.array, int])
+def test_an_evaluation_may_return_any_number(
+    number: Callable[[float], Any], own_model: GPT2, tmp_path: Path
+) -> None:
+    found = {"validation_loss": number(2.0), "accuracy": number(1.0)}
+    optimizers = [SGD(own_model.parameters(), LR)]
+    changed = settings(1, save_every=1)
+    arguments: dict[str, Any] = {"evaluate": lambda: found, "out": tmp_path}
+    rows = train(own_model, ragged_batches(), optimizers, changed, **arguments)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    assert rows[0] == {"step": 0, "validation_loss": 2.0, "accuracy": 1.0}
+    assert type(rows[0]["validation_loss"]) is float
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 16])

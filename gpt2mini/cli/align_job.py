@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Suppress
@@ -11,6 +10,7 @@ from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.cli import common, options
 from gpt2mini.cli.data import RecordFlags, read_split
 from gpt2mini.data.samples import sample
+from gpt2mini.files import local_path
 from gpt2mini.preferences.pairs import Preference, read_preferences
 from gpt2mini.preferences.ppo import PPOSettings
 from gpt2mini.training import Figures
@@ -170,7 +170,7 @@ class Job(common.Job):
 
 def is_learned(reward: str) -> bool:
     """Whether a reward is a reward model's, by its name."""
-    return Path(reward).is_dir()
+    return local_path(reward).is_dir()
 
 
 def different_prompts(preferences: list[Preference]) -> list[str]:

@@ -22,7 +22,7 @@ from gpt2mini.data.text import Batch
 from gpt2mini.device import pick_device
 from gpt2mini.evaluation import forgetting
 from gpt2mini.evaluation.forgetting import Change, change_beyond
-from gpt2mini.files import writable_folder, write_json
+from gpt2mini.files import local_path, writable_folder, write_json
 from gpt2mini.inspection import plot_losses
 from gpt2mini.lora import load_adapter, lora_layers, save_adapter
 from gpt2mini.model import TiedHead
@@ -165,7 +165,8 @@ def run_folder(out: str, resume: bool, overwrite: bool, start: str | None) -> Pa
     start: the model that the run starts from, which must not lie where the tuned one goes.
     """
     folder = writable_folder(out)
-    if start and Path(start).exists() and Path(start).resolve().is_relative_to(folder.resolve()):
+    source = local_path(start) if start else None
+    if source and source.exists() and source.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"the model {start} lies in --out {out}, where the tuned model would take its place: "
             "choose another --out"

@@ -55,7 +55,8 @@ def add_lora(
     """Give every block adapters, in place, and freeze everything else.
 
     targets: among query, key, value, attn_out, mlp_in, mlp_out. A head of your own is frozen too:
-    set its `requires_grad` afterwards if it is to be trained as well.
+    set its `requires_grad` afterwards if it is to be trained as well. Whatever else you unfreeze
+    learns in the base too, so PPO and GRPO then need `reference=deepcopy(model)`.
     layer: another kind of adapter; see `gpt2mini.lora.layers`.
     name: to tell it from others on the same base; the new one is active (`set_adapter`). After
     `merge_lora` the merged weights are the base, and earlier adapters are let go.

@@ -9,6 +9,7 @@ significant at 95 % only if the standard deviation of the 50 differences is belo
 0.0575 * sqrt(50) / 1.96 = 0.207, which two means alone do not tell.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +84,8 @@ class SideBySide:
 
     @property
     def difference_interval(self) -> tuple[float, float]:
-        """The 95 % bootstrap interval of the mean difference, over prompts."""
-        return bootstrap_interval((self.rewards_after - self.rewards_before).numpy())
+        """The 95 % bootstrap interval of the mean difference, over prompts; NaN for one prompt."""
+        return interval_over_prompts((self.rewards_after - self.rewards_before).numpy())
 
     @property
     def wins(self) -> np.ndarray:
@@ -97,18 +98,21 @@ class SideBySide:
 
     @property
     def win_rate_interval(self) -> tuple[float, float]:
-        """The 95 % bootstrap interval of the win rate, over prompts."""
-        return bootstrap_interval(self.wins)
+        """The 95 % bootstrap interval of the win rate, over prompts; NaN for one prompt."""
+        return interval_over_prompts(self.wins)
 
     def __str__(self) -> str:
         (low, high), (least, most) = self.difference_interval, self.win_rate_interval
         difference = self.mean_after - self.mean_before
         note = "" if low > 0 or high < 0 else "; not significant"
+        interval = f"95 % interval {low:+.4f} to {high:+.4f}"
+        rates = f" ({least:.1%} to {most:.1%})"
+        if len(self.prompts) == 1:
+            interval, rates = "one prompt has no interval", ""
         return (
             f"mean reward {self.mean_before:.4f} before, {self.mean_after:.4f} after\n"
-            f"difference: {difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f}){note}\n"
-            f"better after than before: {self.win_rate:.1%} ({least:.1%} to {most:.1%}) "
-            f"of {len(self.prompts)} prompts"
+            f"difference: {difference:+.4f} ({interval}){note}\n"
+            f"better after than before: {self.win_rate:.1%}{rates} of {len(self.prompts)} prompts"
         )
 
     def show(self, n: int) -> str:
@@ -131,6 +135,12 @@ class SideBySide:
             "answers_before": self.before,
             "answers_after": self.after,
         }
+
+
+def interval_over_prompts(values: np.ndarray) -> tuple[float, float]:
+    """`bootstrap_interval`; NaN for one value, whose resamples are all equal: it shows no variance,
+    and so no interval."""
+    return bootstrap_interval(values) if len(values) > 1 else (math.nan, math.nan)
 
 
 def end_of(prompt: str, most: int = 300) -> str:

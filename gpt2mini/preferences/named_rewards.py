@@ -9,6 +9,7 @@ import torch
 
 from gpt2mini.checkpoints import holds_adapter
 from gpt2mini.checks import check_reward_head
+from gpt2mini.files import local_path
 from gpt2mini.lora.adapt import with_shared_weights
 from gpt2mini.lora.loading import load_adapter
 from gpt2mini.model import GPT2
@@ -29,8 +30,8 @@ def find_reward(
     """
     if name == "toy":
         return positive_share
-    if Path(name).is_dir():
-        model = load_reward_model(Path(name), device, base)
+    if local_path(name).is_dir():
+        model = load_reward_model(local_path(name), device, base)
         check_reward_head(model)
         return partial(score_with_reward, model, Tokenizer.from_pretrained(name))
     module, colon, function = name.partition(":")

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from gpt2mini.model import GPT2
-from gpt2mini.preferences.reference import warn_if_adapters_are_trained
+from gpt2mini.preferences.reference import (
+    check_reference_does_not_learn,
+    warn_if_adapters_are_trained,
+)
 from gpt2mini.preferences.reward_functions import RewardFunction, call_reward
 from gpt2mini.preferences.rollouts import (
     Experience,
@@ -39,8 +42,9 @@ class OnPolicyBatches:
 
     prompts: texts in the model's template; of those too long for the context, the tail is kept.
     make_experience: (rollout, rewards) -> Experience, which is what sets one method apart from
-    another. controller: a KL coefficient that changes; it is saved with the state. Rollouts depend
-    on the policy at that time, so a run resumes from `state_dict`.
+    another. reference: the default is the policy without its adapters; ValueError if more than
+    these can be trained. controller: a KL coefficient that changes; it is saved with the state.
+    Rollouts depend on the policy at that time, so a run resumes from `state_dict`.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class OnPolicyBatches:
         check_no_dropout(policy)
         if not prompts:
             raise ValueError("there are no prompts")
+        check_reference_does_not_learn(policy, reference)
         warn_if_adapters_are_trained(policy, reference)
         self.policy, self.tokenizer, self.reward = policy, tokenizer, reward
         self.make_experience, self.settings = make_experience, settings
@@ -86,6 +91,7 @@ class OnPolicyBatches:
             yield self.experience.rows(i * size, (i + 1) * size)
 
     def next_experience(self) -> Experience:
+        check_reference_does_not_learn(self.policy, self.reference)  # unfrozen since?
         indices, settings = self.next_prompts(), self.settings
         rollout = roll_out(
             self.policy,

@@ -38,7 +38,8 @@ def measure_reward_scale(
     generator: torch.Generator,
     n: int = 64,
 ) -> RewardScale:
-    """Of the policy's responses to the first prompts, n in all; to be measured before training.
+    """Of the policy's responses to the first n prompts; to be measured before training. Of fewer
+    prompts each gets several responses, as many as the others, which makes n in all or a few more.
     Where all rewards are equal, the deviation is taken as 1."""
     asked = list(prompts)[:n]
     samples = -(-n // len(asked))  # to each prompt

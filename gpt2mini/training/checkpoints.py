@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 
 from gpt2mini.checkpoints.origin import Origin, origin_of, remember_origin
 from gpt2mini.config import GPT2Config
-from gpt2mini.files import read_json, write_json
+from gpt2mini.files import local_path, read_json, write_json
 from gpt2mini.model import GPT2
 from gpt2mini.training.distributed import barrier, get_rank, sum_over_ranks
 
@@ -258,7 +258,7 @@ def layers_of(checkpoints: RunCheckpoints) -> int | None:
 
 
 def is_checkpoint(folder: str | Path) -> bool:
-    return (Path(folder) / PROGRESS).is_file()
+    return (local_path(folder) / PROGRESS).is_file()
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -280,10 +280,11 @@ def model_of_checkpoint(folder: str | Path) -> GPT2:
     """
     from gpt2mini.training.state_tensors import load_tensors
 
+    folder = local_path(folder)
     try:
-        facts = read_facts(Path(folder))
+        facts = read_facts(folder)
         model = GPT2(GPT2Config(**(facts["config"] or {})))
-        load_tensors(Path(folder), model, [])
+        load_tensors(folder, model, [])
         settings, generation = facts.get("settings", {}), facts.get("generation", {})
         remember_origin(model, Origin(settings=settings, generation=generation))
     except Exception as error:  # whatever a broken file makes the readers raise

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from gpt2mini.training.batches import GeneratorsAtStart
 from gpt2mini.training.checkpoints import generator_states, restore_generators
 
 POSITION = "next_epoch"  # where a loop of your own stands; `train` begins with the first
@@ -34,9 +35,10 @@ def fingerprint(batches: Iterable[Any]) -> dict[str, str]:
 
 
 def digest_of_first(batches: Iterable[Any]) -> str:
-    states = generator_states()
+    states, own = generator_states(), GeneratorsAtStart(batches)
     first = next(iter(batches.part(0, 1) if hasattr(batches, "part") else batches), None)
     restore_generators(states)  # shuffled batches may have drawn from them
+    own.restore()
     return digest(getattr(first, "__dict__", first))
 
 

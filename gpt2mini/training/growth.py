@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from gpt2mini.files import local_path
 from gpt2mini.losses.steps import LossFunction, next_token_step
 from gpt2mini.model import GPT2
 from gpt2mini.surgery import grow_depth
@@ -44,16 +45,17 @@ def train_growing(
 
     The optimizers go on with the averages that they have, and train the new blocks as those that
     they were copied from. Log, data and schedule are those of one run, which can be stopped and
-    resumed at any step. The other arguments, and what is returned and raised, are those of
-    `train`; besides, ValueError for a sharded model, a step that is not one of the run's, and a
-    depth to which the model cannot grow.
+    resumed at any step. `settings.patience` counts the evaluations of the grown model alone. The
+    other arguments, and what is returned and raised, are those of `train`; besides, ValueError for
+    a sharded model, a step that is not one of the run's, and a depth to which the model cannot
+    grow.
     """
     if not 1 <= grow_step < settings.steps:
         raise ValueError(f"grow_step must lie in 1 to {settings.steps - 1}, not {grow_step}")
     if is_sharded(model):
         raise ValueError("a sharded model cannot grow: train it without --shard (DDP)")
     grow_depth(deepcopy(model), n_layers)  # what cannot grow is refused before the first step
-    optimizers, out = list(optimizers), Path(out)
+    optimizers, out = list(optimizers), local_path(out)
     checkpoints = RunCheckpoints(out / "checkpoints", settings.keep_last)
     if resume and layers_of(checkpoints) == n_layers:
         grow(model, optimizers, n_layers)
@@ -87,9 +89,14 @@ def grow(model: GPT2, optimizers: Iterable[Optimizer], n_layers: int) -> None:
 def grow_saved(
     checkpoints: RunCheckpoints, model: GPT2, optimizers: list[Optimizer], n_layers: int
 ) -> None:
-    """Grow the model, and put it in place of the checkpoint that was just written of it."""
+    """Grow the model, and put it in place of the checkpoint that was just written of it.
+
+    Evaluations of the shallow model say nothing of what the deep one can still learn: patience
+    counts anew.
+    """
     found = read_on_all_ranks(checkpoints.all()[0], model)
     assert found is not None  # `train` has just written or read it
     logger.info("step %d: the model grows to %d blocks", found[0].step, n_layers)
     grow(model, optimizers, n_layers)
+    found[0].evaluations_since_best = 0
     checkpoints.save(model, optimizers, *found)

@@ -1,6 +1,7 @@
 """Is a resumed run still the one that was started? Its data and settings, beside those of then."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,11 @@ def settings_at(
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     rates = [float(group.get("peak_lr", group["lr"])) * multiplier for group in groups]
     decays = [group.get("weight_decay", 0.0) for group in groups]
+    is_clipped = math.isfinite(settings.max_grad_norm)  # JSON has no infinity
     return {
         "the learning rate": " and ".join(dict.fromkeys(f"{rate:.3g}" for rate in rates)),
         "the weight decay": " and ".join(dict.fromkeys(f"{decay:g}" for decay in decays)),
         "accumulate": settings.accumulate,
-        "max_grad_norm": settings.max_grad_norm,
+        "max_grad_norm": settings.max_grad_norm if is_clipped else "inf",
         "precision": best_precision(device, settings.precision),
     }

@@ -14,7 +14,9 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from gpt2mini.training.batches import next_batch, remaining_batches
+from gpt2mini.files import local_path
+from gpt2mini.modes import mode
+from gpt2mini.training.batches import GeneratorsAtStart, next_batch, remaining_batches
 from gpt2mini.training.checkpoints import Progress, RunCheckpoints, states_of
 from gpt2mini.training.distributed import (
     broadcast_from_rank_zero,
@@ -76,14 +78,15 @@ class Run:
             raise ValueError("patience counts evaluations, and this run has none: pass evaluate")
         self.model, self.batches, self.optimizers = model, batches, optimizers
         self.settings, self.evaluate, self.figures = settings, evaluate, figures
-        self.out, self.save_model = None if out is None else Path(out), save_model
-        parts = {"batches": batches, "figures": figures, "scaler": scaler}
+        self.out, self.save_model = None if out is None else local_path(out), save_model
+        parts: dict[str, Any] = {"batches": batches, "figures": figures, "scaler": scaler}
+        if not hasattr(batches, "load_state_dict"):  # they are read from the first again
+            parts["generators_at_start"] = GeneratorsAtStart(batches)
         self.stateful = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
         self.checkpoints = None
         if self.out is not None:
             self.checkpoints = RunCheckpoints(self.out / "checkpoints", settings.keep_last)
             self.checkpoints.check_space(model, settings.save_every > 0)
-            self.fingerprint = fingerprint(batches)
         self.progress = Progress()
         self.saved_step = -1
         self.bad_steps = 0  # in a row
@@ -109,20 +112,26 @@ class Run:
         if self.out is not None:
             if not overwrite:
                 check_free(self.out, resume)
-            if overwrite or (resume and not self.resume_newest()):
+            found = self.load_newest() if resume else None
+            self.fingerprint = fingerprint(self.batches)  # of batches that a resume has put back
+            if found is not None:
+                self.continue_from(found)
+            elif resume or overwrite:
                 remove_results(self.out)
         self.untimed = self.progress.count  # targets since the last row, read before the resume
         writes = self.out is not None and get_rank() == 0
         path = self.out / "metrics.jsonl" if writes and self.out is not None else None
         self.log = MetricsLog(path, self.progress.step)
 
-    def resume_newest(self) -> bool:
-        """Whether there was a checkpoint to continue from."""
+    def load_newest(self) -> Progress | None:
+        """How far the run was, if there is a checkpoint to continue from."""
         assert self.checkpoints is not None
         found = self.checkpoints.load_newest(self.model, self.optimizers, self.stateful)
         if found is None:
             logger.warning("%s holds no checkpoint: starting", self.checkpoints.folder)
-            return False
+        return found
+
+    def continue_from(self, found: Progress) -> None:
         assert self.out is not None
         check_same_data(self.out, self.fingerprint, found)
         warn_of_other_settings(self.out, self.settings_at(found.step), found)
@@ -132,7 +141,6 @@ class Run:
                 "%s is at step %d of %d already: there is nothing left to do",
                 *(self.out, found.step, self.settings.steps),
             )
-        return True
 
     def settings_at(self, step: int) -> dict[str, Any]:
         device = next(self.model.parameters()).device
@@ -254,13 +262,15 @@ class Run:
 
     def validate(self) -> None:
         """Evaluate and log the result; save the model if its validation loss is the lowest so far.
-        A loss that is no finite number never is."""
+        A loss that is no finite number never is. The mode is restored: `evaluate` may call
+        `model.eval()`."""
         if self.evaluate is None:
             return
         self.remember_states()
         with self.log.clock_stopped():
             try:
-                row = validation_row(self.evaluate())
+                with mode(self.model, training=self.model.training):
+                    row = validation_row(self.evaluate())
             except Exception:
                 self.save_before_failing()
                 raise
@@ -341,11 +351,11 @@ def progress_bar(settings: Settings, step: int) -> tqdm:
 
 
 def validation_row(found: float | dict[str, float]) -> dict[str, float]:
-    """The result of an evaluation, by name."""
+    """The result of an evaluation, by name, in numbers for JSON: it may be tensors or NumPy's."""
     row = found if isinstance(found, dict) else {"validation_loss": found}
     if "validation_loss" not in row:
         raise ValueError(f"evaluate must return a 'validation_loss'; it returned {', '.join(row)}")
-    return row
+    return {name: float(value) for name, value in row.items()}
 
 
 def learning_rates(optimizers: Sequence[Optimizer]) -> dict[str, float]:

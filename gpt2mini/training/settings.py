@@ -11,7 +11,7 @@ class Settings:
     steps: int
     schedule: Callable[[int], float]  # step -> learning-rate multiplier, of each optimizer's peak
     accumulate: int = 1  # micro-batches per step, on each rank
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # of all gradients together; math.inf: no clipping
     precision: str = "auto"  # auto | bf16 | fp16 | fp32
     log_every: int = 10
     evaluate_every: int = 0  # 0: only at the end
@@ -31,6 +31,10 @@ class Settings:
             raise ValueError(f"on_bad_step must be 'stop' or 'skip', not {self.on_bad_step!r}")
         if self.spike != 0 and not self.spike > 1:
             raise ValueError(f"spike must be above 1, or 0 for none, not {self.spike}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(
+                f"max_grad_norm must be above 0 (math.inf: no clipping), not {self.max_grad_norm}"
+            )
         for name in ("steps", "accumulate", "log_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
