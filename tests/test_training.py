@@ -9,7 +9,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -646,6 +646,22 @@ def test_training_is_in_train_mode_and_validation_between_in_eval_mode(own_model
         evaluate=lambda: evaluate_loss(own_model, [batch], loss_function),
     )
     assert seen == [False, True, False, True, False]
+
+
+class Pair(NamedTuple):
+    token_ids: Tensor
+    labels: Tensor
+
+
+def test_a_batch_may_be_a_named_tuple(own_model: GPT2) -> None:
+    def loss_function(model: GPT2, batch: Pair) -> tuple[Tensor, Tensor]:
+        return next_token_step(model, Batch(batch.token_ids, batch.labels))
+
+    batch = next(iter(ragged_batches()))
+    pairs = [Pair(batch.token_ids, batch.labels)]
+    optimizers = [SGD(own_model.parameters(), LR)]
+    rows = train(own_model, pairs, optimizers, settings(1), loss_function)
+    assert rows[0]["loss"] > 0
 
 
 def test_an_evaluation_may_leave_the_model_in_eval_mode(own_model: GPT2) -> None:

@@ -36,6 +36,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """A batch with `.to(device)`, or a tuple, list or dict of such, as a DataLoader gives them."""
     if isinstance(batch, dict):
         return {name: to_device(member, device) for name, member in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a named tuple
+        return type(batch)(*(to_device(member, device) for member in batch))
     if isinstance(batch, list | tuple):
         return [to_device(member, device) for member in batch]
     return batch.to(device) if hasattr(batch, "to") else batch
