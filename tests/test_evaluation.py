@@ -427,6 +427,10 @@ def test_lambada_is_that_of_brute_force(model: GPT2, tokenizer: Tokenizer, tmp_p
     assert rows[0].paper == (35.13, 15.60, 10.87, 8.63)
     assert "stop-word filter" in rows[3].setting
 
+    packed = tmp_path / "passages.JSON.gz"
+    packed.write_bytes(gzip.compress(file.read_bytes()))
+    assert zero_shot(model, tokenizer, {"lambada": packed}).rows == rows
+
     plain = write_lines(tmp_path / "plain.txt", list(texts))
     again = zero_shot(model, tokenizer, {"lambada-original": plain}).rows
     assert [row.value for row in again] == pytest.approx(found)
@@ -468,7 +472,14 @@ def test_hellaswag_as_published_is_read_as_by_the_harness(tmp_path: Path) -> Non
     }  # fmt: skip
     (question,) = read_hellaswag(write_lines(tmp_path / "h.jsonl", [record]))
     assert question.context == "Removing ice: A man scrapes. Then he"
-    assert question.endings == [" rests."]
+    assert question.endings == ["  rests."]  # the space after the mark stays
+
+
+def test_white_space_at_the_end_of_a_context_is_the_continuation_s(tokenizer: Tokenizer) -> None:
+    """As lm-eval's `_encode_pair`."""
+    found = Continuation.of(tokenizer, "the man ", " and his")
+    assert found == Continuation.of(tokenizer, "the man", "  and his")
+    assert Continuation.of(tokenizer, " ", "man").context == [tokenizer.eos_id]
 
 
 def test_empty_rows_of_a_task_are_left_out_and_counted(

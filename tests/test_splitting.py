@@ -14,7 +14,7 @@ from gpt2mini.classification.labeled import (
     read_labeled,
     stratified_split,
 )
-from gpt2mini.cli.data import holds_records, read_split, split_by_prompt, warn_of_overlap
+from gpt2mini.cli.data import holds_records, read_split, shorten, split_by_prompt, warn_of_overlap
 from gpt2mini.cli.text_data import intersection, training_and_held_out_files
 from gpt2mini.data.instructions import Exchange
 from gpt2mini.data.splitting import connected, hold_out_groups, split_groups
@@ -189,4 +189,39 @@ def test_text_files_that_say_what_they_are_for(tmp_path: Path) -> None:
     assert training_and_held_out_files(str(tmp_path), str(other))[1] == [other]
     (tmp_path / "A Tale of Two Cities.txt").write_text("It was", encoding="utf-8")
     training, held_out = training_and_held_out_files(str(tmp_path), None)
-    assert len(training) == 4 and not held_out  # books, one of which may be called The Test
+    assert [file.stem for file in training] == ["A Tale of Two Cities", "train"]
+    assert [file.stem for file in held_out] == ["valid"]
+
+
+def test_books_whose_titles_have_such_words_are_all_learned(tmp_path: Path) -> None:
+    for name in ("The Training of a Dog.txt", "The Test.txt", "Two Cities.txt"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    training, held_out = training_and_held_out_files(str(tmp_path), None)
+    assert len(training) == 3 and not held_out
+
+
+def test_records_are_what_their_columns_are_called(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("title,text\nOnce,upon a time\n", encoding="utf-8")
+    assert not holds_records(str(table))
+    assert holds_records(str(table), "prompt=title,completion=text")
+
+
+document_sizes = st.lists(st.integers(2, 2000), min_size=1, max_size=300)
+
+
+@given(document_sizes, st.integers(2, 100_000))
+def test_of_many_documents_some_are_scored_and_not_the_first_words_of_all(
+    sizes: list[int], tokens: int
+) -> None:
+    starts = np.cumsum([0, *sizes]).tolist()
+    documents = [range(start, start + n) for start, n in zip(starts, sizes, strict=False)]
+    chosen = shorten(documents, tokens)
+    by_start = {document.start: document for document in documents}
+    assert [one.start for one in chosen] == sorted(one.start for one in chosen)
+    assert all(one == by_start[one.start][: len(one)] for one in chosen)
+    assert 2 <= sum(map(len, chosen)) <= max(tokens, 2) + 1
+    cut = [one for one in chosen if len(one) < min(512, len(by_start[one.start]))]
+    assert len(cut) <= 1  # the last one, where the number is reached
+    if tokens >= 512 * len(documents):
+        assert len(chosen) == len(documents)

@@ -2,6 +2,7 @@
 the code that is to check it."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -118,6 +119,17 @@ def test_a_tensor_with_one_changed_number_is_named(copy: Path, name: str) -> Non
 
 
 @torch.no_grad()
+def test_a_model_that_computes_no_numbers_fails(nano: Installation, tmp_path: Path) -> None:
+    """It cannot write a text; its tensor is named all the same."""
+    model = GPT2.from_pretrained(nano.folder)
+    model.state_dict()["trf_blocks.1.mlp.mlp_in.weight"][0, 0] = math.nan
+    model.save_pretrained(tmp_path)
+    Tokenizer.from_pretrained(nano.folder).save_pretrained(tmp_path)
+    found = verdicts(verify(Installation(tmp_path), known_facts(nano)))
+    assert found["TensorDigests"] == "changed: trf_blocks.1.mlp.mlp_in.weight"
+    assert "NaN or infinity" in found["GreedyTexts"]
+
+
 def test_a_foreign_model_of_this_shape_fails(copy: Path) -> None:
     enlarge(model := GPT2.from_pretrained(copy), seed=1)
     model.save_pretrained(copy)

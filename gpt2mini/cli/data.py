@@ -1,6 +1,7 @@
 """What jobs read: records, and their split into those to learn from and those held out."""
 
 import logging
+import operator
 import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -16,16 +17,17 @@ from gpt2mini.data.splitting import hold_out_groups
 logger = logging.getLogger(__name__)
 
 RECORDS = "records (.jsonl, .json, .csv, .tsv, .parquet, hf:owner/name)"
+BEGINNING = 512  # tokens of a document from which its loss is about that of the whole
 Read = Callable[[str], list[Any]]
 KeyOf = Callable[[Any], Hashable]
 
 
-def holds_records(data: str) -> bool:
+def holds_records(data: str, columns: str | None = None) -> bool:
     """Whether it is a file of records, a folder of such, or a dataset of the Hub; records of texts
-    alone are text."""
+    alone are text, unless `columns` says what theirs mean."""
     path = Path(data)
     if path.exists():
-        return not holds_text(path)
+        return not holds_text(path) or (columns is not None and is_file_of_records(path))
     return data.startswith(HUB) or is_file_of_records(path)
 
 
@@ -129,6 +131,14 @@ def warn_of_overlap(training: Sequence[Any], held_out: Sequence[Any], prompt_of:
 
 
 def shorten(documents: list[range], tokens: int) -> list[range]:
-    """The first part of each document, `tokens` in all at the most."""
-    most = max(2, tokens // len(documents))
-    return [document[:most] for document in documents]
+    """The first part of each document, `tokens` in all at the most; of documents so many that
+    little more than their first words would be left, a seeded choice."""
+    most, left = max(tokens // len(documents), BEGINNING), tokens
+    chosen: list[tuple[int, range]] = []
+    for number in random.Random(0).sample(range(len(documents)), len(documents)):
+        if left < 2 and chosen:  # the first token is not predicted
+            break
+        part = documents[number][: max(2, min(most, left))]
+        chosen.append((number, part))
+        left -= len(part)
+    return [part for _, part in sorted(chosen, key=operator.itemgetter(0))]

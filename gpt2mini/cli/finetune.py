@@ -112,7 +112,10 @@ class Flags:
 
     @property
     def conditions(self) -> set[str]:
-        found = {f"--method {self.learns}", RECORDS if holds_records(self.data) else TEXT}
+        found = {
+            f"--method {self.learns}",
+            RECORDS if holds_records(self.data, self.records.columns) else TEXT,
+        }
         if self.learns == "lora" and not self.adapter:
             found.add(NEW_ADAPTER)
         return found | ({"--reward"} if self.records.reward else set())

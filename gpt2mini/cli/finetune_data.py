@@ -33,7 +33,7 @@ class Data:
 
 def read_data(job: common.Job, tokenizer: Tokenizer, context_length: int) -> Data:
     """What the flag --data names."""
-    read = read_records if holds_records(job.flags.data) else read_text
+    read = read_records if holds_records(job.flags.data, job.flags.records.columns) else read_text
     return read(job, tokenizer, context_length)
 
 

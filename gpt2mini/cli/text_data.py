@@ -34,15 +34,27 @@ class TextSplit:
 
 def training_and_held_out_files(data: str, held_out: str | None) -> tuple[list[Path], list[Path]]:
     """Text files to learn from, and those held out: of `held_out`; else of the folder `data`, if
-    every file in it says what it is for (train.txt beside valid.txt); else none."""
+    its files say what they are for (train.txt beside valid.txt); else none."""
     files, folder = text_files(data), Path(data)
     given = text_files(held_out) if held_out else []
-    if not folder.is_dir() or not all(names_purpose(file, folder) for file in files):
+    if not folder.is_dir() or not is_divided(files, folder):
         return files, given
     parts = split_files(folder) if is_file_of_records(files[0]) else by_purpose(files, folder)
     if not parts["train"]:
         return files, given
     return parts["train"], given or parts["validation"] or parts["test"]
+
+
+def is_divided(files: list[Path], folder: Path) -> bool:
+    """Whether the names of all files say what they are for; or there is a train.txt beside a
+    valid.txt or a test.txt, where others (a README) are learned from."""
+    alone = {
+        purpose
+        for file in files
+        for purpose, usual in PURPOSES.items()
+        if file.name.lower().split(".")[0] in usual
+    }
+    return ("train" in alone and len(alone) > 1) or all(names_purpose(f, folder) for f in files)
 
 
 def names_purpose(file: Path, folder: Path) -> bool:

@@ -37,8 +37,11 @@ class Continuation:
     @staticmethod
     def of(tokenizer: Tokenizer, context: str, text: str) -> "Continuation":
         """Encode context and text separately, which equals encoding both together where `text`
-        begins with a space. An empty context becomes <|endoftext|>."""
-        return Continuation(tokenizer.encode(context) or [tokenizer.eos_id], tokenizer.encode(text))
+        begins with a space. White space at the end of the context is the text's, as in the
+        Evaluation Harness (`_encode_pair`). An empty context becomes <|endoftext|>."""
+        kept = context.rstrip()
+        ids = tokenizer.encode(context[len(kept) :] + text)
+        return Continuation(tokenizer.encode(kept) or [tokenizer.eos_id], ids)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gpt2mini.data.decoding import numbered_lines
 from gpt2mini.data.records import Record
+from gpt2mini.data.rows import is_file_of_records
 from gpt2mini.evaluation.continuations import Continuation, score_continuations
 from gpt2mini.evaluation.perplexity import exponential
 from gpt2mini.evaluation.table import PAPER, Options, Row, percent
@@ -51,8 +52,9 @@ def lambada(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) -> 
     filtered = [
         score.first_is_likeliest_allowed and all(score.is_likeliest[1:]) for score in scores
     ]
-    task = "LAMBADA" if path.suffix == ".jsonl" else "LAMBADA, original"
-    form = "OpenAI's text" if path.suffix == ".jsonl" else "as in the file, tokenized into words"
+    are_records = is_file_of_records(path)
+    task = "LAMBADA" if are_records else "LAMBADA, original"
+    form = "OpenAI's text" if are_records else "as in the file, tokenized into words"
 
     def row(metric: str, value: float, setting: str, paper: str) -> Row:
         setting = f"{setting}; {form}"
@@ -68,7 +70,7 @@ def lambada(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) -> 
 
 def read_passages(path: Path) -> list[tuple[str, str]]:
     """(the text before the last word, a space and the last word) of each passage."""
-    if path.suffix == ".jsonl":
+    if is_file_of_records(path):
         return read_examples(path, read_passage)
     found = [divide(line, f"{path}, line {number}") for number, line in numbered_lines(path)]
     if not found:

@@ -37,7 +37,7 @@ def hellaswag(model: GPT2, tokenizer: Tokenizer, path: Path, options: Options) -
     logprobs = score_endings(model, tokenizer, questions, options)
     per_character = [
         [
-            logprob / max(1, len(ending.strip()))
+            logprob / max(1, len(ending) - 1)  # without the space that was put before it
             for logprob, ending in zip(row, q.endings, strict=True)
         ]
         for row, q in zip(logprobs, questions, strict=True)
@@ -110,9 +110,10 @@ def read_hellaswag_record(record: Record) -> Question:
 
 
 def clean(text: str) -> str:
-    """The text without WikiHow's marks such as [header], as in the Evaluation Harness."""
-    text = re.sub(r"\[.*?\]", "", text.replace(" [title]", ". "))
-    return text.replace("  ", " ").strip()
+    """The text without WikiHow's marks such as [header], as in the Evaluation Harness: a space
+    after a mark at the beginning stays."""
+    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return text.replace("  ", " ")
 
 
 def read_childrens_books(path: Path) -> list[Question]:

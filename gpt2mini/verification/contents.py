@@ -131,7 +131,7 @@ class TensorDigests(Fact):
             "not expected": [name for name in found if name not in self.expected],
         }
         parts = [f"{kind}: {some(names)}" for kind, names in kinds.items() if names]
-        if len(kinds["changed"]) == len(common) > 1:
+        if len(kinds["changed"]) == len(common) == len(found) > 1:
             parts.append("another model of this shape, or this one rounded to a narrower dtype")
         return "; ".join(parts)
 

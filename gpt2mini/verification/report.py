@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from gpt2mini.checkpoints import CheckpointError
 from gpt2mini.verification.facts import Fact, Installation, Unavailable
 
 COLUMNS = {"": 4, "fact": 34, "expected": 18, "found": 18}  # and their widths: 80 in all
@@ -20,7 +21,7 @@ Verdict = Literal["pass", "FAIL", "skip"]
 class Finding:
     """A fact, what was found instead or as expected, and the verdict.
 
-    reason: of a failure, what differs; of a skipped fact, why.
+    reason: of a failure, what differs, or why nothing was found; of a skipped fact, why.
     """
 
     fact: Fact
@@ -38,14 +39,14 @@ class Finding:
             "kind": type(fact).__name__,
             "verdict": self.verdict.lower(),
             "expected": fact.expected if plain else fact.expected_text,
-            "found": self.found if plain or self.verdict == "skip" else self.found_text,
+            "found": self.found if plain or self.found is None else self.found_text,
             "reason": self.reason,
             **given,
         }
 
     @property
     def found_text(self) -> str:
-        return "-" if self.verdict == "skip" else self.fact.found_text(self.found)
+        return "-" if self.found is None else self.fact.found_text(self.found)
 
     def lines(self) -> list[str]:
         """A row of the table, and below it what a failure needs."""
@@ -116,6 +117,10 @@ def check(installation: Installation, fact: Fact) -> Finding:
         found = fact.find(installation)
     except Unavailable as error:
         return Finding(fact, "skip", reason=str(error))
+    except CheckpointError:  # there is no model to check
+        raise
+    except (ValueError, RuntimeError) as error:  # a model that computes no numbers, say
+        return Finding(fact, "FAIL", reason=str(error))
     if fact.agrees(found):
         return Finding(fact, "pass", found)
     return Finding(fact, "FAIL", found, fact.difference(found))
