@@ -112,6 +112,35 @@ def test_nor_where_either_is_given_with_a_tilde(
     assert (tmp_path / "run" / "best" / "model.safetensors").read_bytes() == before
 
 
+def test_a_path_after_an_equals_sign_may_begin_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bash leaves that `~` alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    (tmp_path / "text.txt").write_text("It was a dark night.", encoding="utf-8")
+    done = run("evaluate", "--text=~/text.txt", "--out=~/out")
+    assert done.returncode == 0 and (tmp_path / "out" / "summary.json").is_file(), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["predict", "--evaluate", "a.csv", "--text", "x"],
+            "leave out --text and --data",
+        ),
+        (["predict", "--text", "x", "--columns", "text=a"], "--columns is for --data and"),
+        (["predict", "--text", "x", "-"], "reads the texts from stdin: give it alone"),
+        (["evaluate", "--data", "tasks"], "--data is for tasks without a file"),
+        (["evaluate", "--data", "tasks", "--tasks", "lambada=a"], "--data is for tasks without"),
+    ],
+)
+def test_flags_that_would_be_ignored_are_refused(arguments: list[str], message: str) -> None:
+    done = run(arguments[0], *arguments[1:])
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+
+
 def test_generate_is_seeded() -> None:
     first, again, other = (
         run("generate", "--max-new-tokens", "12", "--seed", seed).stdout for seed in ("1", "1", "2")

@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from gpt2mini.files import local_path
+
 JOBS = {
     "generate": "continue a text, token by token",
     "finetune": "train on plain text, or on prompts and completions",
@@ -77,6 +79,7 @@ def show_any_text() -> None:
 
 def run_job(name: str, arguments: Sequence[str]) -> None:
     """In one process, or in each of torchrun's, of which only rank 0 prints."""
+    arguments = [with_home(argument) for argument in arguments]
     from gpt2mini.cli.options import refuse_misplaced
     from gpt2mini.training.distributed import process_group
 
@@ -86,6 +89,14 @@ def run_job(name: str, arguments: Sequence[str]) -> None:
     rank_zero = int(os.environ.get("RANK", 0)) == 0
     with process_group(), redirect_stdout(sys.stdout if rank_zero else None):
         job.run(flags)
+
+
+def with_home(argument: str) -> str:
+    """--out=~/runs with the home folder in place of `~`: bash replaces it only at the beginning of
+    a word."""
+    head, equals, path = argument.partition("=~")
+    is_path = equals and (not path or path[0] in "/\\")
+    return f"{head}={local_path('~' + path)}" if is_path else argument
 
 
 def parse(job: Any, name: str, arguments: Sequence[str]) -> Any:

@@ -79,6 +79,8 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
+    if flags.data and all("=" in task for task in options.flat(flags.tasks)):
+        raise ValueError("--data is for tasks without a file: name one, as in --tasks lambada")
     out = writable_folder(flags.out)
     tasks, texts = find_files(options.flat(flags.tasks), flags.data), options.flat(flags.text)
     usual = {} if tasks or texts else {"text": sample("general.txt")}

@@ -46,6 +46,7 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
+    check_asked(flags)
     if flags.model == DEFAULT and not Path(DEFAULT).exists():
         raise FileNotFoundError(
             f"there is no classifier in {DEFAULT}: train one with gpt2mini classify, or give the "
@@ -76,6 +77,20 @@ def run(flags: Flags) -> None:
     if flags.out:
         write_predictions(Path(flags.out), texts, found)
         print(f"predictions: {flags.out}")
+
+
+def check_asked(flags: Flags) -> None:
+    """Raise ValueError for flags of which one would be ignored."""
+    texts = options.flat(flags.text)
+    if flags.evaluate and (texts or flags.data):
+        raise ValueError(
+            "--evaluate measures the classifier on labeled texts: leave out --text and --data, or "
+            "--evaluate to classify those"
+        )
+    if flags.columns and not (flags.data or flags.evaluate):
+        raise ValueError("--columns is for --data and --evaluate")
+    if "-" in texts and len(texts) > 1:
+        raise ValueError("--text - reads the texts from stdin: give it alone")
 
 
 def asked_texts(flags: Flags) -> list[str]:
