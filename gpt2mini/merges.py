@@ -1,9 +1,7 @@
 """Whether tiktoken joins bytes by the listed merges, as `transformers` does."""
 
-MergePairs = list[tuple[str, str]]
 
-
-def check_joined_alike(merges: MergePairs) -> None:
+def check_joined_alike(merges: list[tuple[str, str]]) -> None:
     """Raise ValueError for merges under which tiktoken would give other ids than `transformers`.
 
     `transformers` joins two neighbors if the merges list that pair; tiktoken if the vocabulary has

@@ -2,11 +2,7 @@
 
 from pathlib import Path
 
-from gpt2mini.checkpoints.config_json import (
-    CONFIG,
-    EOS_OF_TRANSFORMERS,
-    NUMBERS,
-)
+from gpt2mini.checkpoints.config_json import CONFIG, EOS_OF_TRANSFORMERS, NUMBERS
 from gpt2mini.files import read_json, write_json
 
 TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json"

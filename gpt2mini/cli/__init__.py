@@ -79,10 +79,10 @@ def show_any_text() -> None:
 
 def run_job(name: str, arguments: Sequence[str]) -> None:
     """In one process, or in each of torchrun's, of which only rank 0 prints."""
-    arguments = [with_home(argument) for argument in arguments]
     from gpt2mini.cli.options import refuse_misplaced
     from gpt2mini.training.distributed import process_group
 
+    arguments = [with_home(argument) for argument in arguments]
     job = import_module(f"gpt2mini.cli.{name}")
     flags = parse(job, name, arguments)
     refuse_misplaced(flags, arguments)

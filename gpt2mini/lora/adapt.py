@@ -127,6 +127,12 @@ def adapter_parameters(model: GPT2) -> set[str]:
     }
 
 
+def trainable_beside_adapters(model: GPT2) -> list[str]:
+    """Names of the trainable parameters that are no adapter's."""
+    adapters, parameters = adapter_parameters(model), model.named_parameters()
+    return [name for name, p in parameters if p.requires_grad and name not in adapters]
+
+
 def check_name_is_free(model: GPT2, name: str) -> None:
     refuse_quantized(model, "an adapter")
     if name in adapters_of(model) and not merged_layers(model):

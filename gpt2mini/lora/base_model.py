@@ -82,14 +82,18 @@ def equal_up_to_rounding(found: list[float], expected: list[float], same_dtype: 
     )
 
 
+def predicts_tokens(model: GPT2) -> bool:
+    """Whether the head has an output for each token, by its size."""
+    return getattr(model.out_head, "out_features", None) == model.config.vocab_size
+
+
 def trained_head(model: GPT2) -> dict[str, nn.Parameter]:
     """The parameters of a head that the base does not have: a classifier's, or a trainable one."""
     head = model.out_head
     if isinstance(head, TiedHead):
         return {}
     parameters = dict(head.named_parameters())
-    predicts_tokens = getattr(head, "out_features", None) == model.config.vocab_size
-    if predicts_tokens and not any(p.requires_grad for p in parameters.values()):
+    if predicts_tokens(model) and not any(p.requires_grad for p in parameters.values()):
         return {}
     if not isinstance(head, nn.Linear) or head.in_features != model.config.emb_dim:
         raise ValueError(

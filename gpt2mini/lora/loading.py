@@ -25,7 +25,7 @@ from gpt2mini.lora.adapt import (
     insert_adapter,
     plain_layer,
 )
-from gpt2mini.lora.base_model import check_base
+from gpt2mini.lora.base_model import check_base, predicts_tokens
 from gpt2mini.lora.layers import LoRALinear, linear_layer
 from gpt2mini.lora.named import adapter_names, merged_layers
 from gpt2mini.lora.peft_format import (
@@ -294,5 +294,4 @@ def check_head_is_free(model: GPT2, brings_head: bool) -> None:
 
 def own_classes(model: GPT2) -> int | None:
     """How many classes the model's head tells apart; None if it predicts tokens."""
-    outputs = getattr(model.out_head, "out_features", None)
-    return None if outputs == model.config.vocab_size else outputs
+    return None if predicts_tokens(model) else getattr(model.out_head, "out_features", None)

@@ -12,8 +12,14 @@ from torch import Tensor
 
 from gpt2mini.checkpoints.stored import MODEL_FILES
 from gpt2mini.files import as_json, local_path, text_writer, writable_folder, write_together
-from gpt2mini.lora.adapt import TARGETS, adapter_parameters, lora_layers
-from gpt2mini.lora.base_model import base_fingerprint, base_values, name_of_base, trained_head
+from gpt2mini.lora.adapt import TARGETS, lora_layers, trainable_beside_adapters
+from gpt2mini.lora.base_model import (
+    base_fingerprint,
+    base_values,
+    name_of_base,
+    predicts_tokens,
+    trained_head,
+)
 from gpt2mini.lora.layers import LoRALinear
 from gpt2mini.lora.peft_format import (
     CLASS_HEAD,
@@ -54,7 +60,7 @@ def save_adapter(
     head = trained_head(model)
     if "bias" in head:
         logger.warning("PEFT leaves the head's bias out: transformers' heads have none")
-    kind = kind_of_head(model) if head else None
+    kind = (TOKEN_HEAD if predicts_tokens(model) else CLASS_HEAD) if head else None
     tensors |= {f"{PREFIX}{kind}.{name}": p.detach() for name, p in head.items()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     targets = [name for name, path in TARGETS.items() if any(n.endswith(path) for n in layers)]
@@ -89,13 +95,8 @@ def check_saveable(model: GPT2, layers: dict[str, LoRALinear]) -> None:
             f"an adapter's files hold plain LoRA, not {', '.join(sorted(other_kinds))}: "
             "merge_lora(model) and save it as a whole"
         )
-    adapters = adapter_parameters(model)
-    lost = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and name not in adapters and not name.startswith("out_head.")
-    ]
-    if lost:
+    beside = trainable_beside_adapters(model)
+    if lost := [name for name in beside if not name.startswith("out_head.")]:
         raise ValueError(
             f"an adapter's files hold adapters and a head; {len(lost)} other parameters are "
             f"trainable and would be lost: {', '.join(lost[:5])}; merge_lora(model) and save it as "
@@ -119,12 +120,6 @@ def check_folder(model: GPT2, folder: Path, replace: bool) -> bool:
             f"{folder} holds the base model of the adapter: save the adapter in a folder of its own"
         )
     return True
-
-
-def kind_of_head(model: GPT2) -> str:
-    """What the head is called in `transformers`: one that predicts tokens, or classes."""
-    predicts_tokens = getattr(model.out_head, "out_features", None) == model.config.vocab_size
-    return TOKEN_HEAD if predicts_tokens else CLASS_HEAD
 
 
 def published_adapters(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
-from gpt2mini.lora.adapt import adapter_parameters, lora_disabled, lora_layers
+from gpt2mini.lora.adapt import lora_disabled, lora_layers, trainable_beside_adapters
 from gpt2mini.lora.base_model import base_fingerprint, base_values, check_base
 from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
@@ -69,10 +69,7 @@ def check_reference_does_not_learn(policy: GPT2, reference: GPT2 | None) -> None
     policy.)"""
     if reference is not None or not lora_layers(policy):
         return
-    adapters = adapter_parameters(policy)
-    parameters = policy.named_parameters()
-    learning = [name for name, p in parameters if p.requires_grad and name not in adapters]
-    if learning:
+    if learning := trainable_beside_adapters(policy):
         raise ValueError(
             "the reference is the policy without its adapters, and would learn too: "
             f"{', '.join(learning[:3])}{' ...' * (len(learning) > 3)} can be trained; pass "
