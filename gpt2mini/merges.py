@@ -1,39 +1,36 @@
-"""Whether tiktoken joins bytes by the listed merges, as `transformers` does."""
+"""Whether tiktoken merges bytes as the merges file says, which `transformers` does."""
 
 
-def check_joined_alike(merges: list[tuple[str, str]]) -> None:
+def check_merges_agree(merges: list[tuple[str, str]]) -> None:
     """Raise ValueError for merges under which tiktoken would give other ids than `transformers`.
 
-    `transformers` joins two neighbors if the merges list that pair; tiktoken if the vocabulary has
-    what they make together, of whichever pair. It is the same if the bytes of every piece, joined
-    in the order of the merges, end up as the pair that is listed for it. So they do in a vocabulary
-    that was learned in one go, as GPT-2's. Where merges learned on another text were appended, some
-    pairs never come about: their bytes have been joined across the border before.
+    `transformers` merges two neighbors if the merges list that pair; tiktoken if the vocabulary has
+    the merged token, whatever the pair. Both agree if the bytes of every token, merged in order,
+    reach the pair that is listed for it. They do in a vocabulary that was trained in one run, as
+    GPT-2's. Where merges learned on another text were appended, some pairs are never reached:
+    earlier merges have crossed the boundary between the two.
     """
     order = {left + right: number for number, (left, right) in enumerate(merges)}
     pairs = {left + right: (left, right) for left, right in merges}
-    lost: set[str] = set()
     for left, right in merges:
-        if left in lost or right in lost or joined_across(left, right, order, pairs):
-            lost.add(left + right)
-    if lost:
-        left, right = next(pair for pair in merges if "".join(pair) in lost)
-        raise ValueError(
-            f"{len(lost)} of {len(merges)} merges never take effect, the first is {left!r} with "
-            f"{right!r}: earlier ones join their letters otherwise, as where merges of another "
-            "text were appended to a vocabulary. tiktoken, which encodes here, would give other "
-            "ids than transformers: learn the vocabulary in one go, or take transformers' ids"
-        )
+        if merged_across_boundary(left, right, order, pairs):
+            raise ValueError(
+                f"the merge of {left!r} with {right!r} never takes effect: earlier ones merge their "
+                "bytes differently, as where merges of another text were appended to a vocabulary. "
+                "tiktoken, which encodes here, would give other ids than transformers: learn the "
+                "vocabulary in one go, or take transformers' ids"
+            )
 
 
-def joined_across(
+def merged_across_boundary(
     left: str, right: str, order: dict[str, int], pairs: dict[str, tuple[str, str]]
 ) -> bool:
-    """Whether a merge joins letters of `left` with letters of `right` before the two are whole.
+    """Whether a merge crosses the boundary between `left` and `right` before the two are complete.
 
-    Back in time: the one that was joined last is taken apart, and its half at the border stays,
-    down to single letters. What stood at the border then was left alone if what it would make is in
-    no merge, or in one that comes later. Of two equal pieces the left one is joined first.
+    The merges are undone, the last one first, down to single bytes; of each, the half at the
+    boundary stays. The tokens on both sides of it were not merged with each other if their
+    concatenation is no token, or that of a later merge. Of two equal tokens the left one is merged
+    first.
     """
     while len(left) > 1 or len(right) > 1:
         if order.get(right, -1) >= order.get(left, -1):

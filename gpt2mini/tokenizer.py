@@ -20,7 +20,7 @@ import tiktoken
 
 from gpt2mini.added_tokens import AddedTokens
 from gpt2mini.files import local_path, text_writer, write_together
-from gpt2mini.merges import check_joined_alike
+from gpt2mini.merges import check_merges_agree
 from gpt2mini.special_tokens import END_OF_TEXT
 from gpt2mini.tokenizer_files import (
     CHAT_TEMPLATES,
@@ -261,7 +261,7 @@ def mergeable_ranks(
         raise ValueError(
             "the ids of the merged pieces do not rise in the order of the merges; GPT-2's do"
         )
-    check_joined_alike(merges)
+    check_merges_agree(merges)
     pieces = {bytes(byte_of[character] for character in piece): vocab[piece] for piece in known}
     ordinary = set(known)
     specials = {token: token_id for token, token_id in vocab.items() if token not in ordinary}
