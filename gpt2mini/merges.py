@@ -15,10 +15,10 @@ def check_merges_agree(merges: list[tuple[str, str]]) -> None:
     for left, right in merges:
         if merged_across_boundary(left, right, order, pairs):
             raise ValueError(
-                f"the merge of {left!r} with {right!r} never takes effect: earlier ones merge their "
-                "bytes differently, as where merges of another text were appended to a vocabulary. "
-                "tiktoken, which encodes here, would give other ids than transformers: learn the "
-                "vocabulary in one go, or take transformers' ids"
+                f"the merge of {left!r} with {right!r} never takes effect: earlier ones merge "
+                "their bytes differently, as where merges of another text were appended to a "
+                "vocabulary. tiktoken, which encodes here, would give other ids than transformers: "
+                "learn the vocabulary in one go, or take transformers' ids"
             )
 
 
