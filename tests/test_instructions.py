@@ -156,6 +156,25 @@ def test_dialogues_are_split_before_the_last_answer(tmp_path: Path) -> None:
     assert read_exchanges(path) == [Exchange(expected, " Good bye.")]
 
 
+@pytest.mark.parametrize("name", ["chosen", "response"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_answer_beside_a_dialogue_is_learned(
+    tmp_path: Path, name: str, whole: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ShareGPT's preferences; some repeat the dialogue before the answer."""
+    asked = [
+        {"from": "human", "value": "Hi"},
+        {"from": "gpt", "value": "Hello."},
+        {"from": "human", "value": "Bye"},
+    ]
+    answer = {"from": "gpt", "value": "Good bye."}
+    row = {"conversations": asked, name: [*asked, answer] if whole else answer}
+    path = write(tmp_path / "a.jsonl", json.dumps(row))
+    expected = "Human: Hi\n\nAssistant: Hello.\n\nHuman: Bye\n\nAssistant:"
+    assert read_exchanges(path) == [Exchange(expected, " Good bye.")]
+    assert not caplog.records
+
+
 def test_a_message_is_a_list_of_one(tmp_path: Path) -> None:
     answer = {"role": "assistant", "content": ANSWER}
     expected = [Exchange(f"Human: {QUESTION}\n\nAssistant:", f" {ANSWER}")]

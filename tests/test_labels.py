@@ -213,6 +213,17 @@ def test_a_folder_of_a_folder_for_each_class(tmp_path: Path) -> None:
         ]
 
 
+def test_the_newsgroups_as_published(tmp_path: Path) -> None:
+    """20news-bydate: the folders above the classes say in a word what they are for."""
+    for purpose in ("train", "test"):
+        for name in ("alt.atheism/1", "sci.space/1"):
+            write(tmp_path / f"20news-bydate-{purpose}" / name, f"{purpose} {name}")
+    for purpose in ("train", "test"):
+        assert read_labeled(tmp_path, None, ["alt.atheism", "sci.space"], purpose).texts == [
+            f"{purpose} {name}" for name in ("alt.atheism/1", "sci.space/1")
+        ]
+
+
 def test_the_movie_reviews_as_published(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """aclImdb: lists of addresses and reviews without a class beside the folders of the classes."""
     for purpose in ("train", "test"):

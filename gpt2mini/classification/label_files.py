@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt2mini.data.decoding import numbered_lines, read_text
-from gpt2mini.data.folders import PURPOSES, form_of, log_left_out, visible_files
+from gpt2mini.data.folders import PURPOSES, form_of, log_left_out, purpose_of, visible_files
 from gpt2mini.data.records import HUB, Omissions, Record, as_text, read_records, rename
 from gpt2mini.data.rows import FORMS, REFUSED, is_file_of_records, split_files
 from gpt2mini.data.tables import read_tsv
@@ -215,16 +215,14 @@ def read_fasttext(path: Path) -> Found:
 
 def split_class_folders(folder: Path) -> dict[str, list[Path]]:
     """The folders that hold the texts of one class each (pos/ and neg/, every text a file), by the
-    folder above them: train/pos is for training, test/pos for testing. A folder that is itself
-    called so (train/), or unsup/ or unlabeled/, is no class."""
+    folders above them: train/pos is for training, test/pos and 20news-bydate-test/sci.space for
+    testing. A folder that is itself called so (train/), or unsup/ or unlabeled/, is no class."""
     files = [file for file in visible_files(folder) if form_of(file) in TEXT_FILES]
     found: dict[str, list[Path]] = {purpose: [] for purpose in PURPOSES}
     for parent in sorted({file.parent for file in files} - {folder}):
         if parent.name.lower() in NOT_CLASSES:
             continue
-        above = {part.lower() for part in parent.relative_to(folder).parts[:-1]}
-        named = [purpose for purpose, usual in PURPOSES.items() if above & set(usual)]
-        found[named[-1] if named else "train"].append(parent)
+        found[purpose_of(parent.relative_to(folder).parent) or "train"].append(parent)
     return found
 
 

@@ -1,14 +1,13 @@
 """The text that jobs read: tokenized, and divided into what is learned and what is held out."""
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2mini import Tokenizer
 from gpt2mini.data.corpus import TokenFile, hold_out, text_files, tokenize_files
-from gpt2mini.data.folders import PURPOSES, by_purpose
+from gpt2mini.data.folders import PURPOSES, by_purpose, purpose_of
 from gpt2mini.data.overlap import count_copied_blocks
 from gpt2mini.data.rows import is_file_of_records, split_files
 
@@ -54,12 +53,9 @@ def is_divided(files: list[Path], folder: Path) -> bool:
         for purpose, usual in PURPOSES.items()
         if file.name.lower().split(".")[0] in usual
     }
-    return ("train" in alone and len(alone) > 1) or all(names_purpose(f, folder) for f in files)
-
-
-def names_purpose(file: Path, folder: Path) -> bool:
-    words = re.split(r"[^a-z]+", file.relative_to(folder).as_posix().lower())
-    return any(word in usual for usual in PURPOSES.values() for word in words)
+    return ("train" in alone and len(alone) > 1) or all(
+        purpose_of(file.relative_to(folder)) for file in files
+    )
 
 
 def split_text(

@@ -7,6 +7,8 @@ prompt and completion, by any of the names below    the completion, after the pr
   `system` besides                                    the beginning of the prompt
 prompt and completion as lists of messages          each answer of the completion
 `messages` or `conversations`                       each answer, after all that precedes it
+  that end with the user's turn, and a completion     the completion, after all of them
+  or `chosen` besides
 `chosen` without a prompt: a dialogue               its last answer
 `text` alone                                        the whole text, without a template
 """
@@ -31,11 +33,12 @@ PROMPT_NAMES = ("prompt", "instruction", "question", "query")  # of a column or 
 INPUT_NAMES = ("input", "context")
 SYSTEM_NAMES = ("system", "system_prompt")
 COMPLETION_NAMES = ("completion", "output", "answer", "response", "answers")
+ANSWER_NAMES = (*COMPLETION_NAMES, "chosen")
 MESSAGES_NAMES = ("messages", "conversations", "conversation")
 TEXT_NAMES = ("text", "content")
 KNOWN = (
-    *(*PROMPT_NAMES, *INPUT_NAMES, *SYSTEM_NAMES, *COMPLETION_NAMES, *MESSAGES_NAMES),
-    *(*TEXT_NAMES, "chosen", "label"),
+    *(*PROMPT_NAMES, *INPUT_NAMES, *SYSTEM_NAMES, *ANSWER_NAMES, *MESSAGES_NAMES),
+    *(*TEXT_NAMES, "label"),
 )
 
 
@@ -67,8 +70,8 @@ def read_exchanges(
             left_out.drop(error.reason, error.place)
             continue
         found += [Exchange(prompt, completion, record.place) for prompt, completion in exchanges]
-        if holds_messages(turns := record.value(*MESSAGES_NAMES)):
-            left_out.unanswered += count_unanswered(read_messages(turns, record.place))
+        if record.find(MESSAGES_NAMES):
+            left_out.unanswered += count_unanswered(dialogue_of(record)[0])
         left_out.see(record)
     left_out.log()
     if not found:
@@ -85,21 +88,20 @@ def exchanges_of(record: Record, template: str) -> list[tuple[str, str]]:
     if is_labeled_bad(record):
         raise EmptyField(record.place, "its label is false, as of bad completions")
     if record.find(MESSAGES_NAMES):
-        return from_messages(record, messages_of(record, MESSAGES_NAMES, "assistant"))
+        return from_messages(record, *dialogue_of(record))
     has_prompt = record.find((*PROMPT_NAMES, "input"))
-    answers = COMPLETION_NAMES if record.find(COMPLETION_NAMES) else (*COMPLETION_NAMES, "chosen")
     if not has_prompt and record.find(["chosen"]):
         return [last_response(record, "chosen")]
     if not has_prompt and record.find(TEXT_NAMES) and not record.find(COMPLETION_NAMES):
         return [("", record.required_text(*TEXT_NAMES))]
     if has_prompt and any(
-        holds_messages(record.value(*names)) for names in (PROMPT_NAMES, answers)
+        holds_messages(record.value(*names)) for names in (PROMPT_NAMES, ANSWER_NAMES)
     ):
         before = messages_of(record, PROMPT_NAMES, "user")
-        after = messages_of(record, answers, "assistant")
+        after = messages_of(record, ANSWER_NAMES, "assistant")
         return from_messages(record, before + after, len(before))
     prompt, template = written_prompt(record, template)
-    return [divide(template, prompt, completion_of(record, answers))]
+    return [divide(template, prompt, completion_of(record))]
 
 
 def is_labeled_bad(record: Record) -> bool:
@@ -121,10 +123,10 @@ def written_prompt(record: Record, template: str) -> tuple[str, str]:
     return fill(template, prompt, context if context.strip() else "", system), template
 
 
-def completion_of(record: Record, names: Sequence[str]) -> str:
+def completion_of(record: Record) -> str:
     """The completion as a text. Of several answers, as those of SQuAD, the first."""
-    if (record.find(names) or "").lower() != "answers":
-        return record.required_text(*names)
+    if (record.find(ANSWER_NAMES) or "").lower() != "answers":
+        return record.required_text(*ANSWER_NAMES)
     value = record.value("answers")
     answers = value.get("text") if isinstance(value, dict) else value
     first = next(iter(answers), None) if isinstance(answers, list) else answers
@@ -146,6 +148,17 @@ def messages_of(record: Record, names: Sequence[str], role: str) -> list[Message
     if isinstance(value, str):
         return [Message(role, record.required_text(*names))]
     return read_messages(value, record.place)
+
+
+def dialogue_of(record: Record) -> tuple[list[Message], int]:
+    """The turns of `messages`, and the number of the first that may be learned. Where they end with
+    the user's turn, what is learned is the answer in another field, if there is one."""
+    turns = messages_of(record, MESSAGES_NAMES, "assistant")
+    if turns[-1].role != "user" or not record.find(ANSWER_NAMES):
+        return turns, 0
+    answer = messages_of(record, ANSWER_NAMES, "assistant")
+    is_whole = answer[0].role != "assistant"  # it repeats the dialogue
+    return answer if is_whole else [*turns, *answer], len(turns)
 
 
 def from_messages(

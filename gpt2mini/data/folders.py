@@ -32,10 +32,16 @@ def by_purpose(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
     word are for training."""
     found: dict[str, list[Path]] = {name: [] for name in PURPOSES}
     for file in files:
-        words = set(re.split(r"[^a-z]+", file.relative_to(folder).as_posix().lower()))
-        named = [name for name, usual in PURPOSES.items() if words & set(usual)]
-        found[named[-1] if named else "train"].append(file)
+        found[purpose_of(file.relative_to(folder)) or "train"].append(file)
     return found
+
+
+def purpose_of(path: Path) -> str | None:
+    """The purpose that a word of the path names: "test" of 20news-test/0.txt, None of a.txt. Of
+    several it is the last in PURPOSES."""
+    words = set(re.split(r"[^a-z]+", path.as_posix().lower()))
+    named = [purpose for purpose, usual in PURPOSES.items() if words & set(usual)]
+    return named[-1] if named else None
 
 
 def log_left_out(folder: Path, files: Sequence[Path], why: str) -> None:
