@@ -1252,6 +1252,8 @@ def test_equal_rewards_have_a_scale(text_model: GPT2, tokenizer: Tokenizer) -> N
     arguments = (text_model, tokenizer, PROMPTS, 3, torch.Generator().manual_seed(0))
     found = measure_reward_scale(lambda p, r: [1000.1] * len(r), *arguments)
     assert found.deviation == 1.0 and found.mean == pytest.approx(1000.1)
+    with pytest.raises(ValueError, match="0 prompts"):
+        measure_reward_scale(lambda p, r: [1.0] * len(r), *arguments[:2], [], *arguments[3:])
 
 
 def test_a_policy_far_from_its_reference_is_warned_of_once(
@@ -1513,3 +1515,4 @@ def test_intervals() -> None:
     for nothing in (lambda: wilson_interval(0.5, 0), lambda: bootstrap_interval([])):
         with pytest.raises(ValueError, match="no interval"):
             nothing()
+    assert all(map(math.isnan, bootstrap_interval([2.0])))

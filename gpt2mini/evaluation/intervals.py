@@ -20,10 +20,13 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray, seed: int = 0, samples: int = 10_000
 ) -> tuple[float, float]:
-    """Of a mean: percentiles of the means of n values resampled with replacement (Efron 1979)."""
+    """Of a mean: percentiles of the means of n values resampled with replacement (Efron 1979). NaN
+    of one value: its resamples are all equal, which shows no variance."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError("there is no interval of a mean of 0 values")
+    if array.size == 1:
+        return math.nan, math.nan
     generator = np.random.default_rng(seed)
     at_once = max(1, 1_000_000 // array.size)  # samples that are drawn together: 8 MB of numbers
     counts = [min(at_once, samples - start) for start in range(0, samples, at_once)]

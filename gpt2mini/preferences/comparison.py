@@ -9,7 +9,6 @@ significant at 95 % only if the standard deviation of the 50 differences is belo
 0.0575 * sqrt(50) / 1.96 = 0.207, which two means alone do not tell.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +84,7 @@ class SideBySide:
     @property
     def difference_interval(self) -> tuple[float, float]:
         """The 95 % bootstrap interval of the mean difference, over prompts; NaN for one prompt."""
-        return interval_over_prompts((self.rewards_after - self.rewards_before).numpy())
+        return bootstrap_interval((self.rewards_after - self.rewards_before).numpy())
 
     @property
     def wins(self) -> np.ndarray:
@@ -99,7 +98,7 @@ class SideBySide:
     @property
     def win_rate_interval(self) -> tuple[float, float]:
         """The 95 % bootstrap interval of the win rate, over prompts; NaN for one prompt."""
-        return interval_over_prompts(self.wins)
+        return bootstrap_interval(self.wins)
 
     def __str__(self) -> str:
         (low, high), (least, most) = self.difference_interval, self.win_rate_interval
@@ -135,12 +134,6 @@ class SideBySide:
             "answers_before": self.before,
             "answers_after": self.after,
         }
-
-
-def interval_over_prompts(values: np.ndarray) -> tuple[float, float]:
-    """`bootstrap_interval`; NaN for one value, whose resamples are all equal: it shows no variance,
-    and so no interval."""
-    return bootstrap_interval(values) if len(values) > 1 else (math.nan, math.nan)
 
 
 def end_of(prompt: str, most: int = 300) -> str:

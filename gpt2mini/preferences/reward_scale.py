@@ -40,7 +40,9 @@ def measure_reward_scale(
 ) -> RewardScale:
     """Of the policy's responses to the first n prompts; to be measured before training. Of fewer
     prompts each gets several responses, as many as the others, which makes n in all or a few more.
-    Where all rewards are equal, the deviation is taken as 1."""
+    Where all rewards are equal, the deviation is taken as 1. Raises ValueError without prompts."""
+    if n < 1 or not prompts:
+        raise ValueError(f"no scale without a reward: {len(prompts)} prompts, and n={n} of them")
     asked = list(prompts)[:n]
     samples = -(-n // len(asked))  # to each prompt
     responses = answer_prompts(policy, tokenizer, asked, max_new_tokens, samples, generator)
