@@ -3,9 +3,12 @@
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @contextmanager
@@ -45,6 +48,12 @@ def forwards_replaced(replaced: Sequence[tuple[nn.Module, Callable]]) -> Iterato
             vars(module).pop("forward", None)
             if own is not None:
                 vars(module)["forward"] = own
+
+
+def uncompiled(model: Model) -> Model:
+    """The model inside `torch.compile(model)`, which puts `_orig_mod.` before its parameters' names
+    and shares them; any other is returned as it is."""
+    return getattr(model, "_orig_mod", model)
 
 
 def accepts_argument(function: Callable, name: str) -> bool:

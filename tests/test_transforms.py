@@ -15,17 +15,22 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY, enlarge, random_ids
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, export
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 from torch.nn import functional as F
+from torch.optim import SGD
 
 from gpt2mini import GPT2
 from gpt2mini.cache import KeyValueCache
 from gpt2mini.checks import holds
+from gpt2mini.data.text import Batch
 from gpt2mini.losses import chunked_next_token_loss, last_token_loss, next_token_loss
 from gpt2mini.model import TiedHead
+from gpt2mini.training import Settings, train
+from gpt2mini.training.checkpoints import RunCheckpoints
 from gpt2mini.training.memory import compiled_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compilers and exporters warn of themselves
@@ -411,6 +416,25 @@ def test_the_chunked_loss_of_compiled_hidden_states(tiny_model: GPT2) -> None:
         assert_close(found, next_token_loss(tiny_model(ids), ids))
         found[0].backward()
     tiny_model.zero_grad(set_to_none=True)
+
+
+def test_training_of_a_compiled_model_leaves_files_of_the_model(
+    own_model: GPT2, tmp_path: Path
+) -> None:
+    """`torch.compile` calls the parameters otherwise; the run goes on without it all the same."""
+    other, ids = copy.deepcopy(own_model), random_ids(2, 16)
+    compiled: Any = torch.compile(own_model, backend="eager")
+    losses = iter([3.0, 2.0, 1.0])
+    for model, steps in ((compiled, 1), (other, 2)):
+        arguments = ([Batch(ids, ids)], [SGD(model.parameters(), 0.1)])
+        settings = Settings(steps, schedule=lambda step: 1.0, save_every=1, progress=False)
+        evaluate = partial(next, losses)
+        train(model, *arguments, settings, evaluate=evaluate, out=tmp_path, resume=steps == 2)
+        if model is compiled:
+            with safe_open(tmp_path / "best" / "model.safetensors", "pt") as file:
+                assert not any("_orig_mod" in name for name in file.keys())  # noqa: SIM118
+            assert_close(GPT2.from_pretrained(tmp_path / "best")(ids), own_model.eval()(ids))
+    assert next(iter(RunCheckpoints(tmp_path / "checkpoints").all())).name == "step-00000002"
 
 
 # ---- cached steps

@@ -29,6 +29,7 @@ from gpt2mini.config import GPT2Config
 from gpt2mini.device import weight_device, weight_dtype
 from gpt2mini.files import local_path
 from gpt2mini.model import GPT2
+from gpt2mini.modes import uncompiled
 
 __all__ = [
     "CheckpointError",
@@ -104,5 +105,5 @@ def save_model(
     an adapter from the folder.
     """
     folder = local_path(folder)
-    write_folder(model, folder, dtype, class_names)
+    write_folder(uncompiled(model), folder, dtype, class_names)
     complete_tokenizer_config(folder)

@@ -58,6 +58,8 @@ def train(
         over again and again until the last step. The ranks of a distributed run take its batches in
         turns, and a resumed run goes on after those it has read: for this, batches that shuffle
         need a seed of their own (a DataLoader: `generator=torch.Generator().manual_seed(0)`).
+        Batches with `state_dict` and `load_state_dict` are saved with the run, each rank's own;
+        such batches must themselves give each rank its share.
         A batch is what the loss function takes: an object with `.to(device)`, a tensor, or a
         tuple, list or dict of tensors.
     evaluate: returns the validation loss, or a dict with a `validation_loss` and other figures to

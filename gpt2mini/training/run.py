@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from gpt2mini.files import local_path
-from gpt2mini.modes import mode
+from gpt2mini.modes import mode, uncompiled
 from gpt2mini.training.batches import GeneratorsAtStart, next_batch, remaining_batches
 from gpt2mini.training.checkpoints import Progress, RunCheckpoints, states_of
 from gpt2mini.training.distributed import (
@@ -76,7 +76,8 @@ class Run:
         check_can_be_trained(model, optimizers)
         if settings.patience and evaluate is None:
             raise ValueError("patience counts evaluations, and this run has none: pass evaluate")
-        self.model, self.batches, self.optimizers = model, batches, optimizers
+        self.model = uncompiled(model)  # its names are those of the files
+        self.batches, self.optimizers = batches, optimizers
         self.settings, self.evaluate, self.figures = settings, evaluate, figures
         self.out, self.save_model = None if out is None else local_path(out), save_model
         parts: dict[str, Any] = {"batches": batches, "figures": figures, "scaler": scaler}
