@@ -232,6 +232,30 @@ def test_a_mark_in_the_text_is_text(tokenizer: Tokenizer) -> None:
     assert one.token_ids.tolist().count(tokenizer.eos_id) == 1
 
 
+def test_special_tokens_in_a_template_are_named(
+    tokenizer: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config["added_tokens_decoder"] = {
+        str(tokenizer.vocab_size): {"content": "<|user|>", "special": True}
+    }
+    path.write_text(json.dumps(config), encoding="utf-8")
+    chat = Tokenizer.from_pretrained(tmp_path)
+    for prompt in ("<|endoftext|> a", "<|user|> a"):
+        encode_exchanges([Exchange(prompt, " b")], chat, longest=64)
+    (message,) = caplog.messages
+    assert message.startswith("the prompts hold <|user|> as text, not as the special tokens")
+
+
+def test_a_text_cut_within_an_emoji_is_read(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl", r'{"prompt": "\ud83d\ude00 \ud83d", "completion": " \\ud83d"}'
+    )
+    assert read_exchanges(path, "{prompt}") == [Exchange("\U0001f600 \ufffd", " \\ud83d")]
+
+
 def test_a_long_prompt_keeps_its_tail_and_a_long_completion_its_head(
     tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:

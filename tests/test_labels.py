@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2mini.classification.class_names import class_name, in_order
+from gpt2mini.classification.label_files import part_to_score, read_texts
 from gpt2mini.classification.labeled import LabeledTexts, read_labeled
 
 
@@ -222,6 +223,60 @@ def test_the_newsgroups_as_published(tmp_path: Path) -> None:
         assert read_labeled(tmp_path, None, ["alt.atheism", "sci.space"], purpose).texts == [
             f"{purpose} {name}" for name in ("alt.atheism/1", "sci.space/1")
         ]
+
+
+def test_of_a_folder_the_part_to_score_is_the_test_part(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        for name in ("neg", "pos"):
+            write(tmp_path / part / name / "1.txt", part)
+    assert part_to_score(tmp_path) == "test" and part_to_score(tmp_path / "val") == "train"
+    table = write(tmp_path / "only" / "test.csv", "label,text\npos,good\nneg,bad\n")
+    assert part_to_score(table.parent) == "test" and part_to_score(table) == "train"
+    assert len(read_labeled(table.parent, None, ["neg", "pos"], "test")) == 2
+    with pytest.raises(ValueError, match="holds nothing for train, by the names of its files"):
+        read_labeled(table.parent)
+    assert read_texts(table.parent) == ["good", "bad"]
+
+
+def test_data_beside_files_for_training_is_not_learned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """imdb on the Hub: reviews without a class, whose label is -1."""
+    for name in ("train-0.csv", "test-0.csv", "unsupervised-0.csv"):
+        labels = (-1, -1) if name[0] == "u" else (0, 1)
+        rows = "".join(f"{label},{name} {i}\n" for i, label in enumerate(labels))
+        write(tmp_path / name, f"label,text\n{rows}")
+    assert read_labeled(tmp_path).counts() == {"0": 1, "1": 1}
+    assert "unsupervised-0.csv" in caplog.text
+
+
+def test_a_file_without_labels_is_nothing_to_measure_on(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "label,text\n,good\n,bad\n")
+    with pytest.raises(ValueError, match="has no labeled text"):
+        read_labeled(path, None, ["neg", "pos"])
+
+
+def test_texts_to_classify(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One for each record, be it empty; and no label is read as part of a text."""
+    path = write(tmp_path / "a.csv", "id,text\n1,good\n2,\n3,bad\n")
+    assert read_texts(path) == ["good", "", "bad"]
+    assert "1 of 3 texts are empty" in caplog.text
+    assert read_texts(write(tmp_path / "a.txt", "label\ttext\nneg\tbad film\n")) == ["bad film"]
+    assert read_texts(write(tmp_path / "b.txt", "good\tfilm\n\nbad film\n")) == [
+        "good\tfilm",
+        "bad film",
+    ]
+    for lines in ("ham\tgo home\nspam\tbuy\n", "__label__ham go home\n"):
+        with pytest.raises(ValueError, match="the label would be read as part of the text"):
+            read_texts(write(tmp_path / "labeled.txt", lines))
+
+
+def test_large_numbers_are_different_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = "".join(f"123456{i},text {i}\n" for i in range(3))
+    assert len(read_labeled(write(tmp_path / "a.csv", f"label,text\n{rows}")).class_names) == 3
+    assert not caplog.records
 
 
 def test_the_movie_reviews_as_published(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

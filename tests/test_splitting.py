@@ -1,5 +1,6 @@
 """Data held out: no text and no prompt on both sides, near the share, the same each time."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from conftest import shared_data
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt2mini import Tokenizer
 from gpt2mini.classification.labeled import (
     LabeledTexts,
     count_overlap,
@@ -15,8 +17,9 @@ from gpt2mini.classification.labeled import (
     stratified_split,
 )
 from gpt2mini.cli.data import holds_records, read_split, shorten, split_by_prompt, warn_of_overlap
-from gpt2mini.cli.text_data import intersection, training_and_held_out_files
-from gpt2mini.data.instructions import Exchange
+from gpt2mini.cli.text_data import intersection, split_text, training_and_held_out_files
+from gpt2mini.data.instructions import Exchange, read_exchanges
+from gpt2mini.data.records import read_records
 from gpt2mini.data.splitting import connected, hold_out_groups, split_groups
 
 SHARES = (0.7, 0.1, 0.2)
@@ -66,21 +69,34 @@ def test_no_message_of_the_sms_collection_is_learned_and_tested() -> None:
 
 @given(prompts=repeated, seed=st.integers(0, 99))
 def test_no_prompt_is_learned_and_held_out(prompts: list[int], seed: int) -> None:
-    keys = [[prompt] for prompt in prompts]
-    found = hold_out_groups(keys, 0.2, seed, apart=range(len(prompts)))
+    keys = [[[prompt] for prompt in prompts], [[i] for i in range(len(prompts))]]
+    found = hold_out_groups(keys, 0.2, seed)
     training, held_out = ({prompts[i] for i in part} for part in found)
     assert not training & held_out
     assert sorted(i for part in found for i in part) == list(range(len(prompts)))
     assert 0.5 <= len(found[1]) / (0.2 * len(prompts)) <= 2
-    assert found == hold_out_groups(keys, 0.2, seed, apart=range(len(prompts)))
+    assert found == hold_out_groups(keys, 0.2, seed)
 
 
 def test_one_prompt_for_all_is_divided_by_answers(caplog: pytest.LogCaptureFixture) -> None:
-    training, held_out = hold_out_groups([["p"]] * 50, 0.1, 0, apart=range(50))
+    training, held_out = hold_out_groups([[["p"]] * 50, [[i] for i in range(50)]], 0.1, 0)
     assert (len(training), len(held_out)) == (45, 5)
-    assert "1 different prompts are too few to hold out whole ones" in caplog.text
+    assert "form 1 groups, too few to hold out whole ones" in caplog.text
     with pytest.raises(ValueError, match="all 3 items are the same"):
-        hold_out_groups([["p"]] * 3, 0.5, 0, apart=["a"] * 3)
+        hold_out_groups([[["p"]] * 3, [["a"]] * 3], 0.5, 0)
+
+
+@pytest.mark.parametrize("answer", ["Hello.", "Hello, {}."])
+def test_dialogues_that_begin_alike_stay_whole(answer: str) -> None:
+    """Whether what they have in common is the first question, or its answer too."""
+    turns = [
+        Exchange(prompt, completion.format(number), f"line {number}")
+        for number in range(40)
+        for prompt, completion in (("Hi", answer), (f"Hi ... Why {number}?", "So {}."))
+    ]
+    training, held_out = split_by_prompt(turns, 0.1, 0, lambda turn: turn.prompt)
+    assert len(held_out) == 8
+    assert not {turn.place for turn in training} & {turn.place for turn in held_out}
 
 
 @given(st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=3), max_size=20))
@@ -180,7 +196,9 @@ def test_the_intersection_of_ranges(first: list[range], second: list[range]) -> 
     assert members(intersection(first, second)) == members(first) & members(second)
 
 
-def test_text_files_that_say_what_they_are_for(tmp_path: Path) -> None:
+def test_text_files_that_say_what_they_are_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("train.txt", "valid.txt", "test.txt"):
         (tmp_path / name).write_text(name, encoding="utf-8")
     training, held_out = training_and_held_out_files(str(tmp_path), None)
@@ -189,8 +207,51 @@ def test_text_files_that_say_what_they_are_for(tmp_path: Path) -> None:
     assert training_and_held_out_files(str(tmp_path), str(other))[1] == [other]
     (tmp_path / "A Tale of Two Cities.txt").write_text("It was", encoding="utf-8")
     training, held_out = training_and_held_out_files(str(tmp_path), None)
-    assert [file.stem for file in training] == ["A Tale of Two Cities", "train"]
-    assert [file.stem for file in held_out] == ["valid"]
+    assert [file.stem for file in (*training, *held_out)] == ["train", "valid"]
+    assert "1 file left out, by their names: A Tale of Two Cities.txt" in caplog.text
+    assert training_and_held_out_files(str(other), str(tmp_path))[1] == held_out
+
+
+@pytest.mark.parametrize("name", ["TinyStories-{}.txt", "wiki.{}.tokens.txt", "{}/00.txt"])
+def test_a_readme_beside_divided_text_is_no_text(tmp_path: Path, name: str) -> None:
+    for file in (name.format("train"), name.format("valid"), "README.md", "LICENSE.txt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(file, encoding="utf-8")
+    training, held_out = training_and_held_out_files(str(tmp_path), None)
+    assert [training, held_out] == [[tmp_path / name.format(part)] for part in ("train", "valid")]
+
+
+def test_a_readme_beside_records_is_no_text(tmp_path: Path) -> None:
+    """As every data set of the Hub has one."""
+    for file, text in (
+        ("README.md", "# About"),
+        ("data/train-0.jsonl", '{"prompt": "a", "completion": "b"}'),
+        ("dataset_infos.json", '{"default": {"features": []}}'),
+    ):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    assert holds_records(str(tmp_path))
+    (record,) = read_records(tmp_path)
+    assert record.place == f"{tmp_path / 'data' / 'train-0.jsonl'}, line 1"
+
+
+def test_of_a_folder_to_hold_out_the_part_for_that_is_read(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        text = f'{{"prompt": "{part}", "completion": "b"}}'
+        (tmp_path / f"{part}.jsonl").write_text(text, encoding="utf-8")
+    read = partial(read_exchanges, template="{prompt}")
+    data, folder = str(tmp_path / "train.jsonl"), str(tmp_path)
+    _, held_out, where = read_split(read, data, folder, lambda one: one.prompt, 1.0, 0.1, 0)
+    assert [one.prompt for one in held_out] == ["test"] and where == "test.jsonl"
+
+
+def test_equal_documents_on_both_sides_are_counted(
+    tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "".join(f"Story {i % 10} of ten.<|endoftext|>" for i in range(200))
+    (tmp_path / "data.txt").write_text(text, encoding="utf-8")
+    split_text([tmp_path / "data.txt"], [], tokenizer, tmp_path / "tokens", 1.0, 0.1, 0)
+    assert "20 of 20 documents held out are learned from too" in caplog.text
 
 
 def test_books_whose_titles_have_such_words_are_all_learned(tmp_path: Path) -> None:

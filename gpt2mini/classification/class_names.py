@@ -61,7 +61,7 @@ def warn_if_alike(counts: Mapping[str, int], source: object) -> None:
     alike: dict[str, list[str]] = {}
     for name in counts:
         key = re.sub(r"[\s_-]+", " ", name.casefold())
-        key = f"{float(name):g}" if NUMBER.fullmatch(name) else key
+        key = repr(float(name)) if NUMBER.fullmatch(name) else key
         alike.setdefault(key, []).append(name)
     for names in alike.values():
         if len(names) > 1:

@@ -4,6 +4,7 @@ Nothing is guessed: a table has a header with known names (or those of `columns`
 the two columns label and text. Any other is refused, with what to do.
 """
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,17 +12,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt2mini.data.decoding import numbered_lines, read_text
-from gpt2mini.data.folders import PURPOSES, form_of, log_left_out, purpose_of, visible_files
+from gpt2mini.data.folders import (
+    PURPOSES,
+    form_of,
+    grouped,
+    log_left_out,
+    purpose_of,
+    to_score,
+    visible_files,
+)
 from gpt2mini.data.records import HUB, Omissions, Record, as_text, read_records, rename
 from gpt2mini.data.rows import FORMS, REFUSED, is_file_of_records, split_files
 from gpt2mini.data.tables import read_tsv
+
+logger = logging.getLogger(__name__)
 
 LABEL_NAMES = ("label", "class", "category", "sentiment", "target")  # of a column or a JSON key
 TEXT_NAMES = ("text", "sentence", "message", "review", "content")
 FASTTEXT = re.compile(r"(?<!\S)__label__(\S*)\s?")  # a word, and the white space after it
 QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')  # and a doubled quote inside
 TEXT_FILES = (".txt", ".text", ".md", "")
-UNLABELED = ("unsup", "unlabeled", "unlabelled")  # folders of texts without a class
+UNLABELED = ("unsup", "unsupervised", "unlabeled", "unlabelled")  # folders of texts without a class
 NOT_CLASSES = {*UNLABELED, *(name for usual in PURPOSES.values() for name in usual)}
 
 
@@ -48,6 +59,8 @@ def read_pairs(
         parts = parts_of(path)
         if purpose == "train":  # once for all the parts of a folder
             warn_of_unread(path, parts)
+        if not parts[purpose]:
+            raise ValueError(f"{path} holds nothing for {purpose}, by the names of its files")
         for part in parts[purpose]:
             yield from read_class(part) if part.is_dir() else read_pairs(part, columns)
     elif not path.is_file():
@@ -60,7 +73,7 @@ def read_pairs(
 
 def parts_of(source: str | Path) -> dict[str, list[Path]]:
     """What a folder holds for "train", "validation" and "test": files of records, or the folders of
-    the classes. What names no purpose is for training. Of a file: nothing."""
+    the classes, by their names (`folders.by_purpose`). Of a file: nothing."""
     folder = Path(source)
     if not folder.is_dir():
         return {purpose: [] for purpose in PURPOSES}
@@ -69,22 +82,43 @@ def parts_of(source: str | Path) -> dict[str, list[Path]]:
         parts = split_class_folders(folder)
     if not any(parts.values()):
         raise ValueError(f"{folder} holds neither files of records nor a folder for each class")
-    if not parts["train"]:
-        raise ValueError(f"{folder} holds nothing to learn from: by their names all is for testing")
     return parts
 
 
+def part_to_score(source: str | Path) -> str:
+    """Which part of a folder is to be measured on: "test" or else "validation", if it has one."""
+    parts = parts_of(source)
+    return next((purpose for purpose in ("test", "validation") if parts[purpose]), "train")
+
+
 def read_texts(source: str | Path, columns: Mapping[str, str] | None = None) -> list[str]:
-    """Texts without labels: of records, or of lines that each hold one. Empty ones are left out."""
+    """Texts without labels: of records (of a folder, those to test with), one of each, be it empty;
+    or of lines that each hold one. Raises ValueError for lines with labels."""
     path = Path(source)
+    if path.is_dir() and (files := to_score(split_files(path), first="test")):
+        return [text for file in files for text in read_texts(file, columns)]
     if str(source).startswith(HUB) or is_file_of_records(path) or path.is_dir():
-        records = read_records(source, columns, (*LABEL_NAMES, *TEXT_NAMES))
-        texts = [as_text(only_value(record, TEXT_NAMES)) or "" for record in records]
-    elif columns:
+        return texts_of(read_records(source, columns, (*LABEL_NAMES, *TEXT_NAMES)), source)
+    lines = [line for _, line in numbered_lines(path)]
+    if lines and is_header(lines[0].split("\t"), columns or {}):
+        return texts_of(read_lines_with_header(path, columns or {}), source)
+    if columns:
         raise ValueError(f"{path} is read as a text on each line, without columns")
-    else:
-        texts = [line for _, line in numbered_lines(path)]
-    return [text for text in texts if text.strip()]
+    has_labels = all(line.count("\t") == 1 for line in lines) or any(map(FASTTEXT.search, lines))
+    if lines and has_labels:
+        raise ValueError(
+            f"{path} seems to hold label<TAB>text or __label__NAME text, and the label would be "
+            "read as part of the text: measure with --evaluate, or keep the texts alone"
+        )
+    return lines
+
+
+def texts_of(records: Iterator[Record], source: str | Path) -> list[str]:
+    texts = [as_text(only_value(record, TEXT_NAMES)) or "" for record in records]
+    if empty := sum(not text.strip() for text in texts):
+        message = "%s: %d of %d texts are empty: the classes predicted for them say nothing"
+        logger.warning(message, source, empty, len(texts))
+    return texts
 
 
 # ---- records
@@ -129,9 +163,7 @@ def read_lines(path: Path, columns: Mapping[str, str]) -> Found:
     if FASTTEXT.search(first):
         yield from read_fasttext(path)
     elif is_header(cells, columns):
-        rows = read_tsv(path)
-        records = (Record(rename(row, columns, place), place, columns) for place, row in rows)
-        yield from read_fields(records, path)
+        yield from read_fields(read_lines_with_header(path, columns), path)
     elif columns:
         raise ValueError(
             f"{path}: its first line has no column {next(iter(columns.values()))!r}, only "
@@ -141,6 +173,12 @@ def read_lines(path: Path, columns: Mapping[str, str]) -> Found:
         found = without_quotes(list(read_two_columns(path)))
         check_columns(found, path)
         yield from found
+
+
+def read_lines_with_header(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
+    """The lines as records, whatever the name of the file ends in."""
+    for place, row in read_tsv(path):
+        yield Record(rename(row, columns, place), place, columns)
 
 
 def is_header(cells: list[str], columns: Mapping[str, str]) -> bool:
@@ -218,12 +256,14 @@ def split_class_folders(folder: Path) -> dict[str, list[Path]]:
     folders above them: train/pos is for training, test/pos and 20news-bydate-test/sci.space for
     testing. A folder that is itself called so (train/), or unsup/ or unlabeled/, is no class."""
     files = [file for file in visible_files(folder) if form_of(file) in TEXT_FILES]
-    found: dict[str, list[Path]] = {purpose: [] for purpose in PURPOSES}
-    for parent in sorted({file.parent for file in files} - {folder}):
-        if parent.name.lower() in NOT_CLASSES:
-            continue
-        found[purpose_of(parent.relative_to(folder).parent) or "train"].append(parent)
-    return found
+    classes = sorted({file.parent for file in files} - {folder})
+    return grouped(
+        {
+            one: purpose_of(one.relative_to(folder).parent)
+            for one in classes
+            if one.name.lower() not in NOT_CLASSES
+        }
+    )
 
 
 def warn_of_unread(folder: Path, parts: Mapping[str, Sequence[Path]]) -> None:

@@ -73,6 +73,8 @@ def read_labeled(
     if class_names is None:
         check_classes(names, len(pairs), source)
         warn_if_alike({name: counts[name] for name in names}, source)
+    elif not pairs:
+        raise ValueError(f"{source} has no labeled text: there is nothing to measure on")
     elif unknown := [f"{name!r} ({counts[name]})" for name in counts if name not in names]:
         raise ValueError(
             f"{source} has classes that the training data lack: {', '.join(unknown)}; they are "

@@ -193,7 +193,8 @@ def read_parts(flags: Flags, seed: int) -> Parts:
     if folder["validation"]:
         given["validation"] = read_labeled(flags.data, columns, names, "validation")
     if flags.held_out:
-        given["test"] = read_labeled(flags.held_out, columns, names)
+        part = part_to_score(flags.held_out)
+        given["test"] = read_labeled(flags.held_out, columns, names, part)
     elif folder["test"]:
         given["test"] = read_labeled(flags.data, columns, names, "test")
     for part in given.values():

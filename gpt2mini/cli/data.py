@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2mini.data.documents import holds_text
+from gpt2mini.data.folders import to_score
 from gpt2mini.data.instructions import TEMPLATES
 from gpt2mini.data.records import HUB
 from gpt2mini.data.rows import is_file_of_records, split_files
@@ -68,10 +69,11 @@ def read_split(
 ) -> tuple[list[Any], list[Any], str]:
     """(to learn from, held out, where the latter come from).
 
-    Held out are the records of the file `held_out`; else the validation files (or else the test
-    files) in the folder `data`; else a share of the data, whole prompts at a time.
+    Held out are the records of the file `held_out`, or of a folder's files to score; else the
+    validation files (or else the test files) in the folder `data`; else a share of the data, whole
+    prompts at a time.
     """
-    files = [held_out] if held_out else held_out_files(data)
+    files = files_to_score(held_out) if held_out else held_out_files(data)
     items = seeded_share(read(data), fraction, seed)
     if not files:
         training, found = split_by_prompt(items, validation_share, seed, prompt_of)
@@ -79,6 +81,12 @@ def read_split(
     found = [item for file in files for item in read(file)]
     warn_of_overlap(items, found, prompt_of)
     return items, found, ", ".join(Path(file).name for file in files)
+
+
+def files_to_score(source: str) -> list[str]:
+    """What `--held-out` names: a file, or the files of a folder that are not for training."""
+    found = to_score(split_files(Path(source))) if Path(source).is_dir() else []
+    return [str(file) for file in found] or [source]
 
 
 def held_out_files(folder: str) -> list[str]:
@@ -112,11 +120,11 @@ def split_by_prompt(
             "leaves none to learn from"
         )
     # without a prompt each is alone; the turns of a dialogue have its place in common
-    keys = [
-        (prompt_of(item) or item, ("place", getattr(item, "place", i) or i))
-        for i, item in enumerate(items)
-    ]
-    training, held_out = hold_out_groups(keys, share, seed, apart=items)
+    places = [("place", getattr(item, "place", i) or i) for i, item in enumerate(items)]
+    prompts = [prompt_of(item) or item for item in items]
+    keys = [zip(which, places, strict=True) for which in (prompts, items)]
+    keys += [zip(which, strict=True) for which in (places, items)]
+    training, held_out = hold_out_groups([list(one) for one in keys], share, seed)
     return [items[i] for i in training], [items[i] for i in held_out]
 
 

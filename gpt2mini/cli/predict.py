@@ -21,7 +21,7 @@ from gpt2mini import GPT2, Tokenizer
 from gpt2mini.checkpoints import read_class_names
 from gpt2mini.checkpoints.tokenizer_config import read_truncation
 from gpt2mini.classification import Prediction, predict
-from gpt2mini.classification.label_files import read_texts
+from gpt2mini.classification.label_files import part_to_score, read_texts
 from gpt2mini.classification.labeled import read_labeled
 from gpt2mini.cli import options
 from gpt2mini.cli.classify import report_on
@@ -37,7 +37,7 @@ class Flags:
     model: str = DEFAULT  # folder of a classifier
     text: options.Several = ()  # texts to classify; - reads them from stdin, one a line
     data: str | None = None  # a file of them: records with a text, or else a text on each line
-    evaluate: str | None = None  # labeled texts, as in classify --data
+    evaluate: str | None = None  # labeled texts, as in classify --data; of a folder those to test
     columns: str | None = None  # fields called otherwise: text=theirs,label=theirs
     out: str | None = None  # a file for text, class and probabilities of each, as JSON lines
     longest: options.OptionalCount = None  # tokens per text; None: as in training
@@ -62,7 +62,8 @@ def run(flags: Flags) -> None:
         raise ValueError(f"{flags.model} has the one class {names[0]!r}: it is no classifier")
     labeled = None
     if flags.evaluate:
-        labeled = read_labeled(flags.evaluate, parse_columns(flags.columns), names)
+        part = part_to_score(flags.evaluate)
+        labeled = read_labeled(flags.evaluate, parse_columns(flags.columns), names, part)
     texts = labeled.texts if labeled else asked_texts(flags)
     model = GPT2.from_pretrained(flags.model, device=pick_device(flags.computing.device))
     tokenizer = Tokenizer.from_pretrained(flags.model)

@@ -7,8 +7,15 @@ from pathlib import Path
 
 from gpt2mini import Tokenizer
 from gpt2mini.data.corpus import TokenFile, hold_out, text_files, tokenize_files
-from gpt2mini.data.folders import PURPOSES, by_purpose, purpose_of
-from gpt2mini.data.overlap import count_copied_blocks
+from gpt2mini.data.folders import (
+    PURPOSES,
+    by_purpose,
+    is_about_the_data,
+    log_left_out,
+    purpose_of,
+    to_score,
+)
+from gpt2mini.data.overlap import count_copied_blocks, count_copies
 from gpt2mini.data.rows import is_file_of_records, split_files
 
 logger = logging.getLogger(__name__)
@@ -34,19 +41,31 @@ class TextSplit:
 def training_and_held_out_files(data: str, held_out: str | None) -> tuple[list[Path], list[Path]]:
     """Text files to learn from, and those held out: of `held_out`; else of the folder `data`, if
     its files say what they are for (train.txt beside valid.txt); else none."""
-    files, folder = text_files(data), Path(data)
-    given = text_files(held_out) if held_out else []
-    if not folder.is_dir() or not is_divided(files, folder):
+    files, parts = files_and_parts(data)
+    given = []
+    if held_out:
+        others, its_parts = files_and_parts(held_out)
+        given = to_score(its_parts) if its_parts else others
+    if not parts or not parts["train"]:
         return files, given
-    parts = split_files(folder) if is_file_of_records(files[0]) else by_purpose(files, folder)
-    if not parts["train"]:
-        return files, given
+    used = [file for part in parts.values() for file in part]
+    log_left_out(Path(data), [file for file in files if file not in used], "by their names")
     return parts["train"], given or parts["validation"] or parts["test"]
 
 
+def files_and_parts(source: str) -> tuple[list[Path], dict[str, list[Path]]]:
+    """The text files of a source, and those of a folder by their purpose, if their names say it."""
+    files, folder = text_files(source), Path(source)
+    if not folder.is_dir():
+        return files, {}
+    if is_file_of_records(files[0]):
+        return files, split_files(folder)
+    return files, by_purpose(files, folder) if is_divided(files, folder) else {}
+
+
 def is_divided(files: list[Path], folder: Path) -> bool:
-    """Whether the names of all files say what they are for; or there is a train.txt beside a
-    valid.txt or a test.txt, where others (a README) are learned from."""
+    """Whether the names of all files but READMEs say what they are for; or there is a train.txt
+    beside a valid.txt or a test.txt. (One word in the title of one of many books says nothing.)"""
     alone = {
         purpose
         for file in files
@@ -54,7 +73,7 @@ def is_divided(files: list[Path], folder: Path) -> bool:
         if file.name.lower().split(".")[0] in usual
     }
     return ("train" in alone and len(alone) > 1) or all(
-        purpose_of(file.relative_to(folder)) for file in files
+        purpose_of(file.relative_to(folder)) for file in files if not is_about_the_data(file)
     )
 
 
@@ -84,6 +103,9 @@ def split_text(
         training = intersection(corpus.documents(fraction, seed), training)
     if held_out_files:
         warn_of_copies(*count_copied_blocks(corpus.tokens, training, other.tokens, held_out))
+    elif copies := count_copies(corpus.tokens, training, held_out):
+        message = "%d of %d documents held out are learned from too: their loss says less"
+        logger.warning(message, copies, len(held_out))
     return TextSplit(corpus, training, other, held_out, source)
 
 

@@ -195,16 +195,15 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 def hold_out(documents: list[range], share: float, seed: int) -> tuple[list[range], list[range]]:
     """(training, validation): a seeded choice of whole documents where there are at least 20;
-    otherwise the last part of each document.
+    otherwise the last part of each document. The share is one of the tokens: a document more than
+    twice as long as what is to be held out is not.
 
     Raises ValueError for a share outside (0, 1), or a text too short for both to hold a target.
     """
     if not 0 < share < 1:
         raise ValueError(f"the share to hold out must lie between 0 and 1, as 0.1, not {share}")
     if len(documents) >= 20:
-        order = np.random.default_rng(seed).permutation(len(documents))
-        count = max(1, round(share * len(documents)))
-        chosen = set(order[:count].tolist())
+        chosen = set(choose_documents(list(map(len, documents)), share, seed))
         training = [document for i, document in enumerate(documents) if i not in chosen]
         validation = [document for i, document in enumerate(documents) if i in chosen]
     else:
@@ -220,3 +219,14 @@ def hold_out(documents: list[range], share: float, seed: int) -> tuple[list[rang
             "give more text or another share"
         )
     return training, validation
+
+
+def choose_documents(lengths: list[int], share: float, seed: int) -> list[int]:
+    """Numbers of documents in a seeded order, each where at least half of it is still missing of
+    the share of all tokens; at least one, the shortest."""
+    missing, chosen = share * sum(lengths), []
+    for i in np.random.default_rng(seed).permutation(len(lengths)).tolist():
+        if lengths[i] / 2 <= missing:
+            chosen.append(i)
+            missing -= lengths[i]
+    return chosen or [int(np.argmin(lengths))]

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from gpt2mini.data.decoding import open_text
 from gpt2mini.data.exchanges import COMPLETION_NAMES, MESSAGES_NAMES, PROMPT_NAMES, TEXT_NAMES
-from gpt2mini.data.folders import by_purpose, form_of, log_left_out, visible_files
+from gpt2mini.data.folders import (
+    by_purpose,
+    form_of,
+    is_about_the_data,
+    log_left_out,
+    visible_files,
+)
 from gpt2mini.data.records import EmptyField, Omissions, read_records
 from gpt2mini.data.rows import is_file_of_records
 from gpt2mini.tokenizer import END_OF_TEXT
@@ -43,11 +49,14 @@ def text_files(path: str | Path) -> list[Path]:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files of text in a folder, or else those of records to learn from."""
+    """The files of text in a folder, or else those of records to learn from. A README is text only
+    where there is nothing else."""
     everything = visible_files(folder)
     texts = [file for file in everything if form_of(file) in TEXT_ENDINGS]
     records = [file for file in everything if is_file_of_records(file)]
-    return texts or by_purpose(records, folder)["train"] or records
+    if records and all(map(is_about_the_data, texts)):
+        return by_purpose(records, folder)["train"] or records
+    return texts
 
 
 def holds_text(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -12,6 +12,7 @@ PURPOSES = {  # words in the name of a file, or of its folder
     "validation": ("validation", "valid", "val", "dev", "eval"),
     "test": ("test", "testing"),
 }
+ABOUT = ("readme", "license", "licence", "notice", "citation", "changelog", "contributing")
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -19,6 +20,11 @@ def visible_files(folder: Path) -> list[Path]:
     and the ._* that macOS writes beside each file)."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return sorted(f for f in files if not any(p[0] == "." for p in f.relative_to(folder).parts))
+
+
+def is_about_the_data(path: Path) -> bool:
+    """Is this a README, a license or the like, which lies beside the data in what is published?"""
+    return path.name.lower().split(".")[0] in ABOUT
 
 
 def form_of(path: Path) -> str:
@@ -29,11 +35,25 @@ def form_of(path: Path) -> str:
 def by_purpose(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
     """{"train": [...], "validation": [...], "test": [...]}, by a word in the name of each file or
     its folder in `folder`: train.json, val.json, dev-0.csv, test/0.parquet. Files without such a
-    word are for training."""
+    word are for training, if none is called so (beside them they may be anything)."""
+    return grouped({file: purpose_of(file.relative_to(folder)) for file in files})
+
+
+def grouped(purposes: Mapping[Path, str | None]) -> dict[str, list[Path]]:
+    """The paths for each purpose. Those without one (None) are for training, if no other is."""
     found: dict[str, list[Path]] = {name: [] for name in PURPOSES}
-    for file in files:
-        found[purpose_of(file.relative_to(folder)) or "train"].append(file)
+    for path, purpose in purposes.items():
+        if purpose:
+            found[purpose].append(path)
+    found["train"] = found["train"] or [path for path, purpose in purposes.items() if not purpose]
     return found
+
+
+def to_score(parts: Mapping[str, list[Path]], first: str = "validation") -> list[Path]:
+    """What to measure on, of the parts of a folder that is given for this: those for validation, or
+    else for tests (first="test": the other way round), or else all."""
+    other = "test" if first == "validation" else "validation"
+    return parts[first] or parts[other] or parts["train"]
 
 
 def purpose_of(path: Path) -> str | None:

@@ -7,7 +7,7 @@ completion and the <|endoftext|> after it, so that a tuned model learns to stop.
 
 import logging
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from gpt2mini.data.exchanges import Exchange, read_exchanges
 from gpt2mini.data.templates import ALPACA, PLAIN, TEMPLATES, check_template, fill
 from gpt2mini.data.text import Batch
 from gpt2mini.masking import IGNORED, pad_right
-from gpt2mini.tokenizer import Tokenizer
+from gpt2mini.tokenizer import END_OF_TEXT, Tokenizer
 
 __all__ = [
     "ALPACA",
@@ -36,6 +36,7 @@ __all__ = [
     "pack",
     "read_exchanges",
     "segment_ids_of",
+    "warn_of_special_tokens",
 ]
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def encode_exchanges(
     long by itself keeps its head. A warning gives the number of such exchanges.
     """
     found, cut_prompts, cut_completions = [], 0, 0
+    warn_of_special_tokens((one.prompt for one in exchanges), tokenizer)
     for one in exchanges:
         encoded, cut_prompt, cut_completion = encode_prompt_with(
             [one.completion], one.prompt, tokenizer, longest
@@ -84,6 +86,21 @@ def encode_exchanges(
                 count, len(found), what, longest, kept,
             )  # fmt: skip
     return found
+
+
+def warn_of_special_tokens(prompts: Iterable[str], tokenizer: Tokenizer) -> None:
+    """Name the special tokens that a template or a record writes out: here they are text, as
+    <|endoftext|> in a record must be, where plain text and `generate --allow-special` have tokens.
+    """
+    special = {one.content for one in tokenizer.added_tokens.tokens.values() if one.special}
+    special -= {END_OF_TEXT}
+    found = {token for prompt in prompts for token in special if token in prompt} if special else ()
+    if found:
+        message = (
+            "the prompts hold %s as text, not as the special tokens of the vocabulary: write such "
+            'dialogues whole, as {"text": ...}, where they are tokens'
+        )
+        logger.warning(message, ", ".join(sorted(found)))
 
 
 def encode_prompt_with(

@@ -13,6 +13,7 @@ Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]  # each with its place in the file, for error messages
 
 JSON_SPACE = " \t\r\n"  # RFC 8259; str.strip() would take more
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 BETWEEN = re.compile(r"[ \t\r\n,]*")  # values of a file
 
 
@@ -66,7 +67,7 @@ def json_lines(lines: Iterator[str], number: int, path: Path) -> Iterator[tuple[
         if line.strip(JSON_SPACE):
             place = f"{path}, line {i}"
             try:
-                yield place, JSON.decode(strip_line(line))
+                yield place, encodable(JSON.decode(strip_line(line)), line)
             except (ValueError, RecursionError) as error:  # RecursionError: nesting too deep
                 raise ValueError(f"{place}: not valid JSON ({error})") from None
 
@@ -82,8 +83,22 @@ def json_stream(text: str, line: int, path: Path) -> Iterator[tuple[str, Any]]:
             wrong = line + text.count("\n", start, getattr(error, "pos", start))
             what = f"{getattr(error, 'msg', error)}, in line {wrong}"
             raise ValueError(f"{path}, line {line}: not valid JSON ({what})") from None
-        yield f"{path}, line {line}", value
+        yield f"{path}, line {line}", encodable(value, text[start:end])
         line += text.count("\n", start, end)
+
+
+def encodable(value: Any, source: str) -> Any:
+    """The value with U+FFFD for each half of a surrogate pair, which a text cut within an emoji
+    ends in ("\\ud83d"), and which no encoding can write. source: the JSON it was read from."""
+    if SURROGATE.search(source) is None:
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [encodable(one, source) for one in value]
+    if isinstance(value, dict):
+        return {encodable(name, source): encodable(one, source) for name, one in value.items()}
+    return value
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> Row:

@@ -29,6 +29,22 @@ def count_copied_blocks(
     return int(found[np.searchsorted(wanted, wanted)].sum()), len(wanted)
 
 
+def count_copies(tokens: np.ndarray, training: Sequence[range], held_out: Sequence[range]) -> int:
+    """How many of the documents held out stand in the training text as documents too.
+
+    Only those as long as one held out are compared, so long ones cost nothing.
+    """
+    lengths = {len(part) for part in held_out}
+    texts = [tokens[part.start : part.stop].tobytes() for part in held_out]
+    is_learned = dict.fromkeys(texts, False)
+    for part in training:
+        if len(part) in lengths:
+            text = tokens[part.start : part.stop].tobytes()
+            if text in is_learned:
+                is_learned[text] = True
+    return sum(is_learned[text] for text in texts)
+
+
 def pieces(parts: Sequence[range]) -> Iterator[range]:
     """Pieces of bounded length, that overlap by a block less one token."""
     for part in parts:

@@ -33,31 +33,29 @@ def split_groups(
 
 
 def hold_out_groups(
-    keys: Sequence[Sequence[Hashable]], share: float, seed: int, apart: Sequence[Hashable]
+    keys: Sequence[Sequence[Sequence[Hashable]]], share: float, seed: int
 ) -> tuple[list[int], list[int]]:
     """(to learn from, held out): indices of items, in a seeded order. Items that have a key in
-    common stay together; each has one key or several.
+    common stay together.
 
-    apart: one narrower key for each, such as the whole record instead of its prompt. They are used,
-    with a warning, where whole groups would hold out less than half or more than twice the share:
-    with one prompt for all items, for instance.
-    Raises ValueError if either part would be empty.
+    keys: one list or several. The first has for each item its widest keys, its prompt and its
+    dialogue for instance; the others, for data of which those make too few groups, have narrower
+    ones, the last the whole item. Used are the first with which the part held out has at least half
+    and at most twice its share, or else the last. A warning tells if they are not the widest.
+    Raises ValueError if all items are the same.
     """
-    generator = np.random.default_rng(seed)
-    groups = connected(keys)
-    wanted = max(1.0, share * len(keys))
-    if len(groups) > 1:
-        training, held_out = split_groups(groups, (1 - share, share), generator)
-        if 0.5 * wanted <= len(held_out) <= 2 * wanted:
-            return shuffled(training, generator), shuffled(held_out, generator)
-    narrower = connected([[key] for key in apart])
-    if len(narrower) < 2:
-        raise ValueError(f"all {len(keys)} items are the same: none can be held out")
-    message = (
-        "%d different prompts are too few to hold out whole ones: records are held out instead"
-    )
-    logger.warning(message, len(groups))
-    training, held_out = split_groups(narrower, (1 - share, share), generator)
+    generator, wanted = np.random.default_rng(seed), max(1.0, share * len(keys[0]))
+    if len(connected(keys[-1])) < 2:
+        raise ValueError(f"all {len(keys[0])} items are the same: none can be held out")
+    for its_keys in keys:
+        groups = connected(its_keys)
+        if len(groups) > 1:
+            training, held_out = split_groups(groups, (1 - share, share), generator)
+            if 0.5 * wanted <= len(held_out) <= 2 * wanted:
+                break
+    if its_keys is not keys[0]:
+        message = "records with prompts in common form %d groups, too few to hold out whole ones"
+        logger.warning(f"{message}: records are held out instead", len(connected(keys[0])))
     return shuffled(training, generator), shuffled(held_out, generator)
 
 

@@ -121,8 +121,9 @@ def sliding_windows(
     """Windows over each text that together score every token but the first exactly once; longest
     first, so that only the last rows need padding.
 
-    stride: how far the window moves each time, at least 1. Raises ValueError for a stride or
-    context_length too small.
+    stride: how far the window moves each time, at least 1. Where windows do not overlap (a stride
+    of at least `context_length`), the first token of each has no context and is not scored.
+    Raises ValueError for a stride or context_length too small.
     """
     check_context_length(context_length)
     if stride < 1:

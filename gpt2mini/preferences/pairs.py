@@ -9,7 +9,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gpt2mini.data.batching import LengthBatches
-from gpt2mini.data.instructions import EncodedExchange, encode_prompt_with
+from gpt2mini.data.instructions import (
+    EncodedExchange,
+    encode_prompt_with,
+    warn_of_special_tokens,
+)
 from gpt2mini.masking import pad_right
 from gpt2mini.preferences.reading import Preference, read_preferences
 from gpt2mini.tokenizer import Tokenizer
@@ -56,6 +60,7 @@ def encode_preferences(
     warning gives the number of such pairs. Pairs that are equal after the cut teach nothing and are
     left out, with a warning. Raises ValueError if no pair is left."""
     found, cut_prompts, cut_responses = [], 0, 0
+    warn_of_special_tokens((one.prompt for one in preferences), tokenizer)
     for one in preferences:
         (chosen, rejected), cut_prompt, cut_response = encode_prompt_with(
             [one.chosen, one.rejected], one.prompt, tokenizer, longest
