@@ -7,8 +7,8 @@ state, and the reward of a response comes with its last token.
     python examples/ppo.py                                       # reward: the share of glad words
     python examples/ppo.py --reward runs/reward_model            # of train_reward_model.py
 
-Prints the mean reward of each rollout, from 0.07 to 0.37 in six, and the KL divergence from the
-model it began with; then responses before and after.
+Prints the mean reward of each rollout, from 0.07 to 0.37 in the first six, and the KL divergence
+from the model it began with; then responses before and after.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
 The keys and values of a token depend only on the tokens before it, so generation computes them
 once. Each new token then costs one row of work instead of a forward pass over the whole text. The
-buffers are allocated once at their full size: nothing is copied as the text grows.
+buffers are allocated once at their full size: without gradients, nothing is copied as the text
+grows.
 """
 
 import torch

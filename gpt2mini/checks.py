@@ -1,4 +1,4 @@
-"""Refusals of bad input, in one place: what was wrong, what was expected, what to do.
+"""Refusals of bad input that several modules share: what was wrong, what was expected, what to do.
 
 Each function raises ValueError (or TypeError) before any kernel runs. Checks that read values of a
 tensor are left out where there are none to read; `holds` says where.
@@ -64,6 +64,22 @@ def check_start(
     return given[0]
 
 
+def check_blocks(
+    blocks: int, first_block: int, n_blocks: int, cache: "KeyValueCache | None"
+) -> None:
+    """Which of so many blocks compute: from number `first_block` on, up to `n_blocks` of them."""
+    if not 0 <= first_block <= n_blocks <= blocks:
+        raise ValueError(
+            f"first_block ({first_block}) and n_blocks ({n_blocks}) must lie in this order between "
+            f"0 and the number of blocks, {blocks}"
+        )
+    if cache is not None and (first_block > 0 or n_blocks < blocks):
+        raise ValueError(
+            f"a cache is filled by all {blocks} blocks, not by those from {first_block} to "
+            f"{n_blocks}: surgery.first_blocks makes a model of the first ones"
+        )
+
+
 def check_vectors(config: GPT2Config, vectors: Tensor, name: str) -> None:
     if vectors.ndim != 3 or vectors.shape[2] != config.emb_dim or vectors.numel() == 0:
         raise ValueError(
@@ -95,7 +111,7 @@ def check_token_ids(config: GPT2Config, token_ids: Tensor) -> None:
     )
     if torch.compiler.is_dynamo_compiling() and token_ids.device.type == "cpu":
         torch._assert_async(~outside.any(), f"a token id is {advice}")  # part of the graph
-    elif holds(outside.any()):  # the only value for which the host waits for a GPU
+    elif holds(outside.any()):  # without mask and positions the only wait for a GPU
         raise ValueError(f"token id {int(token_ids[outside][0])} is {advice}")
 
 

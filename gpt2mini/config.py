@@ -8,7 +8,7 @@ from typing import Any
 class GPT2Config:
     """The hyperparameters. The defaults are OpenAI's smallest published model (124M parameters)."""
 
-    vocab_size: int = 50257  # 256 bytes + 50,000 merges + <|endoftext|>
+    vocab_size: int = 50257  # tokens; GPT-2's are 256 bytes, 50,000 merges and <|endoftext|>
     context_length: int = 1024  # most tokens of a text: one learned position vector for each
     emb_dim: int = 768  # width of the residual stream
     n_heads: int = 12  # attention heads, each emb_dim / n_heads wide
@@ -32,10 +32,15 @@ class GPT2Config:
             raise ValueError(
                 f"gelu must be 'tanh' or, for the exact form, 'none', not {self.gelu!r}"
             )
-        if self.eos_id is not None and not 0 <= self.eos_id < self.vocab_size:
-            raise ValueError(f"eos_id {self.eos_id} is not in the vocabulary of {self.vocab_size}")
-        if not 0.0 <= self.drop_rate < 1.0:
-            raise ValueError(f"drop_rate must lie in [0, 1), not {self.drop_rate!r}")
+        is_id = isinstance(self.eos_id, int) and 0 <= self.eos_id < self.vocab_size
+        if self.eos_id is not None and not is_id:
+            raise ValueError(
+                f"eos_id {self.eos_id!r} is not in the vocabulary of {self.vocab_size}"
+            )
+        if not isinstance(self.qkv_bias, bool):
+            raise ValueError(f"qkv_bias must be True or False, not {self.qkv_bias!r}")
+        if not isinstance(self.drop_rate, int | float) or not 0.0 <= self.drop_rate < 1.0:
+            raise ValueError(f"drop_rate must be a number in [0, 1), not {self.drop_rate!r}")
 
     @property
     def head_dim(self) -> int:

@@ -128,6 +128,11 @@ def generation_steps(
     check_generation_request(
         model, token_ids, attention_mask, max_new_tokens, stop_ids, forbidden_ids, overflow
     )
+    if valid_utf8 is not None and not isinstance(valid_utf8, ValidUTF8):
+        raise TypeError(
+            f"valid_utf8 must be ValidUTF8(tokenizer, model.config.vocab_size), not {valid_utf8!r} "
+            "(stream and complete, which know the tokenizer, take True)"
+        )
     drafting.check(model)
     rows, prompt = token_ids.shape
     device = token_ids.device
@@ -172,7 +177,7 @@ def plain_steps(
         chosen = torch.where(active, chosen, text[:, end - 1])
         text[:, end] = chosen
         logprobs = logits.log_softmax(dim=1).gather(1, chosen[:, None])[:, 0]
-        yield NewTokens(chosen, active, logprobs * active, sampling_logprobs * active)
+        yield NewTokens(chosen, active, logprobs, sampling_logprobs)
         if rules.states is not None:
             rules.states.read(chosen, active)
         active = active & ~torch.isin(chosen, stops)

@@ -81,7 +81,8 @@ def bare_model(model: nn.Module, name: str = "model") -> GPT2:
 
 
 def as_rows(name: str, values: Any, device: torch.device) -> Shaped[Tensor, "rows tokens"]:
-    """Lists, arrays and tensors, on the model's device; one text becomes a batch of one row."""
+    """Lists, arrays and tensors, on the model's device; one text becomes a batch of one row, and
+    integers become int64."""
     try:
         rows = torch.as_tensor(values, device=device)
     except (TypeError, ValueError, RuntimeError):
@@ -90,6 +91,7 @@ def as_rows(name: str, values: Any, device: torch.device) -> Shaped[Tensor, "row
             "length; masking.pad_left makes one tensor and its attention_mask of several lengths, "
             "and complete(model, tokenizer, prompt) takes text"
         ) from None
+    rows = rows.long() if rows.dtype == torch.int32 else rows
     return rows[None] if rows.ndim == 1 else rows
 
 

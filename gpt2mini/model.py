@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from gpt2mini.cache import KeyValueCache, LayerCache
 from gpt2mini.checks import (
+    check_blocks,
     check_config,
     check_derived_positions,
     check_mask_and_cache,
@@ -202,13 +203,14 @@ class GPT2(nn.Module):
     def out_head(self) -> nn.Module:
         """The output head. A tied one follows `tok_emb`, which may have been replaced since."""
         head = self._modules["out_head"]
-        assert head is not None
+        if head is None:
+            raise ValueError("the model has no output head: nn.Identity() gives hidden states")
         if isinstance(head, TiedHead) and head.tok_emb is not self.tok_emb:
             head.tie(self.tok_emb)
         return head
 
     @out_head.setter
-    def out_head(self, head: nn.Module) -> None:
+    def out_head(self, head: nn.Module) -> None:  # for type checkers: nn.Module registers it itself
         self.register_module("out_head", head)
 
     def init_weights(self, module: nn.Module) -> None:
@@ -277,23 +279,24 @@ class GPT2(nn.Module):
         last_only: the output at the last token alone, (batch, 1, emb); the last block computes no
             other. Texts of several lengths have to be padded on the left (`masking.align_right`).
         stream, first_block: continue from this residual stream, as it enters block number
-            `first_block` (token_ids is None then). A cache goes with block 0 alone.
-        n_blocks: stop after so many blocks; None: after the last.
+            `first_block` (token_ids is None then).
+        n_blocks: stop after so many blocks; None: after the last. A cache goes with all blocks.
         Raises ValueError for too many tokens, ids outside the vocabulary, or shapes that do not
         fit. Values of tensors are checked where they can be read (`checks.holds`). A compiled model
         checks token ids alone, on the CPU (RuntimeError); on a GPU, torch's embedding does.
         """
         start = check_start(self.config, token_ids, inputs_embeds, stream)
-        if cache is not None and first_block:
-            raise ValueError(f"a cache is filled from block 0 on; first_block is {first_block}")
+        n_blocks = len(self.trf_blocks) if n_blocks is None else n_blocks
+        check_blocks(len(self.trf_blocks), first_block, n_blocks, cache)
+        # of which the shape (batch, tokens) and the device count
         like = start if stream is None and inputs_embeds is None else start[..., 0]
         attn_mask, position_ids = self.mask_and_positions(like, attention_mask, position_ids, cache)
         x = self.embed(start, position_ids) if stream is None else stream
-        last_block = (len(self.trf_blocks) if n_blocks is None else n_blocks) - 1
         for layer, block in enumerate(self.trf_blocks):
-            if first_block <= layer <= last_block:
+            if first_block <= layer < n_blocks:
                 layer_cache = None if cache is None else cache.layers[layer]
-                x = call_layer(block, x, attn_mask, layer_cache, last_only and layer == last_block)
+                is_last = layer == n_blocks - 1
+                x = call_layer(block, x, attn_mask, layer_cache, last_only and is_last)
         return x[:, -1:] if last_only else x
 
     def embed(

@@ -58,9 +58,16 @@ def joined(
         token_ids=torch.cat([token_ids, *(step.token_ids[:, None] for step in steps)], dim=1),
         attention_mask=torch.cat([prompt_real.bool(), new_active], dim=1),
         response_mask=torch.cat([prompt.bool(), new_active], dim=1),
-        logprobs=torch.cat([prompt, *(step.logprobs[:, None] for step in steps)], dim=1),
+        logprobs=torch.cat([prompt, of_active([s.logprobs for s in steps], new_active)], dim=1),
         sampling_logprobs=torch.cat(
-            [prompt, *(step.sampling_logprobs[:, None] for step in steps)], dim=1
+            [prompt, of_active([s.sampling_logprobs for s in steps], new_active)], dim=1
         ),
         drafts=drafts,
     )
+
+
+def of_active(
+    steps: list[Float[Tensor, " rows"]], active: Bool[Tensor, "rows new"]
+) -> Float[Tensor, "rows new"]:
+    """The values of the steps side by side, 0 where a row had ended (where they may be -inf)."""
+    return torch.stack(steps, dim=1).masked_fill(~active, 0)

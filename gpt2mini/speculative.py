@@ -76,12 +76,7 @@ def speculative_steps(
         for ids, logprobs, sampling_logprobs in checked.columns(kept + 1):
             chosen = torch.where(active, ids, text[:, -1])  # (rows)
             text = torch.cat([text, chosen[:, None]], dim=1)
-            yield NewTokens(
-                chosen,
-                active,
-                torch.where(active, logprobs, 0),
-                torch.where(active, sampling_logprobs, 0),
-            )
+            yield NewTokens(chosen, active, logprobs, sampling_logprobs)
             if rules.states is not None:
                 rules.states.read(chosen, active)
             active = active & ~torch.isin(chosen, stops)

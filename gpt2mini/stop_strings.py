@@ -4,14 +4,15 @@ from collections.abc import Iterator, Sequence
 
 
 def until_stop(pieces: Iterator[str], stop_strings: Sequence[str]) -> Iterator[str]:
-    """Pass text on up to the first stop string; hold back an ending that may be the start of
-    one."""
+    """Pass text on up to the stop string that is complete first, whatever the pieces; hold back an
+    ending that may be the start of one."""
     held = ""
     for piece in pieces:
         held += piece
-        found = [held.find(stop) for stop in stop_strings if stop in held]
-        if found:
-            if before := held[: min(found)]:
+        starts = [(held.find(stop), len(stop)) for stop in stop_strings if stop in held]
+        if starts:
+            _, start = min((start + length, start) for start, length in starts)
+            if before := held[:start]:
                 yield before
             return
         keep = max((overlap(held, stop) for stop in stop_strings), default=0)

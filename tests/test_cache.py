@@ -183,8 +183,13 @@ def test_a_cache_that_would_miss_the_first_blocks_is_refused(tiny_model: GPT2) -
     """Its length is that of block 0."""
     cache = KeyValueCache(TINY, 2, 9)
     stream = tiny_model.residual_stream(random_ids(2, 9), n_blocks=1)
-    with pytest.raises(ValueError, match="filled from block 0 on; first_block is 1"):
+    with pytest.raises(ValueError, match="filled by all 3 blocks, not by those from 1 to 3"):
         tiny_model.residual_stream(stream=stream, first_block=1, cache=cache)
+    with pytest.raises(ValueError, match="filled by all 3 blocks, not by those from 0 to 1"):
+        tiny_model.residual_stream(random_ids(2, 4), cache=cache, n_blocks=1)
+    for first, n_blocks in ((0, 4), (0, -1), (2, 1)):
+        with pytest.raises(ValueError, match=r"must lie in this order between 0 and .* 3"):
+            tiny_model.residual_stream(random_ids(2, 4), first_block=first, n_blocks=n_blocks)
     assert cache.length == 0
 
 

@@ -72,5 +72,14 @@ def test_sizes_must_be_whole_and_positive(name: str, number: Any) -> None:
 
 @pytest.mark.parametrize("drop_rate", [-0.1, 1.0, float("nan")])
 def test_drop_rate_must_leave_something(drop_rate: float) -> None:
-    with pytest.raises(ValueError, match="drop_rate must lie in"):
+    with pytest.raises(ValueError, match="drop_rate must be a number in"):
         replace(TINY, drop_rate=drop_rate)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("eos_id", 1.5), ("eos_id", "1"), ("qkv_bias", "no"), ("drop_rate", "0.1")]
+)
+@pytest.mark.usefixtures("no_shape_checks")
+def test_fields_of_another_kind_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=name):
+        replace(TINY, **{name: value})

@@ -357,6 +357,8 @@ def test_stop_ids_end_the_text_before_them(talker: GPT2, tokenizer: Tokenizer) -
         (["aab"], ["ab"], "a"),
         (["xy"], ["yz"], "xy"),  # begun, never finished: given out at the end
         (["one", "two"], ["w", "t"], "one"),  # the first in the text counts
+        (["bbaba"], ["baba", "a"], "bb"),  # the one that is complete first,
+        (["bb", "a", "ba"], ["baba", "a"], "bb"),  # however the text is cut
         (["abc"], [""], "abc"),
         (["abc"], [], "abc"),
         (["the old", " sea"], "sea", "the old "),  # one string: one stop, not one a character
@@ -497,6 +499,32 @@ def test_arguments_of_complete(talker: GPT2, tokenizer: Tokenizer) -> None:
     several: Any = ["The", "A"]
     with pytest.raises(TypeError, match=r"encode takes one text.*\[tokenizer.encode"):
         stream(talker, tokenizer, several)
+
+
+@pytest.mark.parametrize("given", [True, False, "yes"])
+@pytest.mark.usefixtures("no_shape_checks")
+def test_valid_utf8_of_generate_needs_the_tokenizer(model: GPT2, given: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be ValidUTF8\(tokenizer, model.config.vocab_size\)"):
+        generate(model, [1, 2], 3, valid_utf8=given)
+
+
+@pytest.mark.parametrize("options", [{}, {"lookup": 2}, {"stop_ids": [3]}], ids=str)
+def test_token_ids_are_int64_whatever_is_given(model: GPT2, options: dict[str, Any]) -> None:
+    ids = torch.tensor([[1, 2, 1, 2]], dtype=torch.int32)
+    assert generate(model, ids, 3, **options).token_ids.dtype == torch.int64
+
+
+def test_a_row_that_has_ended_has_no_logprob_even_of_an_impossible_token() -> None:
+    """A model that never repeats a token; an ended row repeats its last one."""
+
+    def none_twice(module: nn.Module, inputs: Any, logits: Tensor) -> Tensor:
+        return logits.scatter(2, inputs[0][:, -logits.shape[1] :, None], -torch.inf)
+
+    model = make_model()
+    model.register_forward_hook(none_twice)
+    out = generate(model, [[1, 2], [5, 3]], 8, stop_ids=range(0, 211, 3), generator=0)
+    assert not out.response_mask.all()
+    assert out.logprobs.isfinite().all() and out.sampling_logprobs.isfinite().all()
 
 
 # Masks, numbers that are none, padded vocabularies

@@ -38,7 +38,7 @@ usage: gpt2mini JOB [--help] [flags]
 {jobs}
 
 Each runs without flags, offline, on the bundled gpt2-nano and sample data; only
-predict needs a classifier, and download, convert and push names.
+predict needs a classifier, download, convert and push names, inspect a word.
 Flags of a job: gpt2mini JOB --help
 
   gpt2mini generate --prompt "It was a dark night"

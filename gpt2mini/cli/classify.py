@@ -37,7 +37,7 @@ from gpt2mini.classification.frozen import (
     last_token_step,
     texts_to_train_on,
 )
-from gpt2mini.classification.label_files import parts_of
+from gpt2mini.classification.label_files import part_to_score, parts_of
 from gpt2mini.classification.labeled import (
     LabeledTexts,
     balanced,
@@ -193,8 +193,8 @@ def read_parts(flags: Flags, seed: int) -> Parts:
     if folder["validation"]:
         given["validation"] = read_labeled(flags.data, columns, names, "validation")
     if flags.held_out:
-        part = part_to_score(flags.held_out)
-        given["test"] = read_labeled(flags.held_out, columns, names, part)
+        purpose = part_to_score(flags.held_out)
+        given["test"] = read_labeled(flags.held_out, columns, names, purpose)
     elif folder["test"]:
         given["test"] = read_labeled(flags.data, columns, names, "test")
     for part in given.values():

@@ -122,9 +122,13 @@ def split_by_prompt(
     # without a prompt each is alone; the turns of a dialogue have its place in common
     places = [("place", getattr(item, "place", i) or i) for i, item in enumerate(items)]
     prompts = [prompt_of(item) or item for item in items]
-    keys = [zip(which, places, strict=True) for which in (prompts, items)]
-    keys += [zip(which, strict=True) for which in (places, items)]
-    training, held_out = hold_out_groups([list(one) for one in keys], share, seed)
+    keys: list[list[tuple[Hashable, ...]]] = [
+        list(zip(prompts, places, strict=True)),
+        list(zip(items, places, strict=True)),
+        [(place,) for place in places],
+        [(item,) for item in items],
+    ]
+    training, held_out = hold_out_groups(keys, share, seed)
     return [items[i] for i in training], [items[i] for i in held_out]
 
 

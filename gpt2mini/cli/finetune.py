@@ -87,9 +87,8 @@ class Flags:
     held_out: str | None = None  # a file, or a folder of text, to hold out instead
     epochs: options.Positive = 5.0  # times through the data
     steps: options.OptionalCount = None  # optimizer steps; overrides --epochs
-    batch_size: options.OptionalCount = (
-        None  # rows per micro-batch; None: 4 windows, or 1 row of records
-    )
+    # rows per micro-batch; None: 4 windows, 8 records or 1 row of packed ones
+    batch_size: options.OptionalCount = None
     accumulate: options.Count = 1  # micro-batches per step
     lr: options.OptionalPositive = None  # peak learning rate; None: by method and size
     weight_decay: options.OptionalNotNegative = None  # of matrices; None: 0.1, of adapters 0

@@ -56,8 +56,13 @@ class Flags:
     overflow: Literal["error", "slide"] = "error"  # when the text grows past the context
     valid_utf8: bool = False  # only whole characters: for scripts that come out with broken ones
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_k=50))
-    drafts: DraftFlags = options.group(DraftFlags)
+    drafts: DraftFlags = options.group(DraftFlags, "--draft", "--lookup", but=["draft", "lookup"])
     computing: options.Computing = options.group(options.Computing)
+
+    @property
+    def conditions(self) -> set[str]:
+        draft, lookup = self.drafts.draft, self.drafts.lookup
+        return ({"--draft"} if draft else set()) | ({"--lookup"} if lookup else set())
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,10 @@ class Writer:
 
 
 def run(flags: Flags) -> None:
+    if flags.interactive and (flags.prompt or flags.num_samples > 1):
+        raise ValueError(
+            "--interactive asks for prompts, and continues each once: leave out others"
+        )
     device = pick_device(flags.computing.device)
     model, tokenizer = models.load(flags.model, flags.adapter, device)
     if flags.quantize:
