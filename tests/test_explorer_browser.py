@@ -131,6 +131,8 @@ def test_too_many_tokens_and_no_text_are_said(page: Browser, nano: InPython) -> 
     page.press_with(Keys.CONTROL, "a")
     page.press(Keys.BACKSPACE)
     assert token_texts(page) == ["<|endoftext|>"]
+    assert "the page reads <|endoftext|>, after which texts begin" in page.text("#token-said")
+    assert "What is written follows <|endoftext|>" in page.text("#next .writing + p")
     page.driver.execute_cdp_cmd("Input.insertText", {"text": "the lamp " * 70})
     assert len(token_texts(page)) == 128
     ids = nano.ids("the lamp " * 70)
@@ -317,6 +319,9 @@ def test_a_position_is_patched_from_a_second_text(page: Browser, nano: InPython)
     lit = nano.id(" lit")
     after = nano.probabilities(TEXT, patches={"blocks.5.stream": edit})[lit]
     assert shows(page.text("#off .before-after"), nano.probabilities(TEXT)[lit], after)
+    page.click(page.button("remove the patch"))
+    assert page.focused.text == "patch"  # still unfolded, to patch again
+    page.press(Keys.ENTER)
     page.click(page.button("all on again"))
     assert "Every part is on." in page.text("#off")
 
@@ -396,7 +401,35 @@ def test_writing_stops_where_the_text_is_full(page: Browser, small_page: Path) -
     written(page)
     assert int(re.findall(r"the last is (\d+)", page.text("#token-said"))[0]) == 63  # its context
     assert "No more tokens fit" in page.text("#next")
-    assert not page.button("write 30").is_enabled() and not page.button("add one").is_enabled()
+    assert page.focused.text == "write 30"  # the keyboard goes on from there
+    for name in ("write 30", "add one"):
+        assert page.button(name).get_attribute("aria-disabled") == "true"
+        page.click(page.button(name))
+    assert len(token_texts(page)) == 64
+
+
+STOP_AFTER_A_FEW_TOKENS = """
+const button = (name) => [...document.querySelectorAll("#next .writing button")]
+  .find((one) => one.textContent === name);
+const tokens = document.getElementById("tokens"), enough = tokens.children.length + 3;
+new MutationObserver((_, observer) => {
+  if (tokens.children.length < enough) return;
+  observer.disconnect();
+  window.whileWriting = button("add one").getAttribute("aria-disabled");
+  button("stop").click();
+}).observe(tokens, { childList: true });
+"""
+
+
+def test_writing_is_stopped_half_way(page: Browser) -> None:
+    page.script(STOP_AFTER_A_FEW_TOKENS)  # by the page itself: it may write faster than we click
+    page.click(page.button("write 30"))
+    text = written(page)
+    assert page.script("return window.whileWriting") == "true"
+    assert text.startswith(TEXT) and LAST + 2 < len(token_texts(page)) < LAST + 31
+    assert page.focused.text == "write 30"
+    page.click(page.one("#undo"))
+    assert written(page) == TEXT
 
 
 def test_a_token_of_the_list_is_added(page: Browser) -> None:
@@ -478,5 +511,21 @@ def test_the_tour_from_its_first_card_to_its_last(page: Browser, nano: InPython)
     page.click(page.button("finish", "#tour"))
     assert not page.one("#tour").is_displayed()
     assert page.focused.get_attribute("id") == "start-tour"
-    page.press(Keys.ENTER, Keys.ESCAPE)
+    page.press(Keys.ENTER)
+    page.click(page.one("#text"))  # as the first card proposes
+    page.press(Keys.ESCAPE)
     assert not page.one("#tour").is_displayed()
+
+
+def test_numbers_near_one_are_not_shown_as_zero(page: Browser, nano_page: Path) -> None:
+    page.visit(nano_page, "#layer=1&middle=step&token=8")
+    shown = [one.text for one in page.all("#step .vector-numbers li")]
+    assert any(text.endswith("1.0") for text in shown)
+    assert not {".00", "\u2212.00"} & set(shown)
+
+
+def test_a_word_of_many_tokens_is_read(page: Browser) -> None:
+    page.click(page.one("#text"))
+    page.press_with(Keys.CONTROL, "a")
+    page.driver.execute_cdp_cmd("Input.insertText", {"text": "gattaca" * 20_000})
+    assert len(token_texts(page)) == 128

@@ -171,6 +171,11 @@ def test_a_page_with_damaged_weights_shows_recorded_numbers(
     python = InPython(with_packed_weights(word_model, "int8"), tokenizer)
     expected = python.likeliest(python.probabilities(TEXT), 5)
     shows_recorded_numbers_and_says_so(browser, path, expected)
+    refusal = browser.text("#notice")
+    browser.click(browser.one("#copy-link"))
+    browser.until(lambda: "copied" in browser.text("#notice"), "the link to be copied")
+    browser.click(browser.all("#tokens .token")[1])
+    assert browser.text("#notice") == refusal
 
 
 def test_a_page_of_an_edited_model_shows_its_own_numbers(

@@ -161,6 +161,7 @@ function drawTop(app) {
 }
 
 function buildTop(app) {
+  for (const id of ["copy-link", "copy-python", "start-tour"]) at(id).disabled = false;
   app.data.models.forEach(({ name }, i) => at("model").add(new Option(name, i)));
   at("model").addEventListener("change", () => app.set({ model: Number(at("model").value) }));
   at("undo").addEventListener("click", () => app.undo());
@@ -188,15 +189,21 @@ async function copy(text, what) {
   }
 }
 
-/** A message above the text. One that passes goes with the next change. */
+let lastingNotice = null;
+
+/** A message above the text. One that passes goes with the next change, and lets the lasting one
+ * be seen again. */
 function say(text, { passes = true } = {}) {
+  if (!passes) lastingNotice = text;
   at("notice").textContent = text;
   at("notice").hidden = false;
   at("notice").classList.toggle("passes", passes);
 }
 
 function hideNotice() {
-  if (at("notice").classList.contains("passes")) at("notice").hidden = true;
+  if (!at("notice").classList.contains("passes")) return;
+  at("notice").hidden = true;
+  if (lastingNotice !== null) say(lastingNotice, { passes: false });
 }
 
 /** Tabs of one column; `field` of the state holds the id of the chosen one. */

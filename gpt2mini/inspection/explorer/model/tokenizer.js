@@ -42,7 +42,7 @@ export class Tokenizer {
     const ids = [];
     for (const part of this.addedTokens.split(wellFormed(text))) {
       if (typeof part === "number") ids.push(part);
-      else for (const word of this.wordsOf(part)) ids.push(...this.encodeWord(word));
+      else for (const word of this.wordsOf(part)) for (const id of this.encodeWord(word)) ids.push(id);
     }
     return ids;
   }

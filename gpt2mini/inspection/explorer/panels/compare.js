@@ -53,9 +53,9 @@ function comparedTextPart(app, root, names) {
     });
     const known = changes.filter(({ ratio }) => ratio !== null);
     known.sort((a, b) => Math.abs(b.ratio) - Math.abs(a.ratio));
-    const rows = known.slice(0, ROWS_LISTED).map(({ text, tokens, ps }) =>
-      [`${text} (${tokens[0]})`, ...ps.map(percent)]);
-    drawTextTable(list, ["token", ...names], rows);
+    const rows = known.slice(0, ROWS_LISTED).map(({ text, tokens, ps, ratio }) =>
+      [`${text} (${tokens[0]})`, ...ps.map(percent), `\u00d7\u00a0${number(Math.exp(ratio))}`]);
+    drawTextTable(list, ["token", ...names, "factor"], rows);
   };
 }
 
@@ -82,7 +82,8 @@ function textSummary(changes, names) {
   if (!known.length) return "The text has one token, which nothing predicts.";
   const risen = known.filter(({ ratio }) => ratio > 0).length;
   const mean = known.reduce((sum, { ratio }) => sum + ratio, 0) / known.length;
-  return `${risen} of ${known.length} tokens are more likely under ${names[1]}; in the geometric ` +
+  const tokens = known.length === 1 ? "token is" : "tokens are";
+  return `${risen} of ${known.length} ${tokens} more likely under ${names[1]}; in the geometric ` +
     `mean a token's probability is ${number(Math.exp(mean))} times that under ${names[0]}.`;
 }
 

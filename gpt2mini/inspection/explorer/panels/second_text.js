@@ -26,7 +26,7 @@ export function secondTextPart(app, root) {
     // Until something is chosen here the patch is at the chosen token, after the chosen block.
     const first = { ...FIRST_PATCH, layer, position: app.token };
     const shown = patch ?? withinTexts(app, chosen ?? first);
-    if ((patch !== null) !== wasInForce) parts.details.open = patch !== null;
+    if (patch !== null && !wasInForce) parts.details.open = true;
     wasInForce = patch !== null;
     if (patch) chosen = patch;
     if (parts.details.open) drawSecondText(app, parts, shown);

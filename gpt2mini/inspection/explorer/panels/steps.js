@@ -151,8 +151,8 @@ function vectorNumbers(parent, name, { norm, values, size }, lengthBefore, kind 
 /** Two significant digits: many of them stand in one row. */
 function short(x) {
   const size = Math.abs(x);
-  const text = size < 0.005 ? "0" : size < 1 ? size.toFixed(2).slice(1)
-    : size.toFixed(size < 10 ? 1 : 0);
+  const text = size < 0.005 ? "0" : size < 0.995 ? size.toFixed(2).slice(1)
+    : size.toFixed(size < 9.95 ? 1 : 0);
   return (x < 0 && text !== "0" ? "\u2212" : "") + text;
 }
 

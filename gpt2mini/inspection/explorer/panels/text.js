@@ -35,6 +35,7 @@ export function textPanel(app) {
 function buildExamples(app) {
   const choice = at("examples");
   at("examples-choice").hidden = !app.live;
+  choice.disabled = false;
   for (const text of app.data.examples ?? []) choice.add(new Option(text, text));
   choice.addEventListener("change", () => {
     if (choice.value) app.set({ text: choice.value, token: null, key: null });
@@ -59,6 +60,9 @@ function drawToken(app, element, { text, tokens }) {
 
 function said(app) {
   const { token, tokenIds, tokensLeftOut } = app, last = tokenIds.length - 1;
+  if (!app.state.text) {
+    return `The text is empty: the page reads ${app.label(tokenIds[0])}, after which texts begin.`;
+  }
   const left = tokensLeftOut
     ? ` The page reads the first ${last + 1} tokens; ${tokensLeftOut} are left out.` : "";
   return `Token ${token} (counted from 0, the last is ${last}): ${app.label(tokenIds[token])}, ` +

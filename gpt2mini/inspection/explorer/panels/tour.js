@@ -40,7 +40,8 @@ const CARDS = [
   {
     title: "One block, step by step",
     text: "Here the chosen token goes through one block: normalize, compare its query with " +
-      "the keys of the tokens before it, mix their values, add; then the MLP, and add. Press next.",
+      "the keys of the tokens before it, mix their values, add; then the MLP, and add. Press " +
+      "\u201cnext\u201d above the steps.",
     show: "step",
     set: () => ({ middle: "step", step: 0 }),
   },
@@ -124,7 +125,7 @@ export function tourPanel(app, root) {
     const back = button("back", row, () => go(i - 1));
     back.disabled = i === 0;
     const last = i === CARDS.length - 1;
-    const next = button(last ? "finish" : "next", row, () => (last ? end() : go(i + 1)));
+    const next = button(last ? "finish" : "next card", row, () => (last ? end() : go(i + 1)));
     button("leave the tour", row, leave);
     next.focus();
   }
@@ -143,8 +144,8 @@ export function tourPanel(app, root) {
   }
 
   at("start-tour").addEventListener("click", () => go(0));
-  root.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") leave();
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && before !== null) leave();
   });
   return { draw() {} };
 }

@@ -32,7 +32,7 @@ class WritingControls {
   }
 
   async write(n) {
-    if (this.running) return;
+    if (this.running || this.isFull()) return;
     const own = { state: this.app.state, nWritten: 0, n, isShown: false };
     this.running = own;
     this.draw();
@@ -51,7 +51,7 @@ class WritingControls {
   /** Add one token, chosen by the reader, after the chosen one. */
   add(id) {
     const { app } = this, text = continuedText(app, [id]);
-    if (app.token + 1 >= app.data.most_tokens) return;
+    if (this.isFull()) return;
     if (text !== null) {
       app.set({ text, token: null, key: null });
       return;
@@ -72,10 +72,15 @@ class WritingControls {
     return true;
   }
 
+  isFull() {
+    return this.app.token + 1 >= this.app.data.most_tokens;
+  }
+
   draw() {
-    const { app, running, ended } = this;
-    const isFull = app.token + 1 >= app.data.most_tokens;
-    this.one.disabled = this.many.disabled = isFull;
+    const { app, running, ended } = this, isFull = this.isFull();
+    // Not `disabled`: a button that is would lose the keyboard's focus.
+    this.one.setAttribute("aria-disabled", isFull || running !== null);
+    this.many.setAttribute("aria-disabled", isFull);
     swap(running ? this.many : this.stop, running ? this.stop : this.many);
     this.seed.value = app.state.seed;
     this.said.textContent = running ? `${running.nWritten} of ${running.n}`
@@ -85,6 +90,10 @@ class WritingControls {
 
 function whatWouldHappen(app, isFull) {
   if (isFull) return `The page reads ${app.data.most_tokens} tokens; the text is full.`;
+  if (!app.state.text) {
+    return `What is written follows ${app.label(app.tokenIds[0])}, which is no part of the text ` +
+      "and which the page then no longer reads.";
+  }
   if (app.token === app.tokenIds.length - 1) return "";
   return "The model would write on from the chosen token: what follows it in the text is then " +
     "removed (undo brings it back).";
