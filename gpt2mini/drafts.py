@@ -33,7 +33,7 @@ class Draft:
     probabilities: Float[Tensor, "rows drafted vocab"]
 
 
-@runtime_checkable
+@runtime_checkable  # for the type checks of the tests
 class Drafter(Protocol):
     """Guesses the next tokens of growing texts."""
 

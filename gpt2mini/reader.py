@@ -1,6 +1,6 @@
 """Reads a growing text with a cache: each call computes the new tokens alone."""
 
-from functools import cache
+import functools
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,7 +24,7 @@ class Reader:
     def __init__(self, model: GPT2, rows: int, capacity: int, slide: bool, copies: int = 1) -> None:
         self.model, self.slide, self.copies = model, slide, copies
         # Found out once for each number of columns: it looks at every layer.
-        self.kernels = cache(lambda new: decoding_kernels(model, rows * new))
+        self.kernels = functools.cache(lambda new: decoding_kernels(model, rows * new))
         self.context = model.config.context_length
         self.capacity = min(capacity, self.context) if slide else capacity
         self.cache: KeyValueCache | None = None

@@ -56,9 +56,9 @@ def speculative_steps(
 ) -> Iterator[NewTokens]:
     """The loop behind `generate(..., draft=...)`: draft, check, feed back."""
     active = torch.ones(len(text), dtype=torch.bool, device=text.device)
-    missing = max_new_tokens
-    while missing:
-        most = min(drafting.draft_tokens, missing - 1, reader.room(is_real))
+    tokens_left = max_new_tokens
+    while tokens_left:
+        most = min(drafting.draft_tokens, tokens_left - 1, reader.room(is_real))
         draft = no_draft(text, reader)
         if most > 0 and reader.cache is not None:
             draft = drafter.draft(text, is_real, most)
@@ -66,7 +66,7 @@ def speculative_steps(
         text = torch.cat([text, draft.token_ids], dim=1)  # (rows, start + drafted)
         is_real = F.pad(is_real, (0, drafted), value=True)
         logits = reader.read(text, is_real, 1 + drafted)  # (rows, new, vocab)
-        allowed = apply_rules(draft, logits, text, is_real, rules, active, missing)
+        allowed = apply_rules(draft, logits, text, is_real, rules, active, tokens_left)
         allowed = allowed.masked_fill(~active[:, None, None], 0)  # as in `plain_steps`
         checked = check_draft(draft, logits, allowed, rules, active)
         kept = int(checked.accepted[active].min())  # columns of the draft
@@ -82,7 +82,7 @@ def speculative_steps(
             active = active & ~torch.isin(chosen, stops)
             if len(stops) and not active.any():
                 return
-        missing -= kept + 1
+        tokens_left -= kept + 1
         drafter.advance(drafted, kept)
         assert reader.cache is not None
         reader.cache.forget(drafted - kept)
@@ -102,21 +102,21 @@ def apply_rules(
     is_real: Bool[Tensor, "rows tokens"],
     rules: TokenRules,
     active: Bool[Tensor, " rows"],
-    missing: int,
+    tokens_left: int,
 ) -> Float[Tensor, "rows new vocab"]:
-    """The logits after each drafted token, each by the rules for the text up to there. missing: how
-    many tokens are still wanted."""
+    """The logits after each drafted token, each by the rules for the text up to there. tokens_left:
+    how many may follow the text before the draft."""
     drafted = draft.token_ids.shape[1]
     start = text.shape[1] - drafted
-    before = None if rules.states is None else rules.states.states
+    before = None if rules.states is None else rules.states.current
     allowed = []
     for i in range(drafted + 1):
-        end, tokens_left = start + i, missing - i - 1
-        allowed.append(rules.apply(logits[:, i], text[:, :end], is_real[:, :end], tokens_left))
+        end, left = start + i, tokens_left - i - 1
+        allowed.append(rules.apply(logits[:, i], text[:, :end], is_real[:, :end], left))
         if rules.states is not None and i < drafted:
             rules.states.read(draft.token_ids[:, i], active)
     if rules.states is not None and before is not None:
-        rules.states.states = before
+        rules.states.current = before
     return torch.stack(allowed, dim=1)
 
 

@@ -74,23 +74,23 @@ class TextStates:
         between = self.next_state[WHOLE, stops] == WHOLE  # (stops)
         self.missing[:, stops] = BYTES_MISSING[BROKEN]
         self.missing[WHOLE, stops[between]] = 0
-        self.states = torch.full((len(token_ids),), WHOLE, device=device)  # (rows)
+        self.current = torch.full((len(token_ids),), WHOLE, device=device)  # (rows)
         for column, real in zip(token_ids.T, is_real.T, strict=True):
             self.read(column, real)
 
     def read(self, token_ids: Int[Tensor, " rows"], is_read: Bool[Tensor, " rows"]) -> None:
         """Take the next token of each row; broken characters of a prompt are passed over."""
-        after = self.next_state[self.states, token_ids].long()  # (rows)
+        after = self.next_state[self.current, token_ids].long()  # (rows)
         afresh = self.next_state[WHOLE, token_ids].long()  # (rows)
         after = torch.where(after == BROKEN, afresh, after)
         after = torch.where(after == BROKEN, WHOLE, after)
-        self.states = torch.where(is_read, after, self.states)
+        self.current = torch.where(is_read, after, self.current)
 
     def forbid_broken(
         self, logits: Float[Tensor, "rows vocab"], tokens_left: int
     ) -> Float[Tensor, "rows vocab"]:
         """tokens_left: how many may follow the token that is chosen now."""
-        return logits.masked_fill(self.missing[self.states] > tokens_left, FORBIDDEN)
+        return logits.masked_fill(self.missing[self.current] > tokens_left, FORBIDDEN)
 
 
 def states_after(tokens: list[bytes]) -> np.ndarray:

@@ -42,7 +42,9 @@ export class Tokenizer {
     const ids = [];
     for (const part of this.addedTokens.split(wellFormed(text))) {
       if (typeof part === "number") ids.push(part);
-      else for (const word of this.wordsOf(part)) for (const id of this.encodeWord(word)) ids.push(id);
+      else for (const word of this.wordsOf(part)) {
+        for (const id of this.encodeWord(word)) ids.push(id); // a word may have 100,000 of them
+      }
     }
     return ids;
   }

@@ -12,8 +12,8 @@ export function headsPanel(app, root) {
   make("p", "By attention a token reads from itself and from earlier tokens, in each head in " +
     "another way. In a picture a row is a token that reads, a column one that is read; the " +
     "stronger the color (by the square root), the larger the weight; a row adds up to " +
-    "100\u00a0%. Of a long text a pixel of a small picture is the largest of several weights.", root,
-  { class: "intro" });
+    "100\u00a0%. Of a long text a pixel of a small picture is the largest of several weights.",
+  root, { class: "intro" });
   const layout = make("div", null, root, { class: layoutFor(app.data.models[0].config.n_heads) });
   const small = smallHeads(app, make("div", null, layout));
   const one = make("div", null, layout, { class: "one-head" });
