@@ -122,7 +122,7 @@ EDITS: dict[str, Edit] = {
         (ADD_MLP, ADD_MLP.replace("x + ", "x + attended + ")),
     ],
     "the embedding added to every block": [
-        ("        last_block = (", "        start = x\n        last_block = ("),
+        ("        for layer, block in", "        start = x\n        for layer, block in"),
         ("x = call_layer(block, x, attn_mask", "x = call_layer(block, x + 0.3 * start, attn_mask"),
     ],
     "a scaled residual branch": [(ADD_MLP, ADD_MLP.replace("x + ", "x + 0.5 * "))],

@@ -25,7 +25,7 @@ HARD = [
     *("👩‍👩‍👧‍👦 👍🏽", "🇩🇪", "נקודה. שלום", "مرحبا بالعالم", "สวัสดี"),
     *("नमस्ते दुनिया", "Привет, мир", "Γειά σου", "한국어 단어", "\U0001d7d8\U0001d5d4 \U00010400"),
     *("a\ud800b", "\udfff", "\ud83d \udc19", "x\n", "\n x", "  \n  x", "a\u0300\u0301 b", "١٢٣"),
-    *("\t\t\tx", "\ufdfa \u1e9e ŉ"),
+    *("\t\t\tx", "\ufdfa \u1e9e ŉ", "gattaca" * 300, "aaabaaab" * 40, "heretherehere" * 40),
 ]  # fmt: skip
 # Characters that Unicode does not have yet are left out: a browser may know more of them.
 CHARACTERS = st.one_of(

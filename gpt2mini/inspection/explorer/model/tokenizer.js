@@ -63,20 +63,33 @@ export class Tokenizer {
     return this.words.get(word);
   }
 
-  /** Merge neighbors, the pair with the lowest id first, until no pair is in the vocabulary. */
+  /** Merge neighbors, the pair with the lowest id first, until no pair is in the vocabulary. Equal
+   * pairs are merged in one pass from the left, until one comes about that is not after them: so a
+   * word of 100,000 letters takes a few passes. */
   merge(pieces) {
-    const idOfPair = (i) =>
-      i < 0 || i + 1 >= pieces.length
-        ? Infinity : this.idOf.get(pieces[i] + pieces[i + 1]) ?? Infinity;
-    const pairs = pieces.map((_, i) => idOfPair(i));
+    const idOfPair = (left, right) =>
+      left === undefined || right === undefined
+        ? Infinity : this.idOf.get(left + right) ?? Infinity;
     for (;;) {
-      let best = 0;
-      for (let i = 1; i < pairs.length; i++) if (pairs[i] < pairs[best]) best = i;
-      if (pairs[best] === Infinity) return pieces;
-      pieces.splice(best, 2, pieces[best] + pieces[best + 1]);
-      pairs.splice(best + 1, 1);
-      pairs[best] = idOfPair(best);
-      if (best > 0) pairs[best - 1] = idOfPair(best - 1);
+      let best = Infinity;
+      for (let i = 1; i < pieces.length; i++) {
+        best = Math.min(best, idOfPair(pieces[i - 1], pieces[i]));
+      }
+      if (best === Infinity) return pieces;
+      const merged = [];
+      let isNext = true; // whether the pair with this id is still the one to merge
+      for (let i = 0; i < pieces.length; i++) {
+        const [piece, next] = [pieces[i], pieces[i + 1]];
+        if (isNext && idOfPair(piece, next) === best) {
+          isNext = idOfPair(merged.at(-1), piece + next) > best &&
+            idOfPair(piece + next, pieces[i + 2]) > best;
+          merged.push(piece + next);
+          i++;
+        } else {
+          merged.push(piece);
+        }
+      }
+      pieces = merged;
     }
   }
 
