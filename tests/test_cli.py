@@ -247,6 +247,8 @@ def test_a_flag_refuses_a_value_that_makes_no_sense(
         ("evaluate", ["--tasks", "text=a.txt", "--samples", "2"], "is for evaluation without"),
         ("inspect", ["lens", "--layer", "2"], "--layer is for inspect trace or inspect attention"),
         ("pretrain", ["--init-from", "gpt2-nano", "--emb-dim", "8"], "is for a new model, without"),
+        ("generate", ["--draft-tokens", "9"], "--draft-tokens is for --draft or --lookup"),
+        ("generate", ["--interactive", "--prompt", "a"], "leave out --prompt and --num-samples"),
     ],
 )
 def test_a_flag_that_would_be_ignored_is_refused(

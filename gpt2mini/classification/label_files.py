@@ -18,7 +18,7 @@ from gpt2mini.data.folders import (
     grouped,
     log_left_out,
     purpose_of,
-    to_score,
+    purpose_to_score,
     visible_files,
 )
 from gpt2mini.data.records import HUB, Omissions, Record, as_text, read_records, rename
@@ -86,16 +86,17 @@ def parts_of(source: str | Path) -> dict[str, list[Path]]:
 
 
 def part_to_score(source: str | Path) -> str:
-    """Which part of a folder is to be measured on: "test" or else "validation", if it has one."""
-    parts = parts_of(source)
-    return next((purpose for purpose in ("test", "validation") if parts[purpose]), "train")
+    """Which part of labeled texts is to be measured on: "test" or else "validation", if there is
+    one."""
+    return purpose_to_score(parts_of(source), first="test")
 
 
 def read_texts(source: str | Path, columns: Mapping[str, str] | None = None) -> list[str]:
     """Texts without labels: of records (of a folder, those to test with), one of each, be it empty;
     or of lines that each hold one. Raises ValueError for lines with labels."""
     path = Path(source)
-    if path.is_dir() and (files := to_score(split_files(path), first="test")):
+    if path.is_dir() and any((parts := split_files(path)).values()):
+        files = parts[purpose_to_score(parts, first="test")]
         return [text for file in files for text in read_texts(file, columns)]
     if str(source).startswith(HUB) or is_file_of_records(path) or path.is_dir():
         return texts_of(read_records(source, columns, (*LABEL_NAMES, *TEXT_NAMES)), source)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2mini.data.documents import holds_text
-from gpt2mini.data.folders import to_score
+from gpt2mini.data.folders import purpose_to_score
 from gpt2mini.data.instructions import TEMPLATES
 from gpt2mini.data.records import HUB
 from gpt2mini.data.rows import is_file_of_records, split_files
@@ -85,7 +85,8 @@ def read_split(
 
 def files_to_score(source: str) -> list[str]:
     """What `--held-out` names: a file, or the files of a folder that are not for training."""
-    found = to_score(split_files(Path(source))) if Path(source).is_dir() else []
+    parts = split_files(Path(source)) if Path(source).is_dir() else {}
+    found = parts[purpose_to_score(parts)] if parts else []
     return [str(file) for file in found] or [source]
 
 

@@ -79,7 +79,8 @@ class Writer:
 def run(flags: Flags) -> None:
     if flags.interactive and (flags.prompt or flags.num_samples > 1):
         raise ValueError(
-            "--interactive asks for prompts, and continues each once: leave out others"
+            "--interactive asks for prompts and continues each once: leave out --prompt and "
+            "--num-samples"
         )
     device = pick_device(flags.computing.device)
     model, tokenizer = models.load(flags.model, flags.adapter, device)

@@ -13,7 +13,7 @@ from gpt2mini.data.folders import (
     is_about_the_data,
     log_left_out,
     purpose_of,
-    to_score,
+    purpose_to_score,
 )
 from gpt2mini.data.overlap import count_copied_blocks, count_copies
 from gpt2mini.data.rows import is_file_of_records, split_files
@@ -45,7 +45,7 @@ def training_and_held_out_files(data: str, held_out: str | None) -> tuple[list[P
     given = []
     if held_out:
         others, its_parts = files_and_parts(held_out)
-        given = to_score(its_parts) if its_parts else others
+        given = its_parts[purpose_to_score(its_parts)] if its_parts else others
     if not parts or not parts["train"]:
         return files, given
     used = [file for part in parts.values() for file in part]

@@ -49,11 +49,11 @@ def grouped(purposes: Mapping[Path, str | None]) -> dict[str, list[Path]]:
     return found
 
 
-def to_score(parts: Mapping[str, list[Path]], first: str = "validation") -> list[Path]:
-    """What to measure on, of the parts of a folder that is given for this: those for validation, or
-    else for tests (first="test": the other way round), or else all."""
+def purpose_to_score(parts: Mapping[str, list[Path]], first: str = "validation") -> str:
+    """Which part of a folder to measure on, where the folder is given for this: "validation", or
+    else "test" (first="test": the other way round), or else "train"."""
     other = "test" if first == "validation" else "validation"
-    return parts[first] or parts[other] or parts["train"]
+    return next((purpose for purpose in (first, other) if parts[purpose]), "train")
 
 
 def purpose_of(path: Path) -> str | None:

@@ -42,7 +42,9 @@ def measure_reward_scale(
     prompts each gets several responses, as many as the others, which makes n in all or a few more.
     Where all rewards are equal, the deviation is taken as 1. Raises ValueError without prompts."""
     if n < 1 or not prompts:
-        raise ValueError(f"no scale without a reward: {len(prompts)} prompts, and n={n} of them")
+        raise ValueError(
+            f"a reward scale needs prompts and n of at least 1, not {len(prompts)} prompts, n={n}"
+        )
     asked = list(prompts)[:n]
     samples = -(-n // len(asked))  # to each prompt
     responses = answer_prompts(policy, tokenizer, asked, max_new_tokens, samples, generator)

@@ -50,7 +50,8 @@ export function percent(p) {
   return (100 * p).toFixed(p < 0.1 ? 2 : 1) + "\u00a0%";
 }
 
-/** Up to three significant digits, without an exponent where that is readable; a true minus sign. */
+/** Up to three significant digits, without an exponent where that is readable; with a true minus
+ * sign. */
 export function number(x) {
   const size = Math.abs(x);
   const text = size === 0 ? "0" : size < 0.001 || size >= 1e5 ? size.toExponential(1)
