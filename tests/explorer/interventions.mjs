@@ -19,8 +19,8 @@ const input = JSON.parse(readFileSync(inputPath, "utf8"));
 const { data, hashes } = input;
 const tokenizer = await readTokenizer(input.tokenizer);
 const built = await buildModels(data.models, input.blobs, input.kernel);
-const newSources = () => built.map(({ model, means }, i) =>
-  new LiveSource(model, { name: data.models[i].name, means, forbiddenIds: data.forbidden_ids }));
+const newSources = () => built.map(({ model, means }) =>
+  new LiveSource(model, { means, forbiddenIds: data.forbidden_ids }));
 const [sources, patched, ofSecond] = [newSources(), newSources(), newSources()];
 
 // The parts of view.js's App that need no document.

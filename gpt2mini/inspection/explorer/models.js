@@ -17,8 +17,8 @@ export async function startModels(data) {
   const refusal = refusalOf(data, built);
   if (refusal) return { ...recorded(data, tokenizer), refusal };
   const forbiddenIds = data.forbidden_ids;
-  const makeSources = () => built.map(({ model, means }, i) =>
-    new LiveSource(model, { name: data.models[i].name, means, forbiddenIds }));
+  const makeSources = () => built.map(({ model, means }) =>
+    new LiveSource(model, { means, forbiddenIds }));
   return { live: true, tokenizer, sources: makeSources(), patched: makeSources(),
     second: makeSources(), refusal };
 }

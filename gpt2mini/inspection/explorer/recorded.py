@@ -8,8 +8,7 @@
     logit lens               the 5 most likely tokens after each layer
     next tokens              at temperature 1 the probabilities of the 200 most likely
     effects                  the probability of each position's target, the token that follows in
-                             the text (at the end: the most likely one), without each head,
-                             attention and MLP
+                             the text (at the end: the most likely one), without each head
 
 Approximate: the other tokens are a histogram of 64 equal ranges of logits: how many there are, and
 the logit of as many equal ones with the same sum of exp(logit). From it come their sum at other
@@ -174,19 +173,11 @@ def effects(
     forbidden_ids: list[int],
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """The probability of each position's target with everything, and without each head (layers,
-    heads, tokens), attention and MLP (layers, tokens)."""
+    """The probability of each position's target with everything (tokens), and without each head
+    (layers, heads, tokens)."""
     if sum(p.numel() for p in model.parameters()) > MOST_PARAMETERS_FOR_EFFECTS:
         return {"note": "not computed: the model has more than 200 million parameters"}
-    layers, heads = model.config.n_layers, model.config.n_heads
-    parts = [*(f"head.{head}" for head in range(heads)), "attn_out", "mlp_out"]
-    names = [f"blocks.{layer}.{part}" for layer in range(layers) for part in parts]
+    layers, heads = range(model.config.n_layers), range(model.config.n_heads)
+    names = [f"blocks.{layer}.head.{head}" for layer in layers for head in heads]
     before, after = ablation_effects(model, token_ids, names, targets, forbidden_ids, progress)
-    by_part = after.view(layers, len(parts), -1)  # (layers, parts, tokens)
-    return {
-        "note": "",
-        "before": packed(before, "<f4"),
-        "heads": packed(by_part[:, :heads], "<f4"),
-        "attn_out": packed(by_part[:, heads], "<f4"),
-        "mlp_out": packed(by_part[:, heads + 1], "<f4"),
-    }
+    return {"note": "", "before": packed(before, "<f4"), "heads": packed(after, "<f4")}

@@ -51,12 +51,9 @@ export function engineTolerance({ logits }) {
  * each text, or each set of patches, that you look at side by side. They share the model.
  */
 export class LiveSource {
-  live = true;
-
-  constructor(model, { name = "", means = null, forbiddenIds = [] } = {}) {
+  constructor(model, { means = null, forbiddenIds = [] } = {}) {
     this.model = model;
     this.config = model.config;
-    this.name = name;
     this.means = means;
     this.forbiddenIds = forbiddenIds; // without a token: never shown, never written
     this.mostTokens = Math.min(MOST_TOKENS, model.config.context_length);

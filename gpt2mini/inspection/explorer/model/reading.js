@@ -9,8 +9,6 @@ const MOST_VALUES = 16; // of a vector, in `step`
 
 /** What one text does in the model. Layers, heads and positions count from 0. */
 export class LiveReading {
-  live = true;
-
   constructor(source, { pass, patches, rows }, tokenIds) {
     this.source = source;
     this.model = source.model;

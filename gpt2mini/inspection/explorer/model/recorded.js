@@ -5,14 +5,11 @@ import { unpackNumbers } from "./weights.js";
 
 /** Readings of the one text that was recorded. entry: of data.models. */
 export class RecordedSource {
-  live = false;
   means = null;
 
   constructor(entry, forbiddenIds = []) {
     this.config = entry.config;
-    this.name = entry.name;
     this.forbiddenIds = forbiddenIds;
-    this.mostTokens = entry.recorded.token_ids.length;
     this.note = entry.recorded.effects.note; // why there are no effects, or ""
     this.reading = new RecordedReading(this, entry.recorded);
   }
@@ -44,19 +41,10 @@ export class RecordedSource {
     }));
     return ranked.sort((a, b) => Math.abs(b.after - before) - Math.abs(a.after - before));
   }
-
-  /** The same for the whole attention (attn_out) or MLP (mlp_out) of a block; null: unknown. */
-  effectOf(part, layer, position) {
-    const { effects, nTokens } = this.reading;
-    if (effects === null) return null;
-    return { before: effects.before[position], after: effects[part][layer * nTokens + position] };
-  }
 }
 
 /** What the text does in the model. Layers, heads and positions count from 0. */
 class RecordedReading {
-  live = false;
-
   constructor(source, recorded) {
     this.source = source;
     this.config = source.config;
@@ -235,7 +223,7 @@ function sumOf(items, value) {
 // ---- from the page's JSON
 
 const NEXT_ARRAYS = ["ids", "logits", "target_logits", "other_counts", "other_logits"];
-const EFFECT_ARRAYS = ["before", "heads", "attn_out", "mlp_out"];
+const EFFECT_ARRAYS = ["before", "heads"];
 
 function unpackAll(stored, names) {
   return Object.fromEntries(names.map((name) => [name, unpackNumbers(stored[name])]));
