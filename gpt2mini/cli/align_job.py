@@ -24,6 +24,8 @@ FIGURES = {
     "grpo": ["reward", "kl", "entropy", "clip_fraction", "response_length"],
 }
 REWARD, DPO, PPO, GRPO = (f"--method {method}" for method in FIGURES)
+# of the run's flags, those of methods that learn from pairs, which are held out too
+VALIDATION = dict.fromkeys(["evaluate_every", "patience"], (REWARD, DPO))
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Flags:
     out: str = "runs/align"  # folder for results
     method: Literal["reward", "dpo", "ppo", "grpo"] = "ppo"
     fraction: float = 1.0  # seeded share of the data to use
-    validation_share: float = 0.2  # share that is held out
+    validation_share: float = options.share_held_out(0.2)  # share that is held out
     held_out: str | None = None  # a file to hold out, instead of a share of the prompts
     held_out_pairs: options.OptionalCount = None  # at most so many pairs held out
     steps: options.OptionalCount = None  # optimizer steps; overrides --epochs and --rollouts
@@ -117,13 +119,14 @@ class Flags:
     ppo: PPOFlags = options.group(PPOFlags, PPO)
     grpo: GRPOFlags = options.group(GRPOFlags, GRPO)
     adapters: options.LoRA = options.group(options.LoRA, "--lora")
-    run: options.Run = options.group(options.Run)
+    run: options.Run = options.group(options.Run, only=VALIDATION)
     parallel: options.Sharding = options.group(options.Sharding)
     machine: options.Machine = options.group(options.Machine)
 
     @property
     def conditions(self) -> set[str]:
-        return {f"--method {self.method}", *(["--lora"] if self.lora else [])}
+        found = {f"--method {self.method}"} | ({"--lora"} if self.lora else set())
+        return found if self.held_out else found | {options.WITHOUT_HELD_OUT}
 
 
 class Job(common.Job):

@@ -83,7 +83,7 @@ class Flags:
     # what learns; None: full, or lora with --adapter
     method: Literal["full", "last-blocks", "lora"] | None = None
     fraction: float = 1.0  # seeded share of the data to use
-    validation_share: float = 0.1  # share that is held out
+    validation_share: float = options.share_held_out(0.1)  # share that is held out
     held_out: str | None = None  # a file, or a folder of text, to hold out instead
     epochs: options.Positive = 5.0  # times through the data
     steps: options.OptionalCount = None  # optimizer steps; overrides --epochs
@@ -117,6 +117,8 @@ class Flags:
         }
         if self.learns == "lora" and not self.adapter:
             found.add(NEW_ADAPTER)
+        if not self.held_out:
+            found.add(options.WITHOUT_HELD_OUT)
         return found | ({"--reward"} if self.records.reward else set())
 
 

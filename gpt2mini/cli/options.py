@@ -2,9 +2,10 @@
 share, and the refusal of flags that a job would ignore."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from torch import nn
@@ -153,15 +154,29 @@ class LoRA:
         add_lora(model, self.rank, self.alpha or 2 * self.rank, self.dropout, self.targets)
 
 
-def group(kind: Callable[..., Group], *conditions: str, but: Sequence[str] = ()) -> Group:
+WITHOUT_HELD_OUT = "a run without --held-out"
+
+
+def share_held_out(default: float) -> float:
+    """The field for the share of the data that is held out, where no other data are."""
+    return field(default=default, metadata={"only_for": (WITHOUT_HELD_OUT,)})
+
+
+def group(
+    kind: Callable[..., Group],
+    *conditions: str,
+    but: Sequence[str] = (),
+    only: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Group:
     """A field that is a group of flags. conditions: refuse these flags, but for some fields, unless
-    the job meets one of the conditions."""
-    return field(default_factory=kind, metadata={"only_for": conditions, "but": but})
+    the job meets one of the conditions. only: fields with conditions of their own."""
+    own = dict.fromkeys(but, ()) | dict(only)
+    return field(default_factory=kind, metadata={"only_for": conditions, "own": own})
 
 
 def refuse_misplaced(flags: Any, arguments: Sequence[str]) -> None:
-    """Raise ValueError for a flag among the arguments that the job would ignore: one of a
-    group with conditions, of which none is in `flags.conditions`."""
+    """Raise ValueError for a flag among the arguments that the job would ignore: one with
+    conditions, of which none is in `flags.conditions`."""
     given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
     for name, conditions in conditional_flags(flags):
         if {f"--{name}", f"--no-{name}"} & given and not flags.conditions & set(conditions):
@@ -170,8 +185,9 @@ def refuse_misplaced(flags: Any, arguments: Sequence[str]) -> None:
 
 def conditional_flags(flags: Any) -> Iterator[tuple[str, Sequence[str]]]:
     """(name of a flag, conditions of which one must hold) of all that have any."""
-    for group in fields(flags):
-        if conditions := group.metadata.get("only_for"):
-            for one in fields(getattr(flags, group.name)):
-                if one.name not in group.metadata["but"]:
-                    yield one.name.rstrip("_").replace("_", "-"), conditions  # as_: a keyword
+    for one in fields(flags):
+        value, conditions = getattr(flags, one.name), one.metadata.get("only_for", ())
+        own = one.metadata.get("own", {})
+        for flag in fields(value) if is_dataclass(value) else [one]:
+            if required := own.get(flag.name, conditions):
+                yield flag.name.rstrip("_").replace("_", "-"), required  # as_: a keyword

@@ -49,7 +49,7 @@ class Flags:
     out: str = "runs/pretrain"  # folder for results
     init_from: str | None = None  # start from this model's folder, its vocabulary and its width
     fraction: float = 1.0  # seeded share of the text to use
-    validation_share: float = 0.015  # share that is held out
+    validation_share: float = options.share_held_out(0.015)  # share that is held out
     held_out: str | None = None  # a file or a folder of text to hold out instead
     validation_tokens: options.Count = 65536  # of these, so many are scored
     steps: options.Count = 40  # optimizer steps
@@ -74,8 +74,12 @@ class Flags:
 
     @property
     def conditions(self) -> set[str]:
-        found = set() if self.init_from else {NEW_MODEL}
-        return found | ({"--start-layers"} if self.start_layers else set())
+        holds = {
+            NEW_MODEL: not self.init_from,
+            "--start-layers": self.start_layers is not None,
+            options.WITHOUT_HELD_OUT: not self.held_out,
+        }
+        return {condition for condition, is_met in holds.items() if is_met}
 
 
 def run(flags: Flags) -> None:
