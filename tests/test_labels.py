@@ -153,7 +153,14 @@ def test_a_header_of_other_names_is_read_by_columns(tmp_path: Path) -> None:
         ),
         ("class,label,text,id", "the label might be in any of the columns class, label: .*columns"),
         ("Text,text,label,id", "the text might be in any of the columns Text, text"),
-        ("query,answer,a,b", "expected 'label' or .*found query, answer, a, b"),
+        (
+            "query,answer,a,b",
+            "expected 'label' or .*found query, answer, a, b. A column by another",
+        ),
+        (
+            "4,Oil up,Shares fell,b",
+            r"found 4, Oil up, Shares fell, b\. If that is a record and no h",
+        ),
     ],
 )
 def test_columns_that_might_be_meant_are_asked_for(

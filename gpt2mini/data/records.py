@@ -86,10 +86,17 @@ class Record:
 
     def lacks(self, names: Sequence[str]) -> ValueError:
         wanted = " or ".join(map(repr, names))
-        return ValueError(
-            f"{self.place}: expected {wanted}; found {', '.join(self.fields)}. A column by another "
-            f"name is assigned with --columns {names[0]}=THEIRS"
-        )
+        found = ", ".join(name if len(name) < 40 else f"{name[:40]}..." for name in self.fields)
+        remedy = f"A column by another name is assigned with --columns {names[0]}=THEIRS"
+        if any(map(looks_like_a_value, self.fields)):
+            remedy = f"If that is a record and no header, add a first line of names. {remedy}"
+        return ValueError(f"{self.place}: expected {wanted}; found {found}. {remedy}")
+
+
+def looks_like_a_value(name: str) -> bool:
+    """Whether a name is a number or a sentence: then the table may have no header, as the CSV files
+    of AG News and Yelp reviews have none."""
+    return name.strip().isdigit() or len(name.split()) > 4
 
 
 def as_text(value: Any) -> str | None:
