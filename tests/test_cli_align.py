@@ -38,7 +38,17 @@ def test_a_reward_model_is_learned_and_serves_as_a_reward(
     assert config["id2label"] == {"0": "reward"}
     name = str(reward / "best")
     tuned = tmp_path / "grpo"
-    arguments = ["--method", "grpo", "--reward", name, "--num-samples", "2", "--lora"]
+    arguments = [
+        "--method",
+        "grpo",
+        "--reward",
+        name,
+        "--num-samples",
+        "2",
+        "--lora",
+        "--clip",
+        "0.3",
+    ]
     done = run("align", "--model", word_folder, "--out", tuned, *arguments, *SHORT)
     assert done.returncode == 0, done.stderr
     summary, rows = read(tuned)

@@ -3,13 +3,13 @@ share, and the refusal of flags that a job would ignore."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from torch import nn
-from tyro.conf import UseAppendAction
+from tyro.conf import Suppress, UseAppendAction
 from tyro.constructors import PrimitiveConstructorSpec
 
 from gpt2mini import GPT2
@@ -189,5 +189,11 @@ def conditional_flags(flags: Any) -> Iterator[tuple[str, Sequence[str]]]:
         value, conditions = getattr(flags, one.name), one.metadata.get("only_for", ())
         own = one.metadata.get("own", {})
         for flag in fields(value) if is_dataclass(value) else [one]:
-            if required := own.get(flag.name, conditions):
+            required = own.get(flag.name, conditions)
+            if required and not is_suppressed(flag):
                 yield flag.name.rstrip("_").replace("_", "-"), required  # as_: a keyword
+
+
+def is_suppressed(flag: Field) -> bool:
+    """Whether it is no flag of its group: another group has the flag of this name."""
+    return Suppress in getattr(flag.type, "__metadata__", ())
