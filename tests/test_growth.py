@@ -294,6 +294,17 @@ def test_pretrain_begins_shallow(tmp_path: Path) -> None:
     assert read_json(tmp_path / "best" / "config.json")["n_layer"] == 4
 
 
+@pytest.mark.parametrize(("flags", "n_layers"), [([], 3), (["--n-layers", "6"], 6)])
+def test_an_earlier_model_grows_only_when_asked(
+    word_folder: Path, tmp_path: Path, flags: list[str], n_layers: int
+) -> None:
+    flags = [*flags, "--init-from", str(word_folder), "--steps", "1"]
+    done = run_command("pretrain", "--out", tmp_path, "--validation-tokens", "256", *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"parameters in {n_layers} blocks" in done.stdout
+    assert read_json(tmp_path / "best" / "config.json")["n_layer"] == n_layers
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

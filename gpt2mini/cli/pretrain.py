@@ -7,7 +7,7 @@ Examples:
 weights/gpt2-nano was made by this job; its README has the commands. A deep model costs more per
 step and learns little more at first: with --start-layers 3 most steps are made with three blocks,
 then the model grows to --n-layers without changing its outputs. --init-from starts from an earlier
-model and, where --n-layers asks for more blocks than it has, grows it at once.
+model; with a larger --n-layers it grows at once.
 Writes metrics.jsonl, summary.json, loss.png and best/ to --out.
 """
 
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tyro.conf import Suppress
 
 from gpt2mini import GPT2, GPT2Config, Tokenizer, complete
 from gpt2mini.checks import check_predicts_tokens
@@ -34,6 +36,13 @@ from gpt2mini.training.distributed import get_rank, rank_zero_first
 from gpt2mini.training.growth import train_growing
 
 NEW_MODEL = "a new model, without --init-from"
+
+
+@dataclass(frozen=True)
+class ConfigFlags(GPT2Config):
+    """The hyperparameters of a new model."""
+
+    n_layers: Suppress[int] = GPT2Config.n_layers  # a flag with --init-from too, hence of `Flags`
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,10 @@ class Flags:
     weight_decay: options.NotNegative = 0.01  # of matrices
     warmup_steps: options.CountOrZero = 20  # in which the rate rises
     decay_share: options.Share = 0.3  # of the steps, in which the rate falls
+    n_layers: options.OptionalCount = None  # blocks; None: 12, or those of --init-from
     start_layers: options.OptionalCount = None  # blocks of a new model at first; None: --n-layers
-    config: GPT2Config = options.group(
-        partial(GPT2Config, vocab_size=8192, context_length=512, emb_dim=256, n_heads=4),
-        NEW_MODEL,
-        but=["n_layers"],
+    config: ConfigFlags = options.group(
+        partial(ConfigFlags, vocab_size=8192, context_length=512, emb_dim=256, n_heads=4), NEW_MODEL
     )
     growth: GrowthFlags = options.group(GrowthFlags, "--start-layers")
     run: options.Run = options.group(partial(options.Run, save_every=200, evaluate_every=200))
@@ -80,6 +88,11 @@ class Flags:
             options.WITHOUT_HELD_OUT: not self.held_out,
         }
         return {condition for condition, is_met in holds.items() if is_met}
+
+    @property
+    def depth(self) -> int:
+        """Blocks of a new model, once it has grown."""
+        return self.n_layers or self.config.n_layers
 
 
 def run(flags: Flags) -> None:
@@ -188,9 +201,9 @@ def get_model(flags: Flags, tokenizer: Tokenizer) -> GPT2:
     if flags.init_from:
         model = GPT2.from_pretrained(flags.init_from)
         check_predicts_tokens(model)
-        grow_depth(model, flags.config.n_layers)
+        grow_depth(model, flags.n_layers or model.config.n_layers)
         return model
-    n_layers = flags.start_layers or flags.config.n_layers
+    n_layers = flags.start_layers or flags.depth
     own = {"vocab_size": tokenizer.vocab_size, "n_layers": n_layers}
     return GPT2(GPT2Config(**vars(flags.config) | own))
 
@@ -198,7 +211,7 @@ def get_model(flags: Flags, tokenizer: Tokenizer) -> GPT2:
 def growing(flags: Flags) -> Callable[..., list[dict[str, Any]]]:
     """How to train: with all blocks, or with few at first. Raises ValueError for flags that do not
     fit each other."""
-    n_layers, start = flags.config.n_layers, flags.start_layers
+    n_layers, start = flags.depth, flags.start_layers
     if start is None:
         return train
     if flags.init_from:
@@ -221,6 +234,6 @@ def growing(flags: Flags) -> Callable[..., list[dict[str, Any]]]:
 def describe(model: GPT2, flags: Flags) -> str:
     """For example "3,018,496 parameters in 1 of 12 blocks, 8,192 kinds of token"."""
     _, parameters = common.how_many_learn(model)
-    kinds, n_layers = model.config.vocab_size, flags.config.n_layers
-    of = "" if model.config.n_layers == n_layers else f"{model.config.n_layers} of "
-    return f"{parameters:,} parameters in {of}{n_layers} blocks, {kinds:,} kinds of token"
+    kinds, now = model.config.vocab_size, model.config.n_layers
+    blocks = f"{now} of {flags.depth} blocks" if flags.start_layers else f"{now} blocks"
+    return f"{parameters:,} parameters in {blocks}, {kinds:,} kinds of token"

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from gpt2mini.model import GPT2
-from gpt2mini.modes import forwards_replaced, has_hooks
+from gpt2mini.modes import forwards_replaced, has_hooks, uncompiled
 
 
 class Deferred(Tensor):
@@ -110,7 +110,7 @@ def deferred_head(model: GPT2) -> Iterator[None]:
 def is_compiled(model: nn.Module) -> bool:
     """Whether `model.compile()`, `torch.compile(model)` or `model.forward = torch.compile(...)` has
     compiled the model as a whole (the last: or whether it has another `forward` of its own)."""
-    whole = model._compiled_call_impl is not None or hasattr(model, "_orig_mod")
+    whole = model._compiled_call_impl is not None or uncompiled(model) is not model
     return whole or "forward" in vars(model)
 
 
