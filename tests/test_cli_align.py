@@ -8,7 +8,7 @@ import pytest
 import torch
 from command import COMMAND, run, run_apart
 
-from gpt2mini import GPT2
+from gpt2mini import GPT2, Tokenizer
 from gpt2mini.lora import load_adapter
 from gpt2mini.training.distributed import can_shard_on_cpu
 
@@ -38,17 +38,8 @@ def test_a_reward_model_is_learned_and_serves_as_a_reward(
     assert config["id2label"] == {"0": "reward"}
     name = str(reward / "best")
     tuned = tmp_path / "grpo"
-    arguments = [
-        "--method",
-        "grpo",
-        "--reward",
-        name,
-        "--num-samples",
-        "2",
-        "--lora",
-        "--clip",
-        "0.3",
-    ]
+    arguments = ["--method", "grpo", "--reward", name, "--num-samples", "2"]
+    arguments += ["--lora", "--clip", "0.3"]
     done = run("align", "--model", word_folder, "--out", tuned, *arguments, *SHORT)
     assert done.returncode == 0, done.stderr
     summary, rows = read(tuned)
@@ -154,6 +145,25 @@ def test_a_sharded_policy_learns_from_rewards(
     else:
         before, after = GPT2.from_pretrained(word_folder), GPT2.from_pretrained(tmp_path / "best")
         assert not torch.equal(before.tok_emb.weight, after.tok_emb.weight)
+
+
+def test_rewards_are_printed_beside_what_was_rated(word_folder: Path, tmp_path: Path) -> None:
+    """Of adapters on a classifier; and a pair that is equal after the cut is left out."""
+    model, base = GPT2.from_pretrained(word_folder), tmp_path / "classifier"
+    model.out_head = torch.nn.Linear(model.config.emb_dim, 2, bias=False)
+    model.save_pretrained(base, class_names=["no", "yes"])
+    Tokenizer.from_pretrained(word_folder).save_pretrained(base)
+    long = "the same words again and again " * 40
+    pairs = [{"prompt": "one?", "chosen": f"{long}a", "rejected": f"{long}b"}]
+    pairs += [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in ("two", "three")]
+    held_out = tmp_path / "held.jsonl"
+    held_out.write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    arguments = ["--method", "reward", "--lora", "--held-out", held_out, "--longest", "24"]
+    done = run("align", "--model", base, "--out", tmp_path / "reward", *arguments, "--steps", "1")
+    assert done.returncode == 0, done.stderr
+    assert "--- Question: two?" in done.stdout
+    assert "Question: one?" not in done.stdout
+    assert (tmp_path / "reward" / "adapter" / "adapter_config.json").is_file()
 
 
 @pytest.mark.parametrize(

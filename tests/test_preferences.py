@@ -1201,6 +1201,17 @@ def test_the_kl_coefficient_follows_its_target() -> None:
     assert adaptive.coefficient == pytest.approx(0.2 * 1.01 * 1.02 * 0.98)
     with pytest.raises(ValueError, match="KL coefficient"):
         KLController(-1)
+    with pytest.raises(ValueError, match=r"with a target.* both must be above 0"):
+        KLController(0.0, target=6.0)
+
+
+def test_a_fixed_kl_coefficient_is_the_one_given_also_after_a_resume() -> None:
+    fixed, limited = KLController(0.2), KLController(0.3, target=6.0, floor=0.3)
+    for controller in (fixed, limited):
+        controller.load_state_dict(KLController(0.1).state_dict())
+    assert (fixed.coefficient, limited.coefficient) == (0.2, 0.3)
+    limited.load_state_dict(KLController(0.7).state_dict())
+    assert limited.coefficient == 0.7
 
 
 def test_a_target_can_be_a_limit_that_acts_within_a_few_rollouts() -> None:

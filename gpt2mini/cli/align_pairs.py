@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from gpt2mini import GPT2
+from gpt2mini import GPT2, Tokenizer
 from gpt2mini.cli import common
 from gpt2mini.cli.align_job import Job
 from gpt2mini.cli.tables import print_rows
+from gpt2mini.data.instructions import EncodedExchange
 from gpt2mini.lora import lora_layers, merge_lora, save_adapter
 from gpt2mini.preferences.comparison import end_of
 from gpt2mini.preferences.dpo import dpo_step, evaluate_dpo, with_reference
@@ -45,7 +46,7 @@ def train_reward_model(job: Job) -> tuple[dict[str, Any], list[CalibrationBin]]:
     step = partial(reward_step, figures=job.figures)
     evaluate = partial(evaluate_rewards, job.model, validation)
     train_on_pairs(job, pairs, step, evaluate, common.how_to_save(job.model, save_reward_model))
-    model = job.load_best()
+    model = job.load_best(classifier=True)
     if lora_layers(model):  # a whole model rates answers, or an adapter on the policy's base
         save_adapter(model, out / "adapter", replace=True)
         job.tokenizer.save_pretrained(out / "adapter")
@@ -54,15 +55,23 @@ def train_reward_model(job: Job) -> tuple[dict[str, Any], list[CalibrationBin]]:
         print(f"adapter, for a policy on the same base: --reward {out / 'adapter'} --lora")
     job.report_best()
     report = evaluate_rewards(model, validation)
-    for pair, better, worse in zip(
-        job.held_out[: flags.answers], report.chosen, report.rejected, strict=False
-    ):
-        print(f"--- {end_of(pair.prompt)}\n[chosen   {float(better):+.3f}] {pair.chosen.strip()}")
-        print(f"[rejected {float(worse):+.3f}] {pair.rejected.strip()}\n")
+    rated = list(zip(validation, report.chosen, report.rejected, strict=True))
+    for pair, better, worse in rated[: flags.answers]:
+        prompt, chosen = texts_of(pair.chosen, job.tokenizer)
+        _, rejected = texts_of(pair.rejected, job.tokenizer)
+        print(f"--- {end_of(prompt)}\n[chosen   {float(better):+.3f}] {chosen.strip()}")
+        print(f"[rejected {float(worse):+.3f}] {rejected.strip()}\n")
     bins = calibration(report.margins)
     print(f"held out: {report}\n\ncalibration: is it right as often as its confidence says?")
     print(f"{calibration_table(bins)}\n\nas a reward: gpt2mini align --reward {out / 'best'}")
     return {**report.summary(), "calibration": [one.summary() for one in bins]}, bins
+
+
+def texts_of(exchange: EncodedExchange, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The prompt and the response as the model reads them, which may have been cut."""
+    ids = [int(i) for i in exchange.token_ids]
+    response = [i for i in ids[exchange.n_prompt :] if i != tokenizer.eos_id]
+    return tokenizer.decode(ids[: exchange.n_prompt]), tokenizer.decode(response)
 
 
 def tune_dpo(job: Job) -> tuple[GPT2, dict[str, Any]]:

@@ -90,6 +90,7 @@ def kl_controller(flags: Flags) -> KLController:
     learned = is_learned(flags.comparison.reward)
     usual_kl, usual_target = (LEARNED_KL, LEARNED_TARGET_KL) if learned else (0.03, 0.0)
     kl = usual_kl if flags.on_policy.kl is None else flags.on_policy.kl
+    usual_target = usual_target if kl else 0.0  # without a coefficient there is none to raise
     target = usual_target if flags.ppo.target_kl is None else flags.ppo.target_kl
     return KLController(kl, target or None, gain=1.0, floor=kl)
 

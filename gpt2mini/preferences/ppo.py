@@ -185,10 +185,10 @@ class KLController:
         is for thousands of rollouts; a run of dozens needs about 1. floor: the coefficient never
         falls below. With the first coefficient as its floor, the target is a limit: at the start,
         while the KL is small, the penalty is not given up."""
-        if coefficient < 0 or (target is not None and target <= 0):
+        if coefficient < 0 or (target is not None and not (target > 0 and coefficient > 0)):
             raise ValueError(
-                f"the KL coefficient must be at least 0 and its target above 0, not {coefficient} "
-                f"and {target}"
+                "the KL coefficient must be at least 0; with a target, by whose distance it is "
+                f"multiplied, both must be above 0, not {coefficient} and {target}"
             )
         self.coefficient, self.target = coefficient, target
         self.gain, self.floor = gain, floor
@@ -202,7 +202,9 @@ class KLController:
         return {"coefficient": self.coefficient}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.coefficient = state["coefficient"]
+        """A fixed coefficient stays what it is here, and an adapted one above its floor here."""
+        if self.target is not None:
+            self.coefficient = max(self.floor, state["coefficient"])
 
 
 # ---- experience, loss, minibatches
