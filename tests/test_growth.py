@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from gpt2mini import GPT2
 from gpt2mini.checkpoints.origin import origin_of
-from gpt2mini.data.text import Batch, TokenBatches
+from gpt2mini.data.text import Batch, TokenBatches, sequential_batches
 from gpt2mini.files import read_json
 from gpt2mini.lora import add_lora
 from gpt2mini.surgery import grow_depth
@@ -179,12 +179,16 @@ def test_it_is_the_loop_by_hand(optimizer: str, tmp_path: Path) -> None:
     assert_same(grown(tmp_path, optimizer, recompute=False), model)
 
 
-def failing_at(step: int) -> Callable[[GPT2, Batch], tuple[Tensor, Tensor]]:
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+def killed_at(step: int) -> Callable[[GPT2, Batch], tuple[Tensor, Tensor]]:
     calls = iter(range(1000))
 
     def loss_function(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
         if next(calls) == step:
-            raise ZeroDivisionError
+            raise Killed
         return next_token_step(model, batch)
 
     return loss_function
@@ -198,8 +202,8 @@ def left_alone(tmp_path_factory: pytest.TempPathFactory) -> GPT2:
 
 @pytest.mark.parametrize("step", [4, GROW, 10])
 def test_a_stopped_run_ends_with_the_same_bits(step: int, left_alone: GPT2, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError):
-        grown(tmp_path, "muon", failing_at(step), save_every=3)
+    with pytest.raises(Killed):
+        grown(tmp_path, "muon", killed_at(step), save_every=3)
     assert_same(grown(tmp_path, "muon", resume=True, save_every=3), left_alone)
 
 
@@ -292,6 +296,22 @@ def test_pretrain_begins_shallow(tmp_path: Path) -> None:
     assert "parameters in 2 of 4 blocks" in done.stdout
     assert "step 2: the model grows to 4 blocks" in done.stderr + done.stdout
     assert read_json(tmp_path / "best" / "config.json")["n_layer"] == 4
+
+
+def test_pretrain_validates_at_the_length_it_trains(
+    word_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At positions that were not trained the loss is another."""
+    lengths = set()
+
+    def windows(*arguments: Any) -> Any:
+        lengths.add(arguments[-1])
+        return sequential_batches(*arguments)
+
+    monkeypatch.setattr("gpt2mini.cli.pretrain.sequential_batches", windows)
+    flags = ["--init-from", word_folder, "--steps", "1", "--sequence-length", "8"]
+    done = run_command("pretrain", "--out", tmp_path, "--validation-tokens", "256", *flags)
+    assert done.returncode == 0 and lengths == {8}, done.stderr
 
 
 @pytest.mark.parametrize(("flags", "n_layers"), [([], 3), (["--n-layers", "6"], 6)])

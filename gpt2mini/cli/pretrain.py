@@ -64,7 +64,9 @@ class Flags:
     steps: options.Count = 40  # optimizer steps
     batch_size: options.Count = 4  # windows per micro-batch
     accumulate: options.Count = 1  # micro-batches per step
-    sequence_length: options.OptionalCount = None  # tokens per window; None: the context
+    sequence_length: options.OptionalCount = (
+        None  # tokens per window, also in validation; None: the context
+    )
     lr: options.Positive = 0.02  # peak rate of Muon, for the matrices of the blocks
     adamw_lr: options.Positive = 0.003  # peak rate of AdamW, for all the rest
     weight_decay: options.NotNegative = 0.01  # of matrices
@@ -108,11 +110,12 @@ def run(flags: Flags) -> None:
     held_out = HeldOut(split, tokenizer, flags.validation_tokens)
     model = get_model(flags, tokenizer).to(job.device)
     context = model.config.context_length
+    length = min(flags.sequence_length or context, context)
     flags.parallel.apply(model, job.precision)
     print(f"{describe(model, flags)}, on {job.device}\n{split}")
 
     def validate() -> float:
-        windows = held_out.windows(flags.batch_size, context)
+        windows = held_out.windows(flags.batch_size, length)
         return evaluate_loss(model, windows, precision=job.precision)
 
     rows = job.train(
@@ -121,7 +124,7 @@ def run(flags: Flags) -> None:
             split.corpus.tokens,
             split.training,
             flags.batch_size,
-            flags.sequence_length or context,
+            length,
             job.seed,
         ),
         muon_and_adamw(model, flags.lr, flags.adamw_lr, flags.weight_decay),
