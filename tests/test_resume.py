@@ -25,7 +25,7 @@ from conftest import TINY, random_ids
 from torch import Tensor
 from torch.distributed.checkpoint import metadata
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 from gpt2mini import GPT2, Tokenizer
 from gpt2mini.data.instructions import Exchange, ExchangeBatches, encode_exchanges
@@ -160,8 +160,8 @@ def test_the_speed_after_a_resume_is_of_what_was_read_since(
 
 def test_the_log_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     rows = Run().train(evaluate_every=4, evaluate=lambda: 2.0)
-    with pytest.raises(ZeroDivisionError):
-        Run().train(tmp_path, evaluate_every=4, evaluate=lambda: 2.0, loss_function=failing_at(13))
+    with pytest.raises(Killed):
+        Run().train(tmp_path, evaluate_every=4, evaluate=lambda: 2.0, loss_function=killed_at(13))
     with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 13, "lo')  # what a kill may leave
     found = Run(seed=1).train(tmp_path, resume=True, evaluate_every=4, evaluate=lambda: 2.0)
@@ -170,15 +170,41 @@ def test_the_log_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines] == found
 
 
-def failing_at(step: int) -> Callable[[GPT2, Batch], tuple[Tensor, Tensor]]:
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+def killed_at(
+    step: int, by: type[BaseException] = Killed
+) -> Callable[[GPT2, Batch], tuple[Tensor, Tensor]]:
+    """A loss function that raises in the second micro-batch of a step."""
     calls = iter(range(1000))
 
     def loss_function(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
-        if next(calls) == 2 * step:
-            raise ZeroDivisionError
+        if next(calls) == 2 * step + 1:
+            raise by
         return next_token_step(model, batch)
 
     return loss_function
+
+
+@pytest.mark.parametrize("save_every", [0, 5])
+def test_an_error_in_a_step_loses_no_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, save_every: int
+) -> None:
+    """Of a reward function or of a batch, for example."""
+    with pytest.raises(ConnectionError):
+        Run().train(tmp_path, save_every=save_every, loss_function=killed_at(13, ConnectionError))
+    assert "the step failed; the run is saved in" in caplog.text and saved_step(tmp_path) == 13
+    resumed = Run(seed=1)
+    resumed.train(tmp_path, resume=True)
+    assert_ends_with(resumed, left_alone())
+
+
+def test_an_error_in_the_first_step_leaves_no_run_behind(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError):
+        Run().train(tmp_path, loss_function=killed_at(0, ConnectionError))
+    assert not RunCheckpoints(tmp_path / "checkpoints").all()
 
 
 def test_the_best_model_is_remembered(tmp_path: Path) -> None:
@@ -259,10 +285,8 @@ def test_the_best_is_known_after_an_evaluation_that_failed_at_first(tmp_path: Pa
     keep: dict[str, Any] = {"evaluate_every": 5, "save_every": 10}
     with pytest.raises(RuntimeError, match="no memory left"):
         Run().train(tmp_path, evaluate=losses(5.0, None), **keep)
-    with pytest.raises(ZeroDivisionError):  # after it has found 1.0
-        Run().train(
-            tmp_path, evaluate=losses(1.0), resume=True, loss_function=failing_at(2), **keep
-        )
+    with pytest.raises(Killed):  # after it has found 1.0
+        Run().train(tmp_path, evaluate=losses(1.0), resume=True, loss_function=killed_at(2), **keep)
     best = (tmp_path / "best" / "model.safetensors").read_bytes()
     Run().train(tmp_path, evaluate=losses(3.0, 3.0, 3.0, 3.0), resume=True, **keep)
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == best
@@ -274,7 +298,7 @@ def test_what_an_evaluation_raised_is_not_hidden_by_a_full_disk(
     def full(*arguments: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr("gpt2mini.training.state_tensors.save_tensors", full)
     with pytest.raises(RuntimeError, match="no memory left"):
         Run().train(tmp_path, evaluate=losses(2.0, None), evaluate_every=5, save_every=10)
     assert "the evaluation failed, and cannot save the run" in caplog.text
@@ -323,6 +347,23 @@ def exchange_batches(*answers: str) -> ExchangeBatches:
     for one in encoded:
         one.token_ids.remainder_(TINY.vocab_size)
     return ExchangeBatches(encoded, batch_size=1, seed=0)
+
+
+def test_batches_of_another_class_are_other_batches(tmp_path: Path) -> None:
+    Run().train(tmp_path, steps=5)
+    rows = list(TokenBatches(random_ids(500).numpy(), [range(500)], 2, 16, seed=0))
+    with pytest.raises(ValueError, match="was started with other data"):
+        Run().train(tmp_path, resume=True, batches=rows)
+
+
+def test_adapters_do_not_go_on_with_another_base(tmp_path: Path) -> None:
+    Run("lora").train(tmp_path, steps=5)
+    other = Run("lora")
+    frozen = dict(other.model.named_parameters())["trf_blocks.0.mlp.mlp_in.weight"]
+    with torch.no_grad():
+        frozen[0, 0] += 0.5
+    with pytest.raises(ValueError, match=r"was started from another model: .*mlp_in"):
+        other.train(tmp_path, resume=True)
 
 
 def test_a_record_edited_in_the_middle_is_noticed(tmp_path: Path) -> None:
@@ -378,8 +419,12 @@ def test_a_finished_run_is_not_replaced_in_silence(
     with pytest.raises(FileExistsError, match=r"holds best of an earlier run: resume it .*over"):
         Run().train(tmp_path, evaluate=lambda: 1.0, **few)
     assert best.read_bytes() == before
+    with pytest.raises(FileExistsError, match="has left, but no checkpoint to resume it from"):
+        Run().train(tmp_path, resume=True, evaluate=lambda: 1.0, **few)
+    assert best.read_bytes() == before
     (tmp_path / "summary.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(FileExistsError, match="has ended and left no checkpoint to resume"):
+    best.unlink()
+    with pytest.raises(FileExistsError, match="has left, but no checkpoint to resume it from"):
         Run().train(tmp_path, resume=True, evaluate=lambda: 1.0, **few)
     with pytest.raises(ValueError, match="ask for one"):
         Run().train(tmp_path, resume=True, overwrite=True)
@@ -417,8 +462,8 @@ def test_training_stops_early_and_resumes_so(tmp_path: Path) -> None:
     straight, resumed = Run(), Run(seed=1)
     rows = straight.train(evaluate=losses(*found), **keep)
     assert rows[-1]["step"] == 10 and "loss" in rows[-1]
-    with pytest.raises(ZeroDivisionError):
-        Run().train(tmp_path, evaluate=losses(*found), loss_function=failing_at(9), **keep)
+    with pytest.raises(Killed):
+        Run().train(tmp_path, evaluate=losses(*found), loss_function=killed_at(9), **keep)
     assert saved_step(tmp_path) == 5
     again = resumed.train(tmp_path, evaluate=losses(*found[3:]), resume=True, **keep)
     assert without_speed(again) == without_speed(rows)
@@ -466,6 +511,16 @@ def test_part_of_the_batches(first: int, every: int) -> None:
 def test_batches_of_any_kind_are_read_from_where_the_run_stopped() -> None:
     found = remaining_batches(["a", "b", "c"], 4)
     assert list(islice(found, 5)) == ["b", "c", "a", "b", "c"]
+
+
+def test_a_sampler_that_shares_the_data_out_itself_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loader = DataLoader(range(8), 2, sampler=DistributedSampler(range(8), 2, 0))  # type: ignore
+    remaining_batches(loader, 0)
+    monkeypatch.setattr("gpt2mini.training.batches.get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="leave out the DistributedSampler"):
+        remaining_batches(loader, 0)
 
 
 def shuffling_loader(kind: str = "loader", seed: int = 0) -> DataLoader:
@@ -674,8 +729,12 @@ def test_a_save_that_fails_leaves_the_earlier_one(
     resumed = Run(seed=1)
     Run().train(tmp_path, steps=5)
 
-    def no_space(states: object, path: Path) -> None:
-        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+    save = torch.save
+
+    def no_space(states: object, file: Path | io.BytesIO) -> None:
+        if isinstance(file, Path):
+            raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+        save(states, file)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", no_space)
@@ -885,6 +944,59 @@ def test_half_precision_is_scaled_and_resumes(tmp_path: Path) -> None:
     folder = RunCheckpoints(tmp_path / "checkpoints").all()[0]
     states = torch.load(folder / "process-0.pt", weights_only=True)
     assert states["scaler"]["scale"] == 2.0**4  # halved once: the first step overflowed
+
+
+def test_what_no_optimizer_holds_has_no_say_in_the_size_of_a_step() -> None:
+    """In fp16 its gradients are scaled still, and may be infinite."""
+
+    def steps(precision: str, rest_learns: bool) -> tuple[float, Tensor]:
+        run = Run()
+        run.model.out_head = torch.nn.Linear(TINY.emb_dim, TINY.vocab_size, bias=False)
+        run.model.out_head.weight.data.copy_(run.model.tok_emb.weight)
+        run.model.requires_grad_(rest_learns).out_head.requires_grad_(True)
+        run.optimizers = [torch.optim.SGD(run.model.out_head.parameters(), lr=0.1)]  # type: ignore[list-item]
+        rows = run.train(precision=precision, steps=3, log_every=1)
+        return rows[0]["grad_norm"], run.model.out_head.weight.detach()
+
+    norm, expected = steps("fp32", rest_learns=False)
+    for precision in ("fp32", "fp16"):
+        found, weight = steps(precision, rest_learns=True)
+        assert found == pytest.approx(norm, rel=1e-2)
+        assert_close(weight, expected, rtol=1e-2, atol=1e-4)
+
+
+class Slowing(torch.optim.SGD):
+    """Counts its steps in the parameter group, as schedule-free optimizers do."""
+
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["steps_done"] = group.get("steps_done", 0) + 1
+            for parameter in group["params"]:
+                parameter.grad /= group["steps_done"]
+        super().step()
+
+
+def test_what_an_optimizer_keeps_in_its_groups_is_resumed(tmp_path: Path) -> None:
+    straight, stopped, resumed = Run(), Run(), Run()
+    for run in (straight, stopped, resumed):
+        run.optimizers = [Slowing(run.model.parameters(), lr=0.1)]  # type: ignore[list-item]
+    straight.train()
+    stopped.train(tmp_path, steps=10)
+    resumed.train(tmp_path, resume=True)
+    assert_ends_with(resumed, straight.weights())
+
+
+def test_a_state_that_cannot_be_read_back_is_refused_at_the_start(tmp_path: Path) -> None:
+    class Stream(list):
+        def state_dict(self) -> dict[str, Any]:
+            return {"position": np.int64(0)}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            raise AssertionError("it is never read")
+
+    ids = torch.tensor([[1, 2]])
+    with pytest.raises(TypeError, match="state_dict of the batches cannot be read back"):
+        Run().train(tmp_path, batches=Stream([Batch(ids, labels=ids)]))
 
 
 # ---- kills

@@ -491,6 +491,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         ({"save_every": -1}, "save_every must be at least 0"),
         ({"max_grad_norm": 0.0}, r"max_grad_norm must be above 0 \(math.inf: no clipping\), not 0"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be above 0"),
+        ({"compile": True, "activation_checkpointing": True}, "leave out compile to save memory"),
         ({"max_grad_norm": math.nan}, "max_grad_norm must be above 0"),
     ],
 )
@@ -697,6 +698,19 @@ def test_an_evaluation_may_return_any_number(
     assert [json.loads(line) for line in lines] == rows
     assert rows[0] == {"step": 0, "validation_loss": 2.0, "accuracy": 1.0}
     assert type(rows[0]["validation_loss"]) is float
+
+
+def test_a_validation_loss_may_be_weighted(own_model: GPT2) -> None:
+    """Counts are sums of weights then, which need not be whole numbers."""
+
+    def weighted(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, count = next_token_step(model, batch)
+        return 0.07 * loss, 0.07 * count
+
+    batches = list(itertools.islice(ragged_batches(), 3))
+    expected = evaluate_loss(own_model, batches, precision="fp32")
+    found = evaluate_loss(own_model, batches, weighted, precision="fp32")
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 16])

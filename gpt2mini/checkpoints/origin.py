@@ -7,6 +7,7 @@ that is trained on it names its base.
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Samples = dict[str, list[float]]  # name of a parameter -> three of its values
@@ -34,3 +35,15 @@ def first_middle_last(parameter: Tensor) -> list[float]:
     """Three values of a tensor, by which it is recognized."""
     flat = parameter.detach().flatten()
     return flat[[0, len(flat) // 2, -1]].tolist()
+
+
+def equal_up_to_rounding(found: list[float], expected: list[float], same_dtype: bool) -> bool:
+    """Whether values are equal, or become equal when either side is rounded to fewer bits."""
+    a, b = torch.tensor(found), torch.tensor(expected)
+    if not same_dtype:
+        return torch.allclose(a, b, rtol=1e-2, atol=1e-6)
+    # loaded in float32, after it had been saved in fewer bits
+    roundings = [torch.float32, torch.float16, torch.bfloat16]
+    return any(
+        torch.equal(a, b.to(d).float()) or torch.equal(a.to(d).float(), b) for d in roundings
+    )

@@ -7,11 +7,15 @@ adapters.
 
 import json
 
-import torch
 from torch import nn
 
 from gpt2mini.checkpoints.huggingface import is_tied
-from gpt2mini.checkpoints.origin import Samples, first_middle_last, origin_of
+from gpt2mini.checkpoints.origin import (
+    Samples,
+    equal_up_to_rounding,
+    first_middle_last,
+    origin_of,
+)
 from gpt2mini.lora.adapt import adapter_parameters
 from gpt2mini.model import GPT2, TiedHead
 
@@ -68,18 +72,6 @@ def name_of_base(model: GPT2) -> str | None:
         return None
     same = [equal_up_to_rounding(found[n], loaded[n], same_dtype=True) for n in found]
     return origin.base if all(same) else None
-
-
-def equal_up_to_rounding(found: list[float], expected: list[float], same_dtype: bool) -> bool:
-    """Whether values are equal, or become equal when either side is rounded to fewer bits."""
-    a, b = torch.tensor(found), torch.tensor(expected)
-    if not same_dtype:
-        return torch.allclose(a, b, rtol=1e-2, atol=1e-6)
-    # loaded in float32, after it had been saved in fewer bits
-    roundings = [torch.float32, torch.float16, torch.bfloat16]
-    return any(
-        torch.equal(a, b.to(d).float()) or torch.equal(a.to(d).float(), b) for d in roundings
-    )
 
 
 def predicts_tokens(model: GPT2) -> bool:

@@ -51,11 +51,11 @@ def evaluate_loss(
 ) -> float:
     """Mean loss over all targets of all batches, in eval mode; the previous mode is restored."""
     device = next(model.parameters()).device
-    loss_sum, count = 0.0, 0
+    loss_sum, count = 0.0, 0.0
     with evaluating(model), autocast(device, precision):
         for batch in batches:
             batch_sum, batch_count = loss_function(model, to_device(batch, device))
-            loss_sum, count = loss_sum + float(batch_sum), count + int(batch_count)
+            loss_sum, count = loss_sum + float(batch_sum), count + float(batch_count)
     if count == 0:
         raise ValueError("there is nothing to evaluate on: the batches contain no target")
     return loss_sum / count

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from gpt2mini.training.checkpoints import generator_states, restore_generators
 from gpt2mini.training.distributed import get_rank, get_world_size
@@ -20,6 +21,11 @@ def remaining_batches(batches: Iterable[Any], first: int) -> Iterator[Any]:
     rank, every = get_rank(), get_world_size()
     if hasattr(batches, "load_state_dict"):
         return repeated(batches)
+    if every > 1 and isinstance(getattr(batches, "sampler", None), DistributedSampler):
+        raise ValueError(
+            "the batches of this DataLoader are one rank's share already, and train would share "
+            "them out again: leave out the DistributedSampler"
+        )
     if hasattr(batches, "part"):
         return iter(batches.part(first + rank, every))
     return islice(without_the_first(first, repeated(batches)), rank, None, every)

@@ -20,7 +20,9 @@ import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gpt2mini.checkpoints.origin import Origin, origin_of, remember_origin
+from gpt2mini.checkpoints.origin import Origin, Samples, origin_of, remember_origin
 from gpt2mini.config import GPT2Config
 from gpt2mini.files import local_path, read_json, write_json
 from gpt2mini.model import GPT2
@@ -54,6 +56,7 @@ class Progress:
     evaluations_since_best: int = 0
     data: dict[str, str] = field(default_factory=dict)  # its fingerprint
     settings: dict[str, Any] = field(default_factory=dict)  # at this step, to notice others
+    frozen: Samples = field(default_factory=dict)  # of the parameters that are not saved
 
 
 class RunCheckpoints:
@@ -296,6 +299,23 @@ def states_of(stateful: dict[str, Any]) -> dict[str, Any]:
     """The states of the random generators, and the `state_dict` of each object, by name."""
     states = {name: one.state_dict() for name, one in stateful.items()}
     return {"generators": generator_states(), **states}
+
+
+def check_can_be_read_back(stateful: dict[str, Any]) -> None:
+    """Raise TypeError for a state that `torch.load(weights_only=True)` will not read: the run could
+    be saved and not be resumed."""
+    for name, one in stateful.items():
+        file = BytesIO()
+        torch.save(one.state_dict(), file)
+        file.seek(0)
+        try:
+            torch.load(file, weights_only=True)
+        except UnpicklingError as error:
+            reason = str(error).partition("WeightsUnpickler error: ")[2].splitlines()[:1]
+            raise TypeError(
+                f"the state_dict of the {name} cannot be read back ({''.join(reason)}): make it of "
+                "tensors, numbers, texts, lists and dicts, for example int(n) of a NumPy number"
+            ) from None
 
 
 def generator_states() -> dict[str, Any]:

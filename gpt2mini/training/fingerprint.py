@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
+from gpt2mini.checkpoints.origin import Samples, first_middle_last
 from gpt2mini.training.batches import GeneratorsAtStart
 from gpt2mini.training.checkpoints import generator_states, restore_generators
+from gpt2mini.training.distributed import whole_tensor
 
 POSITION = "next_epoch"  # where a loop of your own stands; `train` begins with the first
 
@@ -32,6 +34,12 @@ def fingerprint(batches: Iterable[Any]) -> dict[str, str]:
     if hasattr(batches, "load_state_dict") or isinstance(batches, Iterator):
         return found
     return found | {"first batch": digest_of_first(batches)}
+
+
+def samples_of_frozen(model: nn.Module) -> Samples:
+    """Three values of every parameter that is not trained, by which another model is noticed."""
+    frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    return {name: first_middle_last(whole_tensor(p)) for name, p in frozen if p.numel()}
 
 
 def digest_of_first(batches: Iterable[Any]) -> str:

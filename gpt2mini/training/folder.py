@@ -1,6 +1,7 @@
 """The folder of a run: one run at a time, and none in the place of an earlier one unless asked."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 from gpt2mini.files import alone_in
 from gpt2mini.training.checkpoints import RunCheckpoints
 from gpt2mini.training.distributed import barrier, broadcast_from_rank_zero, get_rank
+from gpt2mini.training.metrics import rows_until
 
 SUMMARY = "summary.json"  # the command writes it when a job is done
-RESULTS = ("checkpoints", "best", "adapter", "metrics.jsonl", SUMMARY)
+LOG = "metrics.jsonl"
+RESULTS = ("checkpoints", "best", "adapter", LOG, SUMMARY)
 
 
 @contextmanager
@@ -36,9 +39,10 @@ def check_free(folder: Path, resume: bool) -> None:
     be resumed, has ended and left no checkpoint."""
     checkpoints = RunCheckpoints(folder / "checkpoints").all()
     if resume:
-        if (folder / SUMMARY).exists() and not checkpoints:
+        has_ended = (folder / SUMMARY).exists()
+        if not checkpoints and (has_ended or ((folder / "best").exists() and has_trained(folder))):
             raise FileExistsError(
-                f"{folder} holds a run that has ended and left no checkpoint to resume: choose "
+                f"{folder} holds what a run has left, but no checkpoint to resume it from: choose "
                 "another folder, or overwrite it"
             )
         return
@@ -50,6 +54,11 @@ def check_free(folder: Path, resume: bool) -> None:
             f"{folder} holds {' and '.join(left)} of an earlier run: resume it (--resume), choose "
             "another folder (--out), or overwrite it (--overwrite)"
         )
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether a run has got beyond its first evaluation, by its log."""
+    return any(row["step"] > 0 for row in rows_until(sys.maxsize, folder / LOG))
 
 
 def remove_results(folder: Path) -> None:

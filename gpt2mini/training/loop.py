@@ -85,11 +85,13 @@ def train(
             lr_multiplier = settings.schedule(run.progress.step)
             set_learning_rates(optimizers, lr_multiplier)
 
-            result = accumulate_gradients(loss_of, micro_batches, settings, scaler)
+            with run.saved_if_it_fails("step"):
+                result = accumulate_gradients(loss_of, micro_batches, settings, scaler)
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             count = result.count / get_world_size()  # gradients are already means over the ranks
-            result.grad_norm = divide_and_clip(model.parameters(), count, settings.max_grad_norm)
+            learning = optimized_parameters(model, optimizers)
+            result.grad_norm = divide_and_clip(learning, count, settings.max_grad_norm)
 
             if run.accepts(result):
                 for optimizer in optimizers:
@@ -106,6 +108,14 @@ def set_learning_rates(optimizers: Iterable[Optimizer], lr_multiplier: float) ->
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("peak_lr", group["lr"]) * lr_multiplier
+
+
+def optimized_parameters(model: nn.Module, optimizers: Iterable[Optimizer]) -> list[nn.Parameter]:
+    """What the optimizers change. The gradients of other parameters count for nothing, and in fp16
+    they are still scaled."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    optimized = {parameter for group in groups for parameter in group["params"]}
+    return [parameter for parameter in model.parameters() if parameter in optimized]
 
 
 def accumulate_gradients(

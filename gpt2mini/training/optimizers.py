@@ -5,6 +5,7 @@ A schedule returns the learning-rate multiplier of a step, which scales each opt
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -187,6 +188,37 @@ def even_terms(gram: Tensor) -> Tensor:
 def times_polynomial(x: Tensor, even: Tensor) -> Tensor:
     """(a + b G + c G^2) @ x, given the `even_terms` of G."""
     return torch.baddbmm(x, even, x, beta=3.4445)
+
+
+class ChangesInGroups:
+    """The numbers in the optimizers' parameter groups that have changed since the start: some
+    optimizers count there (schedule-free ones, for example), not in the state of each parameter.
+    Learning rates are the schedule's. For checkpoints, through `state_dict`."""
+
+    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
+        self.optimizers = list(optimizers)
+        self.at_start = [numbers_of(group) for group in self.groups()]
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, list[dict[str, Any]]]:
+        pairs = zip(self.groups(), self.at_start, strict=True)
+        changed = [
+            {name: n for name, n in numbers_of(group).items() if n != before.get(name)}
+            for group, before in pairs
+        ]
+        return {"changed": changed}
+
+    def load_state_dict(self, state: dict[str, list[dict[str, Any]]]) -> None:
+        for group, changed in zip(self.groups(), state["changed"], strict=False):
+            group.update(changed)
+
+
+def numbers_of(group: dict[str, Any]) -> dict[str, float]:
+    rates = ("lr", "peak_lr", "initial_lr")
+    is_number = {name: isinstance(value, int | float) for name, value in group.items()}
+    return {name: group[name] for name in group if is_number[name] and name not in rates}
 
 
 def cosine(step: int, steps: int, warmup_steps: int, final_multiplier: float = 0.1) -> float:

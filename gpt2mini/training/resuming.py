@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from gpt2mini.checkpoints.origin import Samples, equal_up_to_rounding
 from gpt2mini.device import best_precision
 from gpt2mini.training.checkpoints import Progress
 from gpt2mini.training.settings import Settings
@@ -18,12 +19,26 @@ logger = logging.getLogger(__name__)
 
 def check_same_data(out: Path, own: dict[str, str], found: Progress) -> None:
     """Raise ValueError if the checkpoint is of a run on other batches. own: their fingerprint."""
-    differing = [name for name in own if found.data.get(name, own[name]) != own[name]]
+    names = own.keys() | found.data.keys()
+    differing = sorted(name for name in names if found.data.get(name) != own.get(name))
     if differing:
         raise ValueError(
             f"{out} was started with other data, another seed or another batch size (different: "
             f"{', '.join(differing)}), so its held-out data and its best model do not apply to "
             "this run: continue it with its own, or choose another folder"
+        )
+
+
+def check_same_base(out: Path, own: Samples, found: Progress) -> None:
+    """Raise ValueError if frozen parameters are others than when the run was saved: what has been
+    learned corrects those. own: see `samples_of_frozen`."""
+    then = found.frozen
+    both = [name for name in own if name in then]
+    different = [name for name in both if not equal_up_to_rounding(own[name], then[name], True)]
+    if different:
+        raise ValueError(
+            f"{out} was started from another model: {different[0]}, which is frozen, has "
+            f"{own[different[0]]} here and {then[different[0]]} there. Load the model it began with"
         )
 
 

@@ -17,7 +17,12 @@ from tqdm import tqdm
 from gpt2mini.files import local_path
 from gpt2mini.modes import mode, uncompiled
 from gpt2mini.training.batches import GeneratorsAtStart, next_batch, remaining_batches
-from gpt2mini.training.checkpoints import Progress, RunCheckpoints, states_of
+from gpt2mini.training.checkpoints import (
+    Progress,
+    RunCheckpoints,
+    check_can_be_read_back,
+    states_of,
+)
 from gpt2mini.training.distributed import (
     broadcast_from_rank_zero,
     get_rank,
@@ -26,11 +31,17 @@ from gpt2mini.training.distributed import (
     save_whole,
     sum_over_ranks,
 )
-from gpt2mini.training.fingerprint import fingerprint
+from gpt2mini.training.fingerprint import fingerprint, samples_of_frozen
 from gpt2mini.training.folder import check_free, only_run_in, remove_results
 from gpt2mini.training.metrics import MetricsLog
+from gpt2mini.training.optimizers import ChangesInGroups
 from gpt2mini.training.refusals import check_can_be_trained
-from gpt2mini.training.resuming import check_same_data, settings_at, warn_of_other_settings
+from gpt2mini.training.resuming import (
+    check_same_base,
+    check_same_data,
+    settings_at,
+    warn_of_other_settings,
+)
 from gpt2mini.training.settings import Settings
 from gpt2mini.training.signals import StopSignals, TrainingStopped
 
@@ -81,6 +92,7 @@ class Run:
         self.settings, self.evaluate, self.figures = settings, evaluate, figures
         self.out, self.save_model = None if out is None else local_path(out), save_model
         parts: dict[str, Any] = {"batches": batches, "figures": figures, "scaler": scaler}
+        parts["changes_in_groups"] = ChangesInGroups(optimizers)
         if not hasattr(batches, "load_state_dict"):  # they are read from the first again
             parts["generators_at_start"] = GeneratorsAtStart(batches)
         self.stateful = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
@@ -88,6 +100,7 @@ class Run:
         if self.out is not None:
             self.checkpoints = RunCheckpoints(self.out / "checkpoints", settings.keep_last)
             self.checkpoints.check_space(model, settings.save_every > 0)
+            check_can_be_read_back(self.stateful)
         self.progress = Progress()
         self.saved_step = -1
         self.bad_steps = 0  # in a row
@@ -114,7 +127,9 @@ class Run:
             if not overwrite:
                 check_free(self.out, resume)
             found = self.load_newest() if resume else None
-            self.fingerprint = fingerprint(self.batches)  # of batches that a resume has put back
+            # of batches that a resume has put back
+            self.fingerprint = fingerprint(self.batches)
+            self.frozen = samples_of_frozen(self.model)
             if found is not None:
                 self.continue_from(found)
             elif resume or overwrite:
@@ -135,6 +150,7 @@ class Run:
     def continue_from(self, found: Progress) -> None:
         assert self.out is not None
         check_same_data(self.out, self.fingerprint, found)
+        check_same_base(self.out, self.frozen, found)
         warn_of_other_settings(self.out, self.settings_at(found.step), found)
         self.progress = found
         if self.is_over():
@@ -269,12 +285,9 @@ class Run:
             return
         self.remember_states()
         with self.log.clock_stopped():
-            try:
-                with mode(self.model, training=self.model.training):
-                    row = validation_row(self.evaluate())
-            except Exception:
-                self.save_before_failing()
-                raise
+            as_it_was = mode(self.model, training=self.model.training)
+            with self.saved_if_it_fails("evaluation"), as_it_was:
+                row = validation_row(self.evaluate())
             self.log.write({"step": self.progress.step, **row})
             reshard(self.model)
             loss = broadcast_from_rank_zero(
@@ -324,23 +337,33 @@ class Run:
         if self.saved_step == self.progress.step:
             return self.checkpoints.path(self.progress.step)
         self.saved_step = self.progress.step
-        self.progress.data = self.fingerprint
+        self.progress.data, self.progress.frozen = self.fingerprint, self.frozen
         self.progress.settings = self.settings_at(self.progress.step)
         states = states_of(self.stateful) if states is None else states
         with self.log.clock_stopped():
             return self.checkpoints.save(self.model, self.optimizers, self.progress, states)
 
-    def save_before_failing(self) -> None:
-        """Keep the steps before an evaluation that fails: resumed, the run evaluates again and
-        continues. (Not in a distributed run, where it may have failed on one rank alone.)"""
+    @contextmanager
+    def saved_if_it_fails(self, what: str) -> Iterator[None]:
+        """Keep the steps before a step or an evaluation inside which something raises, such as a
+        reward function or a batch: resumed, the run does it again and continues."""
+        try:
+            yield
+        except Exception:
+            self.save_before_failing(what)
+            raise
+
+    def save_before_failing(self, what: str) -> None:
+        """Not in a distributed run, where it may have failed on one rank alone."""
+        self.model.zero_grad()  # of micro-batches before the one that failed
         reshard(self.model)
         if self.checkpoints is None or get_world_size() > 1 or self.progress.step == 0:
             return
         try:
             saved = self.save(self.states_before)
-            logger.warning("the evaluation failed; the run is saved in %s", saved)
-        except OSError as problem:  # what the evaluation raised matters more
-            logger.warning("the evaluation failed, and %s", problem)
+            logger.warning("the %s failed; the run is saved in %s", what, saved)
+        except OSError as problem:  # what was raised inside matters more
+            logger.warning("the %s failed, and %s", what, problem)
 
 
 # ---- what it shows

@@ -41,5 +41,10 @@ class Settings:
         for name in ("evaluate_every", "save_every", "patience"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.compile and self.activation_checkpointing:
+            raise ValueError(
+                "activation_checkpointing has no effect on compiled blocks, of which the compiler "
+                "decides what to recompute: leave out compile to save memory"
+            )
         if self.patience and not self.evaluate_every:
             raise ValueError("patience counts evaluations: set evaluate_every too")
