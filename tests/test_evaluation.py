@@ -243,6 +243,30 @@ def test_perplexity_refuses(
         perplexity(model, tokenizer, text, **arguments)
 
 
+@pytest.fixture
+def broken(model: GPT2) -> GPT2:
+    """The same model after a training that has failed: one weight is NaN, and so every logit."""
+    broken = deepcopy(model)
+    with torch.no_grad():
+        broken.final_norm.weight[0] = math.nan
+    return broken
+
+
+def test_nan_is_no_perplexity(broken: GPT2, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    found = perplexity(broken, tokenizer, ENGLISH)
+    assert math.isnan(found.per_token) and math.isnan(found.per_word)
+    (tmp_path / "a.txt").write_text(ENGLISH)
+    table = zero_shot(broken, tokenizer, {"text": tmp_path / "a.txt"})
+    assert all(math.isnan(row.value) for row in table.rows) and str(table).count(" nan") == 4
+
+
+def test_nan_chooses_no_ending(broken: GPT2, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    questions = [{"ctx": "The cat", "endings": ["sat.", "ran."], "label": 0}]
+    file = write_lines(tmp_path / "h.jsonl", questions)
+    with pytest.raises(ValueError, match=r"contain NaN: check the model's weights"):
+        zero_shot(broken, tokenizer, {"hellaswag": file})
+
+
 def test_a_classifier_is_refused(model: GPT2, tokenizer: Tokenizer) -> None:
     classifier = deepcopy(model)
     classifier.out_head = nn.Linear(model.config.emb_dim, 2)

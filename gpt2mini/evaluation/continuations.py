@@ -72,7 +72,8 @@ def score_continuations(
     context, and a context that is too long keeps its tail. excluded: ids that
     `first_is_likeliest_allowed` ignores; they do not change log-probabilities. Logits are computed
     for the continuations only, in chunks. Raises ValueError for an empty context or continuation,
-    for a continuation longer than the model's context, or for a classifier.
+    for a continuation longer than the model's context, for a classifier, and for logits that are
+    NaN.
     """
     check_predicts_tokens(model)
     rows = [fit(one, model.config.context_length) for one in continuations]
@@ -145,6 +146,8 @@ def score_batch(
     """arguments: of the model, such as `cache`."""
     batch = pad_windows(rows).to(model.tok_emb.weight.device)
     scores = score_tokens(*states_and_targets(model, batch, **arguments), excluded)
+    if scores[0].isnan().any():  # an index of the best of them would be the first
+        raise ValueError("the log-probabilities contain NaN: check the model's weights and inputs")
     parts = [of_all.cpu().split([row.n_scored for row in rows]) for of_all in scores]
     return [
         Score(logprobs, is_best.tolist(), bool(is_best_allowed[0]))

@@ -134,4 +134,4 @@ def encode(tokenizer: Tokenizer, text: str, number: int = 1) -> Int[Tensor, " to
 
 def exponential(x: float) -> float:
     """e to the x; infinity where that overflows."""
-    return math.exp(x) if x < 700 else math.inf
+    return math.inf if x >= 700 else math.exp(x)  # in this order: of NaN it is NaN
