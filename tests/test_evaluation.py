@@ -33,6 +33,7 @@ from gpt2mini.evaluation.lambada import read_passages, stop_word_ids
 from gpt2mini.evaluation.multiple_choice import read_childrens_books, read_hellaswag
 from gpt2mini.evaluation.windows import rolling_windows
 from gpt2mini.lora import add_lora, lora_layers, save_adapter
+from gpt2mini.model import MultiHeadAttention
 from gpt2mini.training import evaluate_loss
 
 ENGLISH = (
@@ -398,6 +399,33 @@ def test_a_model_that_cannot_go_on_from_a_cache_reads_whole_rows(
     change(changed)
     continuations = multiple_choice(seed=0, questions=4)
     for one, score in zip(continuations, score_continuations(changed, continuations), strict=True):
+        (alone,) = score_continuations(changed, [one])
+        torch.testing.assert_close(score.logprobs, alone.logprobs, atol=1e-4, rtol=1e-5)
+
+
+class SeesTheLastEight(MultiHeadAttention):
+    """Attention to the last 8 tokens, of which a mask for cached keys has the wrong ones: it takes
+    the queries for the first tokens of the text."""
+
+    def forward(self, x: Tensor, attn_mask: Any = None, cache: Any = None, last_only: Any = False):
+        q, k, v = map(self.split_heads, self.project(x, False))
+        if cache is not None:
+            k, v = cache.append(k, v)
+        n, total = q.shape[2], k.shape[2]
+        near = torch.ones(n, total, dtype=torch.bool).tril(total - n).triu(-7)
+        near = near if attn_mask is None else near & attn_mask
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=near)
+        return self.attn_out(context.transpose(1, 2).flatten(2))
+
+
+def test_a_cache_that_fails_after_a_long_context_alone_is_not_used(model: GPT2) -> None:
+    changed = deepcopy(model)
+    for block in changed.trf_blocks:
+        attention: Any = block.attn
+        attention.__class__ = SeesTheLastEight
+    contexts, endings = [[1, 2, 3], list(range(40))], [[7, 8, 9], [4, 5, 6]]
+    rows = [Continuation(context, ids) for context in contexts for ids in endings]
+    for one, score in zip(rows, score_continuations(changed, rows), strict=True):
         (alone,) = score_continuations(changed, [one])
         torch.testing.assert_close(score.logprobs, alone.logprobs, atol=1e-4, rtol=1e-5)
 

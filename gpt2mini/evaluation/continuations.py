@@ -92,7 +92,9 @@ def score_in_batches(
 ) -> Iterator[tuple[list[int], list[Score]]]:
     """(indices of some rows, their scores): first of the rows with a context in common."""
     shared = shared_contexts(rows, model.config.context_length)
-    if not shared or not continues_from_cache(model, rows, shared[0]):
+    # Asked of the longest context: a model may lose its place in the cache only far from the start.
+    longest = max(shared, key=lambda group: rows[group[0]].n_context, default=None)
+    if longest is None or not continues_from_cache(model, rows, longest):
         shared = []
     for groups in batches_of_groups(rows, shared):
         yield [i for group in groups for i in group], score_groups(model, rows, groups, excluded)
