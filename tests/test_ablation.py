@@ -121,6 +121,18 @@ def test_a_model_that_cannot_start_at_a_block_is_ablated_all_the_same(tiny_model
     torch.testing.assert_close(head_effects(own, TOKEN_IDS).after, expected, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["embedding", "blocks.0.stream", "blocks.1.mlp_out"])
+def test_effects_inside_a_patch_have_that_patch_once(tiny_model: GPT2, name: str) -> None:
+    def doubled(x: Tensor) -> Tensor:
+        return 2 * x
+
+    with patched(tiny_model, {name: doubled}):
+        effects = head_effects(tiny_model, TOKEN_IDS, target=5)
+        for layer in range(3):
+            p = probabilities(tiny_model, TOKEN_IDS, {f"blocks.{layer}.head.2": 0})[-1, 5]
+            assert float(effects.after[layer, 2]) == pytest.approx(float(p), rel=1e-3)
+
+
 def test_ablation_leaves_the_model_as_it_was(own_model: GPT2) -> None:
     own_model.train()
     expected = own_model(TOKEN_IDS)

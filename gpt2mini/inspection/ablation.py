@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt2mini.checks import check_predicts_tokens
-from gpt2mini.inspection.tracing import patched, trace
+from gpt2mini.inspection.tracing import Trace, patched, trace
 from gpt2mini.model import GPT2, accepts_shortcut
 from gpt2mini.modes import evaluating
 from gpt2mini.sampling import FORBIDDEN
@@ -108,9 +108,7 @@ def ablation_effects(
     The blocks before the replaced activation are not computed again, and several ablations of one
     block are the rows of one batch.
     """
-    streams = list(
-        trace(model, token_ids, names=["embedding", "blocks.*.stream"]).activations.values()
-    )
+    streams = trace(model, token_ids, names=["blocks.*.stream"])
     after = torch.empty(len(names), len(targets))
     done = 0
     with evaluating(model):
@@ -118,7 +116,7 @@ def ablation_effects(
         before = target_probabilities(logits, targets, forbidden_ids)[0]
         for layer, rows in batches_of_a_block(names, len(targets) * logits.shape[2]):
             ablated = [names[row] for row in rows]
-            logits = without_each(model, token_ids, streams[layer], layer, ablated)
+            logits = without_each(model, token_ids, streams, layer, ablated)
             after[rows] = target_probabilities(logits, targets, forbidden_ids)
             done += len(rows)
             if progress is not None:
@@ -140,14 +138,19 @@ def batches_of_a_block(
 
 
 def without_each(
-    model: GPT2, token_ids: Tensor, stream: Tensor, layer: int, names: Sequence[str]
+    model: GPT2, token_ids: Tensor, streams: Trace, layer: int, names: Sequence[str]
 ) -> Float[Tensor, "names tokens vocab"]:
-    """The logits without each of the named activations of a block, which `stream` enters."""
+    """The logits without each of the named activations of a block.
+
+    The first block is given the token ids: what it reads is patched where it reads it, so a stream
+    that was recorded there would be patched again.
+    """
     copies = len(names)
     with patched(model, {name: zero_row(row) for row, name in enumerate(names)}):
-        if accepts_shortcut(model, "stream"):
-            return model(None, stream=stream.expand(copies, -1, -1), first_block=layer)
-        return model(token_ids.expand(copies, -1))
+        if layer == 0 or not accepts_shortcut(model, "stream"):
+            return model(token_ids.expand(copies, -1))
+        stream = streams[f"blocks.{layer - 1}.stream"].expand(copies, -1, -1)
+        return model(None, stream=stream, first_block=layer)
 
 
 def zero_row(row: int) -> Callable[[Tensor], Tensor]:
