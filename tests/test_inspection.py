@@ -514,6 +514,15 @@ def test_the_nearest_token_of_an_embedding_is_itself(tiny_model: GPT2) -> None:
     assert nearest_tokens(tiny_model, torch.tensor(17)) == nearest_tokens(tiny_model, 17)
 
 
+def test_the_nearest_tokens_in_half_precision_are_those_of_its_own_numbers(own_model: GPT2) -> None:
+    with torch.no_grad():  # all are near to each other
+        own_model.tok_emb.weight.mul_(0.01).add_(torch.linspace(0.5, 1.0, 48))
+    half = own_model.bfloat16()
+    assert nearest_tokens(half, 17) == nearest_tokens(deepcopy(half).float(), 17)
+    vector = torch.linspace(0.0, 1.001, 48)  # in more digits than the weights have
+    assert nearest_tokens(half, vector) == nearest_tokens(deepcopy(half).float(), vector)
+
+
 def test_ids_without_a_token_are_in_no_lens_and_no_neighborhood(
     padded_model: GPT2, tokenizer: Tokenizer
 ) -> None:

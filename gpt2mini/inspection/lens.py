@@ -115,7 +115,9 @@ def nearest_tokens(
             f"a vector must have the shape {tuple(table.shape[1:])} of an embedding, "
             f"not {tuple(token.shape)}"
         )
-    cosines = F.cosine_similarity(token.to(table)[None], table, dim=1)  # (vocab)
+    # In float32: half precision has so few digits that the order of near tokens would be rounding.
+    vector = token.to(table.device, torch.float32)
+    cosines = F.cosine_similarity(vector[None], table.float(), dim=1)  # (vocab)
     allowed = torch.ones(len(table), dtype=torch.bool)
     allowed[list(forbidden_ids)] = False
     ids = allowed.nonzero()[:, 0].to(cosines.device)  # (allowed)
