@@ -436,6 +436,13 @@ def test_models_of_different_shapes_are_refused(tiny_model: GPT2) -> None:
         compare_models(tiny_model, classifier)
 
 
+def test_quantized_models_have_no_weights_to_compare(tiny_model: GPT2, own_model: GPT2) -> None:
+    own_model.quantize("int8")
+    for first, second in ((own_model, deepcopy(own_model)), (tiny_model, own_model)):
+        with pytest.raises(ValueError, match=r"quantized.*comparing them needs.* load the model"):
+            compare_models(first, second)
+
+
 def test_a_tied_head_is_compared_with_an_untied_one(tiny_model: GPT2, own_model: GPT2) -> None:
     own_model.out_head = nn.Linear(48, 211, bias=False)
     own_model.out_head.weight = nn.Parameter(1.25 * tiny_model.tok_emb.weight.detach())

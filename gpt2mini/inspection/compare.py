@@ -33,6 +33,7 @@ from gpt2mini.inspection.comparison_table import layer_of, table
 from gpt2mini.inspection.tracing import trace
 from gpt2mini.lora import lora_layers
 from gpt2mini.model import GPT2, TiedHead
+from gpt2mini.quantized_layers import refuse_quantized
 
 OF_BLOCKS = ("blocks.*.attn_out", "blocks.*.mlp_out", "blocks.*.stream")
 ACTIVATIONS = ("embedding", *OF_BLOCKS, "final_norm", "logits")
@@ -99,8 +100,8 @@ def compare_models(
 
     A layer with an adapter is compared by its effective weight, so an adapted model equals itself
     after merging. If one head is untied, the other is compared with it by its tied weight.
-    Raises ValueError, which lists the differences, for models whose parameters differ in name or
-    shape.
+    Raises ValueError for a quantized model and, with a list of the differences, for models whose
+    parameters differ in name or shape. `trace` shows the activations of any two models.
     """
     ours, theirs = effective_weights(a), effective_weights(b)
     for model, own, other in ((a, ours, theirs), (b, theirs, ours)):
@@ -144,7 +145,9 @@ def compare_activations(
 
 
 def effective_weights(model: GPT2) -> dict[str, Tensor]:
-    """Every parameter of the model by its name, enabled adapters merged into their layers."""
+    """Every parameter of the model by its name, enabled adapters merged into their layers. Raises
+    ValueError for a quantized model, whose matrices are no parameters."""
+    refuse_quantized(model, "reading or comparing them")
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     for layer_name, layer in lora_layers(model).items():
         for name in dict(layer.named_parameters()).keys() - {"weight", "bias"}:
