@@ -392,6 +392,27 @@ def test_a_diverged_model_is_compared_too(tiny_model: GPT2, own_model: GPT2, val
     json.dumps(comparison.summary(), allow_nan=False)
 
 
+def test_nan_comes_first_in_a_table(tiny_model: GPT2, own_model: GPT2) -> None:
+    with torch.no_grad():
+        block_of(own_model, 2).mlp.mlp_in.weight *= 3
+        own_model.trf_blocks[1].get_parameter("mlp.mlp_out.bias")[0] = math.nan
+    comparison = compare_models(tiny_model, own_model)
+    layers, parameters = comparison.table(longest=1).split("\n\n")
+    assert layers.splitlines()[1].startswith("block 1 ")
+    assert parameters.splitlines()[1].startswith("block 1 mlp_out.bias ")
+    for found in (
+        one(comparison.parameters, "trf_blocks.1.mlp.mlp_out.bias"),
+        one(comparison.layers, "block 1"),
+    ):
+        for measure in (found.relative, found.maximum, found.standard_deviation, found.distance):
+            assert math.isnan(measure)
+
+
+def test_nan_beside_zeros_is_no_infinite_change() -> None:
+    a, b = zeros_but({}), zeros_but({"final_norm.bias": torch.tensor([math.nan, 0.0])})
+    assert math.isnan(one(compare_models(a, b).parameters, "final_norm.bias").relative)
+
+
 def test_an_adapted_model_counts_with_its_effective_weights(
     tiny_model: GPT2, own_model: GPT2
 ) -> None:

@@ -17,6 +17,8 @@ of zeros have the cosine 1. The effective rank (Roy and Vetterli 2007) is the ex
 entropy of the singular values divided by their sum: r equal ones give r, and a LoRA of rank 8 gives
 at most 8, if it is not as small as the rounding of the weights that it was merged into. NaN for
 tensors that are not finite.
+
+A tensor with a number that is NaN has NaN as its measures, and comes first in the tables.
 """
 
 import math
@@ -76,7 +78,8 @@ class ModelComparison:
         }
 
     def table(self, longest: int | None = None) -> str:
-        """Three tables, the largest relative change first. longest: rows of each; None for all."""
+        """Three tables, NaN and then the largest relative change first. longest: rows of each; None
+        for all."""
         parts = {
             "layer (all weights)": self.layers,
             "parameter": self.parameters,
@@ -218,7 +221,7 @@ class Pair:
             sum(pair.numbers for pair in pairs),
             sum(pair.rows for pair in pairs),
             sum(pair.absolute for pair in pairs),
-            max(pair.maximum for pair in pairs),
+            largest(*(pair.maximum for pair in pairs)),
             sum(pair.total for pair in pairs),
             sum(pair.squares for pair in pairs),
             sum(pair.squares_of_a for pair in pairs),
@@ -237,7 +240,7 @@ class Pair:
             shape,
             mean_absolute=self.absolute / self.numbers,
             maximum=self.maximum,
-            standard_deviation=math.sqrt(max(0.0, self.squares / self.numbers - mean**2)),
+            standard_deviation=math.sqrt(largest(self.squares / self.numbers - mean**2, 0.0)),
             cosine=self.cosines / self.rows,
             distance=self.distances / self.rows,
             relative=ratio(math.sqrt(self.squares), math.sqrt(self.squares_of_a)),
@@ -253,9 +256,14 @@ def row_cosines(a: Tensor, b: Tensor) -> Float[Tensor, " rows"]:
     return torch.where((a == b).all(dim=1), 1.0, cosines)  # of two zero vectors, too
 
 
+def largest(*values: float) -> float:
+    """The maximum; NaN if any is NaN, of which Python's `max` takes no notice."""
+    return math.nan if any(map(math.isnan, values)) else max(values)
+
+
 def ratio(change: float, size: float) -> float:
     if size == 0:
-        return math.inf if change else 0.0
+        return change * math.inf if change else 0.0  # of NaN it is NaN
     return change / size
 
 

@@ -17,9 +17,10 @@ def layer_of(name: str) -> str:
 
 
 def table(title: str, differences: "Sequence[Difference]", longest: int | None = None) -> str:
-    """A line for each difference, the largest relative change first, in 80 columns; without a
-    column of ranks where there are none."""
-    order = sorted(differences, key=lambda difference: -difference.relative)[:longest]
+    """A line for each difference, NaN and then the largest relative change first, in 80 columns;
+    without a column of ranks where there are none."""
+    by_size = sorted(differences, key=lambda x: (not math.isnan(x.relative), -x.relative))
+    order = by_size[:longest]
     columns = [
         ["relative", *in_one_format([x.relative for x in order])],
         ["mean|d|", *in_one_format([x.mean_absolute for x in order])],
