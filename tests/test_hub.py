@@ -16,7 +16,7 @@ from urllib.request import urlopen
 
 import pytest
 import torch
-from command import HANGS
+from command import HANGS, run
 from conftest import TINY
 from fixtures.make_openai_folders import FOLDERS
 from loopback import Loopback, serving
@@ -536,6 +536,10 @@ def test_download_says_where_the_files_are(on_the_hub: Path, web: Loopback, tmp_
     assert GPT2.from_pretrained(tmp_path / "here").config == TINY
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def test_convert_makes_a_hugging_face_folder_of_openai_s(tmp_path: Path) -> None:
     done = command("convert", FIXTURES / "openai-tiny", tmp_path / "out", "--dtype", "float16")
     assert "1,212 parameters in float16" in done.stdout, done.stderr
@@ -592,6 +596,16 @@ def test_convert_takes_a_language_model_whose_config_names_classes(
     (tmp_path / "in" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     done = command("convert", tmp_path / "in", tmp_path / "out")
     assert done.returncode == 0, done.stderr
+
+
+def test_convert_leaves_no_other_model_s_tokenizer(
+    word_folder: Path, tiny_model: GPT2, tmp_path: Path
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "in")
+    shutil.copytree(word_folder, tmp_path / "out")
+    done = run("convert", tmp_path / "in", tmp_path / "out")
+    assert done.returncode == 1 and "out has a tokenizer, which need not be" in done.stderr
+    assert contents(tmp_path / "out") == contents(word_folder)
 
 
 def test_push_refuses_a_folder_that_is_no_model(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import run
 from conftest import TINY, enlarge, random_ids
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -251,6 +252,14 @@ def test_a_folder_with_two_such_files_asks_for_one(tmp_path: Path, tiny_model: G
         save_llmc(tmp_path / name, tiny_model, 3)
     with pytest.raises(CheckpointError, match=r"several models, a\.bin, b\.bin: give the path"):
         GPT2.from_pretrained(tmp_path)
+
+
+def test_one_file_of_several_is_converted(tmp_path: Path, tiny_model: GPT2) -> None:
+    for name in ("a.bin", "b.bin"):
+        save_llmc(tmp_path / name, tiny_model, 3)
+    done = run("convert", tmp_path / "a.bin", tmp_path / "out")
+    assert done.returncode == 0 and "has no tokenizer files" in done.stdout, done.stderr
+    assert torch.equal(logits(GPT2.from_pretrained(tmp_path / "out")), logits(tiny_model))
 
 
 def test_the_form_of_gelu_is_tanh_or_exact() -> None:

@@ -19,7 +19,7 @@ from gpt2mini.checkpoints.config_json import (
 )
 from gpt2mini.checkpoints.download import cache_folder, download_files
 from gpt2mini.checkpoints.names import published_shape, rules
-from gpt2mini.checkpoints.single_files import find_single_file
+from gpt2mini.checkpoints.single_files import find_single_file, single_files
 from gpt2mini.checkpoints.stored import (
     WEIGHT_FILES,
     CheckpointError,
@@ -65,7 +65,7 @@ def find_model(name_or_folder: str | Path, weights: bool = True) -> Path:
         )
     folder, name = local_path(name_or_folder), str(name_or_folder)
     if folder.is_dir():
-        lacks_tokenizer = not weights and not has_tokenizer(folder) and not find_single_file(folder)
+        lacks_tokenizer = not weights and not has_tokenizer(folder) and not single_files(folder)
         if lacks_tokenizer and (advice := where_the_model_is(folder)):
             raise CheckpointError(advice)
         return folder

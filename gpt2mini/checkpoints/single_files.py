@@ -21,17 +21,23 @@ def reader_of(file: Path) -> Callable[[Path], Checkpoint] | None:
 
 
 def find_single_file(path: Path) -> Path | None:
-    """The file of a model that is one: the path itself, or the only one in that folder."""
-    if path.is_file():
-        return path if reader_of(path) else None
-    if not path.is_dir() or any((path / name).is_file() for name in CONFIGS):
-        return None
-    found = [path / "ckpt.pt", *sorted(path.glob("*.gguf")), *sorted(path.glob("*.bin"))]
-    found = [file for file in found if file.is_file() and reader_of(file)]
+    """The file of a model that is one: the path itself, or the only one in that folder. Raises
+    CheckpointError for a folder with several."""
+    found = single_files(path)
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
         raise CheckpointError(f"{path} has several models, {names}: give the path of one file")
     return found[0] if found else None
+
+
+def single_files(path: Path) -> list[Path]:
+    """All such files: the path itself, or those in that folder, if it is not read as a whole."""
+    if path.is_file():
+        return [path] if reader_of(path) else []
+    if not path.is_dir() or any((path / name).is_file() for name in CONFIGS):
+        return []
+    found = [path / "ckpt.pt", *sorted(path.glob("*.gguf")), *sorted(path.glob("*.bin"))]
+    return [file for file in found if file.is_file() and reader_of(file)]
 
 
 def read_single_file(file: Path) -> Checkpoint:

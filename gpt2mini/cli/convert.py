@@ -9,6 +9,7 @@ Examples:
 
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
@@ -21,6 +22,7 @@ from gpt2mini.checkpoints import (
     read_class_names,
     save_model,
 )
+from gpt2mini.checkpoints.hub import has_tokenizer
 from gpt2mini.checkpoints.huggingface import head_rules, is_classifier
 from gpt2mini.files import local_path
 from gpt2mini.lora import load_adapter, merge_lora
@@ -37,6 +39,12 @@ class Flags:
 
 def run(flags: Flags) -> None:
     source, target = find_model(flags.source), local_path(flags.target)
+    tokenizer = read_tokenizer(source)
+    if tokenizer is None and target.is_dir() and has_tokenizer(target):
+        raise ValueError(
+            f"{target} has a tokenizer, which need not be this model's, and {source} has none to "
+            "replace it: take its files out, or choose another folder to write"
+        )
     if is_checkpoint(source):
         model = model_of_checkpoint(source)
     else:  # with an adapter in float32, to be rounded once, when it is saved
@@ -51,9 +59,17 @@ def run(flags: Flags) -> None:
         with suppress(CheckpointError):
             class_names = read_class_names(source)
     save_model(model, target, flags.dtype, class_names)
-    try:
-        Tokenizer.from_pretrained(source).save_pretrained(target)
-    except FileNotFoundError:
+    if tokenizer is None:
         print(f"{source} has no tokenizer files, so {target} has none either")
+    else:
+        tokenizer.save_pretrained(target)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{target}: {parameters:,} parameters in {flags.dtype}")
+
+
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a model's folder, if it has one."""
+    try:
+        return Tokenizer.from_pretrained(folder)
+    except FileNotFoundError:
+        return None
