@@ -540,6 +540,52 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+def test_download_leaves_the_old_model_or_the_new_one(
+    tiny_model: GPT2, word_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "here")
+    before, copyfile = contents(tmp_path / "here"), shutil.copyfile
+
+    def copy_until_the_disk_is_full(source: Path, target: Path) -> None:
+        copyfile(source, target)
+        if "model.safetensors" in target.name:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", copy_until_the_disk_is_full)
+    done = run("download", word_folder, "--to", tmp_path / "here")
+    assert done.returncode == 1 and "model.safetensors: No space left" in done.stderr
+    assert contents(tmp_path / "here") == before
+
+
+def test_download_leaves_nothing_of_the_model_that_lay_there(
+    word_folder: Path, own_model: GPT2, tmp_path: Path
+) -> None:
+    own_model.save_pretrained(tmp_path / "old")
+    for name in ("added_tokens.json", "adapter_config.json", "tokenizer.json", "card.json"):
+        shutil.copyfile(tmp_path / "old" / "model.safetensors", tmp_path / "old" / name)
+    (tmp_path / "old" / "notes.txt").write_text("mine")
+    (tmp_path / "new").mkdir()
+    for name in ("config.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        shutil.copyfile(word_folder / name, tmp_path / "new" / name)
+    weights = load_file(word_folder / "model.safetensors")
+    torch.save(weights, tmp_path / "new" / "pytorch_model.bin")
+    (tmp_path / "new" / "additional_chat_templates").mkdir()
+    (tmp_path / "new" / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    done = run("download", tmp_path / "new", "--to", tmp_path / "old")
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "old") == contents(tmp_path / "new") | {"notes.txt": b"mine"}
+    assert (tmp_path / "old" / "additional_chat_templates" / "rag.jinja").is_file()
+    found = GPT2.from_pretrained(tmp_path / "old")
+    assert checksum(found) == checksum(GPT2.from_pretrained(word_folder))
+
+
+def test_download_does_not_copy_a_folder_onto_itself(word_folder: Path) -> None:
+    before = contents(word_folder)
+    done = run("download", word_folder, "--to", word_folder / ".")
+    assert done.returncode == 0 and "nothing to copy" in done.stdout, done.stderr
+    assert contents(word_folder) == before
+
+
 def test_convert_makes_a_hugging_face_folder_of_openai_s(tmp_path: Path) -> None:
     done = command("convert", FIXTURES / "openai-tiny", tmp_path / "out", "--dtype", "float16")
     assert "1,212 parameters in float16" in done.stdout, done.stderr

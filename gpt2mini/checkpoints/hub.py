@@ -19,8 +19,9 @@ from gpt2mini.checkpoints.config_json import (
 )
 from gpt2mini.checkpoints.download import cache_folder, download_files
 from gpt2mini.checkpoints.names import published_shape, rules
-from gpt2mini.checkpoints.single_files import find_single_file, single_files
+from gpt2mini.checkpoints.single_files import CONFIGS, find_single_file, single_files
 from gpt2mini.checkpoints.stored import (
+    ADAPTER_FILES,
     WEIGHT_FILES,
     CheckpointError,
     shards,
@@ -207,6 +208,12 @@ def has_tokenizer(folder: Path) -> bool:
     names = {file.name for file in folder.iterdir()}
     forms = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {*OPENAI_TOKENIZER_FILES})
     return any(names >= form for form in forms)
+
+
+def files_that_are_read(folder: Path) -> list[Path]:
+    """The files of a folder that say which model and which tokenizer it holds."""
+    names = (*CONFIGS, *CONFIG_FILES, *WEIGHT_FILES, *ADAPTER_FILES, *TOKENIZER_FILES, CARD)
+    return [*(folder / n for n in names if (folder / n).is_file()), *folder.glob(CHAT_TEMPLATES)]
 
 
 # ---- OpenAI's storage

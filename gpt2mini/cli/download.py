@@ -7,11 +7,14 @@ Examples:
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from tyro.conf import Positional
 
 from gpt2mini.checkpoints import find_model
-from gpt2mini.files import writable_folder
+from gpt2mini.checkpoints.hub import files_that_are_read
+from gpt2mini.files import Write, local_path, writable_folder, write_together
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,25 @@ class Flags:
 
 def run(flags: Flags) -> None:
     folder = find_model(flags.name)
+    if flags.to and folder.resolve() == local_path(flags.to).resolve():
+        print(f"{flags.to} is the folder of {flags.name} itself: there is nothing to copy")
+        return
     if flags.to:
-        target = writable_folder(flags.to)
-        for file in folder.iterdir():
-            if file.is_file() and not file.name.startswith("."):
-                shutil.copyfile(file, target / file.name)
+        copy_model(folder, writable_folder(flags.to))
     print(flags.to or folder)
+
+
+def copy_model(folder: Path, target: Path) -> None:
+    """Copy the files of a model: all of them or none. Those of another model that lay in the target
+    are removed, for they would be read together with the new ones, or instead."""
+    files = [file for file in folder.iterdir() if file.is_file() and file.name[0] != "."]
+    copies: dict[Path, Write] = {
+        target / file.relative_to(folder): partial(shutil.copyfile, file)
+        for file in {*files, *files_that_are_read(folder)}
+    }
+    for parent in {path.parent for path in copies}:
+        parent.mkdir(exist_ok=True)
+    write_together(copies)
+    for path in files_that_are_read(target):
+        if path not in copies:
+            path.unlink(missing_ok=True)
