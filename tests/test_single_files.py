@@ -1,5 +1,6 @@
 """Models of other projects in one file: nanoGPT, llm.c, GGUF, and state dicts under a key."""
 
+import json
 import struct
 import zipfile
 from dataclasses import replace
@@ -107,6 +108,37 @@ def test_nanogpt_s_checkpoint_computes_what_nanogpt_does(
         assert_close(logits(GPT2.from_pretrained(given)), expected, atol=2e-4, rtol=1e-5)
     main(["convert", str(tmp_path / "ckpt.pt"), str(tmp_path / "out")])
     assert_close(logits(GPT2.from_pretrained(tmp_path / "out")), expected, atol=2e-4, rtol=1e-5)
+
+
+def test_nanogpt_s_first_files_have_the_tanh_form_of_gelu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = F.gelu
+    theirs = save_nanogpt(tmp_path / "between.pt", bias=True)
+    contents = torch.load(tmp_path / "between.pt", weights_only=True)
+    del contents["model_args"]["bias"]
+    torch.save(contents, tmp_path / "first.pt")
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(F, "gelu", lambda x: exact(x, approximate="tanh"))
+        expected = theirs(ids)
+    found = logits(GPT2.from_pretrained(tmp_path / "first.pt"))
+    assert_close(found, expected, atol=2e-4, rtol=1e-5)
+    # one of the months between is corrected as the README says
+    assert not torch.allclose(logits(GPT2.from_pretrained(tmp_path / "between.pt")), expected)
+    main(["convert", str(tmp_path / "between.pt"), str(tmp_path / "out")])
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    config["activation_function"] = "gelu_new"
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert_close(logits(GPT2.from_pretrained(tmp_path / "out")), expected, atol=2e-4, rtol=1e-5)
+
+
+def test_a_bias_that_is_missing_in_nanogpt_s_first_files_is_named(tmp_path: Path) -> None:
+    save_nanogpt(tmp_path / "ckpt.pt", bias=False)
+    contents = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    del contents["model_args"]["bias"]
+    torch.save(contents, tmp_path / "ckpt.pt")
+    with pytest.raises(CheckpointError, match=r"h\.0\.ln_1\.bias"):
+        GPT2.from_pretrained(tmp_path)
 
 
 def test_a_padded_vocabulary_of_nanogpt_ends_texts_as_gpt2_s(tmp_path: Path) -> None:

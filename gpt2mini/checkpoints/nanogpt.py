@@ -1,8 +1,12 @@
 """nanoGPT's checkpoints: `ckpt.pt`, weights and training state in one file of `torch.save`.
 
 https://github.com/karpathy/nanoGPT, train.py and model.py. Its linear layers are stored as ours,
-(out, in). It computes the exact form of GELU, and with `bias=False` it has no biases, which are
-zeros here.
+(out, in). With `bias=False` it has no biases, which are zeros here.
+
+It computes the exact form of GELU since May 17, 2023 (its commit 594068e7), and before that the
+tanh form, which no file says. A file from before January 27, 2023 has no `bias` in model_args, and
+is read with the tanh form; all others with the exact one. To correct that for one of the months
+between, convert it and set "activation_function": "gelu_new" in its config.json.
 """
 
 from pathlib import Path
@@ -51,11 +55,12 @@ def read_nanogpt(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} has only {len(tensors)} tensors for {config.n_layers} blocks"
         )
+    has_biases = contents["model_args"].get("bias", True)
     for rule in rules(config):
         name = rule.published
         if name in tensors and rule.transposed:
             tensors[name] = transposed(tensors[name])
-        elif name not in tensors and name.endswith(".bias") and not contents["model_args"]["bias"]:
+        elif name not in tensors and name.endswith(".bias") and not has_biases:
             zeros = torch.zeros(published_shape(rule, config, classes=0))
             tensors[name] = as_stored(path, zeros)
     return Checkpoint(path.parent, config, tensors)
@@ -63,7 +68,8 @@ def read_nanogpt(path: Path) -> Checkpoint:
 
 def read_model_args(model_args: dict[str, Any]) -> GPT2Config:
     numbers = {ours: model_args[theirs] for theirs, ours in MODEL_ARGS.items()}
-    return GPT2Config(**numbers, gelu="none", eos_id=find_eos_id({}, numbers["vocab_size"]))
+    gelu = "none" if "bias" in model_args else "tanh"
+    return GPT2Config(**numbers, gelu=gelu, eos_id=find_eos_id({}, numbers["vocab_size"]))
 
 
 def as_stored(path: Path, tensor: Tensor) -> StoredTensor:
