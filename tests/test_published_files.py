@@ -205,6 +205,15 @@ def test_a_classifier_of_theirs_is_read_with_its_head(tmp_path: Path, classes: i
     assert_close(ours(ids)[:, -1], theirs(ids).logits, atol=PRECISION, rtol=0)
 
 
+def test_the_names_that_transformers_leaves_out_are_read(tmp_path: Path) -> None:
+    GPT2ForSequenceClassification(config(num_labels=2)).save_pretrained(tmp_path)
+    assert "id2label" not in json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert read_class_names(tmp_path) == ["LABEL_0", "LABEL_1"]
+    GPT2LMHeadModel(config()).save_pretrained(tmp_path)  # no classifier has no classes
+    with pytest.raises(CheckpointError, match="does not name the classes"):
+        read_class_names(tmp_path)
+
+
 def test_a_classifier_of_ours_is_read_by_them_with_its_head_and_its_names(
     own_model: GPT2, tmp_path: Path
 ) -> None:

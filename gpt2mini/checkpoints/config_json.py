@@ -192,11 +192,16 @@ def count_classes(contents: dict[str, Any]) -> int | None:
 def read_class_names(folder: str | Path) -> list[str]:
     """The names of the classes that a classifier's folder tells apart, in the order of its logits.
 
-    Raises CheckpointError if config.json does not name them.
+    Raises CheckpointError if config.json does not name them. (`transformers` writes no names for
+    the two classes LABEL_0 and LABEL_1, its default.)
     """
     path = local_path(folder) / CONFIG
     with reading(path):
-        labels = read_json(path).get("id2label") or {}
+        contents = read_json(path)
+        labels = contents.get("id2label") or {}
+        is_classifier = contents.get("architectures") == ["GPT2ForSequenceClassification"]
+        if is_classifier and not labels and contents.get("num_labels", 2) == 2:
+            return ["LABEL_0", "LABEL_1"]
         names = [labels[str(i)] for i in range(len(labels)) if str(i) in labels]
         if not names or len(names) < len(labels):
             raise CheckpointError(f"{path} does not name the classes (id2label): {labels}")
