@@ -1,6 +1,7 @@
 """config.json: every setting is obeyed, refused by name, or kept and written back."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,22 @@ def test_generation_settings_are_written_back(folder: Path) -> None:
     (folder / "generation_config.json").write_text("[1", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
         GPT2.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(("said", "written"), [([210, 7], 211), (210, 211), (7, 7), (None, None)])
+def test_an_end_that_has_changed_is_the_end_of_generation_too(
+    folder: Path, said: object, written: int | None
+) -> None:
+    """Where the two files said the same before, they do so again."""
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": said, "do_sample": True}), encoding="utf-8")
+    model = GPT2.from_pretrained(folder)
+    resize_vocab(model, 213)
+    model.config = replace(model.config, eos_id=211)
+    model.save_pretrained(folder)
+    found = read(folder, "generation_config.json")
+    assert read(folder)["eos_token_id"] == 211 and found["do_sample"] is True
+    assert found["eos_token_id"] == written
 
 
 def test_class_names_come_back_without_being_given_again(own_model: GPT2, tmp_path: Path) -> None:

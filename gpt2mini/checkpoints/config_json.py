@@ -253,16 +253,22 @@ def describe_token_ids(config: GPT2Config, settings: dict[str, Any]) -> dict[str
         if name in settings
         and (settings[name] is None or in_vocabulary(settings[name], config.vocab_size))
     }
-    ends = kept.get("eos_token_id", eos_id)
-    first = ends[0] if isinstance(ends, list) else ends
+    first = first_of(kept.get("eos_token_id", eos_id))
     if first != eos_id and not (first is None and config.eos_id is None):
         del kept["eos_token_id"]
     return {"bos_token_id": eos_id, "eos_token_id": eos_id} | kept
 
 
-def describe_generation(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def first_of(ids: Any) -> Any:
+    return ids[0] if isinstance(ids, list) else ids
+
+
+def describe_generation(
+    config: dict[str, Any], settings: dict[str, Any], config_before: dict[str, Any]
+) -> dict[str, Any]:
     """The contents of generation_config.json. settings: of the one that was read, of which only
-    token ids outside the vocabulary are left out."""
+    token ids outside the vocabulary are left out, and an end of a text that was that of the
+    config.json read beside it, `config_before`, and is no longer that of `config`."""
     kept = {
         name: value
         for name, value in settings.items()
@@ -270,6 +276,9 @@ def describe_generation(config: dict[str, Any], settings: dict[str, Any]) -> dic
         or value is None
         or in_vocabulary(value, config["vocab_size"])
     }
+    now, before = (effective_eos_id(parse_config(one)) for one in (config, config_before))
+    if first_of(kept.get("eos_token_id")) == before != now:
+        del kept["eos_token_id"]
     ends = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
     return ends | kept
 

@@ -103,7 +103,8 @@ def write_folder(
         folder / "model.safetensors": partial(save_file, tensors, metadata={"format": "pt"}),
     }
     if not is_classifier(head):
-        generation = describe_generation(config, origin_of(model).generation)
+        origin = origin_of(model)
+        generation = describe_generation(config, origin.generation, origin.settings)
         files[folder / GENERATION_CONFIG] = text_writer(as_json(generation))
     write_together(files)
     for name in ADAPTER_FILES:
