@@ -137,7 +137,7 @@ def classifier(word_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_predict_names_the_class_of_each_text(classifier: Path, tmp_path: Path) -> None:
-    out, data = tmp_path / "found.jsonl", tmp_path / "new.csv"
+    out, data = tmp_path / "new" / "found.jsonl", tmp_path / "new.csv"
     texts = ["win a prize 7", "see you at six 8"]
     done = run("predict", "--model", classifier, "--text", *texts, "--out", out)
     assert done.returncode == 0, done.stderr
@@ -152,6 +152,15 @@ def test_predict_names_the_class_of_each_text(classifier: Path, tmp_path: Path) 
     for flags, stdin in ((["--text", "-"], "\n\n".join(texts)), (["--data", data], "")):
         again = run("predict", "--model", classifier, *flags, stdin=stdin)
         assert again.stdout.splitlines() == printed
+
+
+def test_predict_refuses_an_output_before_it_reads_the_texts(
+    classifier: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    flags = ["--data", tmp_path / "missing.csv", "--out", tmp_path / "file" / "found.jsonl"]
+    done = run("predict", "--model", classifier, *flags)
+    assert done.returncode and f"cannot write into {tmp_path / 'file'}" in done.stderr
 
 
 def test_predict_measures_a_classifier_on_labeled_texts(classifier: Path, tmp_path: Path) -> None:
@@ -173,6 +182,7 @@ def test_predict_says_what_is_wrong(
         (["--model", "gpt2-nano", "--text", "a"], "is not the folder of a classifier"),
         (["--model", str(word_folder), "--text", "a"], "does not name the classes"),
         (["--model", str(classifier)], "there is nothing to classify: give --text"),
+        (["--model", str(classifier), "--text", "a", "--out", "."], "--out . is a folder: give"),
     ):
         done = run("predict", *flags)
         assert done.returncode and message in done.stderr

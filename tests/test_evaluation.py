@@ -934,6 +934,27 @@ def test_the_command_finds_files_and_says_what_is_missing(
     assert "Traceback" not in done.stderr
 
 
+def test_the_command_refuses_texts_and_windows_before_the_first_figure(
+    word_folder: Path, tmp_path: Path
+) -> None:
+    good, empty, missing = (tmp_path / f"{name}.txt" for name in ("good", "empty", "missing"))
+    good.write_text(ENGLISH, encoding="utf-8")
+    empty.touch()
+    records = write_lines(tmp_path / "a.jsonl", [{"text": "a"}])
+    for bad, message in (
+        (missing, f"there is no file {missing} to measure"),
+        (empty, f"there is no text in {empty}"),
+        (records, "holds records"),
+    ):
+        flags = ["--out", tmp_path / "out", "--text", good, bad]
+        done = run("evaluate", "--model", tmp_path / "no-model", *flags)
+        assert done.returncode and message in done.stderr
+    flags = ["--out", tmp_path / "out", "--text", good, "--context-length", "1"]
+    done = run("evaluate", "--model", word_folder, *flags)
+    assert "context_length must be at least 2, not 1" in done.stderr
+    assert "perplexity:" not in done.stderr  # no progress was made
+
+
 def test_the_command_measures_texts_in_both_kinds_of_windows_with_an_adapter(
     word_folder: Path, tmp_path: Path
 ) -> None:

@@ -38,8 +38,10 @@ from gpt2mini.cli import common, models, options
 from gpt2mini.data.samples import sample
 from gpt2mini.device import pick_device
 from gpt2mini.evaluation import generation_quality, zero_shot
+from gpt2mini.evaluation.running_text import check_text_file
 from gpt2mini.evaluation.table import Table
 from gpt2mini.evaluation.task_files import find_task_file
+from gpt2mini.evaluation.windows import check_window
 from gpt2mini.evaluation.zero_shot import TASKS
 from gpt2mini.files import writable_folder
 from gpt2mini.preferences.comparison import answer_prompts
@@ -83,6 +85,8 @@ def run(flags: Flags) -> None:
         raise ValueError("--data is for tasks without a file: name one, as in --tasks lambada")
     out = writable_folder(flags.out)
     tasks, texts = find_files(options.flat(flags.tasks), flags.data), options.flat(flags.text)
+    for text in texts:
+        check_text_file(Path(text))
     usual = {} if tasks or texts else {"text": sample("general.txt")}
     device = pick_device(flags.machine.device)
     model, tokenizer = models.load(flags.model, flags.adapter, device)
@@ -95,8 +99,10 @@ def run(flags: Flags) -> None:
         precision=flags.machine.dtype,
         progress=True,
     )
-    rows = evaluate(tasks=tasks or usual, stride=flags.stride).rows
     sliding = flags.stride or max(1, (flags.context_length or model.config.context_length) // 2)
+    if texts:
+        check_window(model, flags.context_length, sliding)
+    rows = evaluate(tasks=tasks or usual, stride=flags.stride).rows
     for text in texts:
         for stride in (None, sliding):
             rows += evaluate(tasks={"text": text}, stride=stride).rows

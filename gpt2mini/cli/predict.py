@@ -27,7 +27,7 @@ from gpt2mini.cli import options
 from gpt2mini.cli.classify import report_on
 from gpt2mini.cli.data import parse_columns
 from gpt2mini.device import pick_device
-from gpt2mini.files import text_writer, write_aside
+from gpt2mini.files import local_path, text_writer, writable_folder, write_aside
 
 DEFAULT = "runs/classify/best"
 
@@ -60,6 +60,7 @@ def run(flags: Flags) -> None:
     names = read_class_names(flags.model)
     if len(names) < 2:
         raise ValueError(f"{flags.model} has the one class {names[0]!r}: it is no classifier")
+    out = writable_file(flags.out) if flags.out else None
     labeled = None
     if flags.evaluate:
         part = part_to_score(flags.evaluate)
@@ -75,8 +76,8 @@ def run(flags: Flags) -> None:
         report_on(labeled, found)
     else:
         print_predictions(texts, found)
-    if flags.out:
-        write_predictions(Path(flags.out), texts, found)
+    if out:
+        write_predictions(out, texts, found)
         print(f"predictions: {flags.out}")
 
 
@@ -92,6 +93,16 @@ def check_asked(flags: Flags) -> None:
         raise ValueError("--columns is for --data and --evaluate")
     if "-" in texts and len(texts) > 1:
         raise ValueError("--text - reads the texts from stdin: give it alone")
+
+
+def writable_file(name: str) -> Path:
+    """The path of a file to be written, its folder made: before long work, not after."""
+    path = local_path(name)
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"--out {path} is a folder: give a file, such as {path / 'a.jsonl'}"
+        )
+    return writable_folder(path.parent) / path.name
 
 
 def asked_texts(flags: Flags) -> list[str]:

@@ -84,8 +84,7 @@ def measure(
     options: Options,
     score_first: bool = True,
 ) -> Perplexity:
-    if not text.strip():
-        raise ValueError(f"there is no text in {path}")
+    check_text(text, path)
     return perplexity(
         model,
         tokenizer,
@@ -97,6 +96,19 @@ def measure(
         precision=options.precision,
         progress=options.progress,
     )
+
+
+def check_text_file(path: Path) -> None:
+    """Raise FileNotFoundError or ValueError for a file of your own that cannot be measured: before
+    long work, not after."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path} to measure")
+    check_text(read_plain(path), path)
+
+
+def check_text(text: str, path: Path) -> None:
+    if not text.strip():
+        raise ValueError(f"there is no text in {path}")
 
 
 def describe_window(model: GPT2, options: Options) -> str:

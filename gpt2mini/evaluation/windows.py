@@ -26,7 +26,13 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gpt2mini.data.text import Batch, Window, pad_windows, sliding_windows
+from gpt2mini.data.text import (
+    Batch,
+    Window,
+    check_context_length,
+    pad_windows,
+    sliding_windows,
+)
 from gpt2mini.losses.deferred import hidden_states_and_head
 from gpt2mini.losses.next_token import next_tokens
 from gpt2mini.masking import IGNORED
@@ -75,6 +81,8 @@ def check_window(model: GPT2, context_length: int | None, stride: int | None) ->
             f"expected 1 <= stride ({step}) <= context_length ({context_length}), which lies in "
             f"1 to the model's {longest}"
         )
+    if stride is not None:
+        check_context_length(context_length)
     return context_length
 
 
