@@ -26,6 +26,7 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         sha256 = hashlib.sha256(DATA).hexdigest()
         sources = {
             "lambada": Source(f"{server.address}/data/lambada.jsonl", sha256),
+            "hellaswag": Source(f"{server.address}/data/hellaswag.jsonl"),
             "text8": Source(f"{server.address}/data/text8.zip", last=4),  # in the middle of ö
         }
         monkeypatch.setattr(task_files, "SOURCES", sources)
@@ -45,10 +46,24 @@ def test_a_zip_is_unpacked_and_its_last_part_taken(web: Loopback) -> None:
 
 def test_a_file_of_other_contents_is_refused(web: Loopback) -> None:
     (web.root / "data" / "lambada.jsonl").write_bytes(DATA + b" ")
-    with pytest.raises(ConnectionError, match=r"has the sha256 .*; expected .* give lambada=path"):
+    with pytest.raises(ConnectionError, match=r"has the sha256 .*; expected .*give lambada=path"):
         find_task_file("lambada")
     (web.root / "data" / "lambada.jsonl").write_bytes(DATA)
     assert find_task_file("lambada").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("name", ["text8.zip", "hellaswag.jsonl"])
+def test_a_page_to_log_in_is_not_kept(web: Loopback, name: str) -> None:
+    file, task = web.root / "data" / name, name.partition(".")[0]
+    file.with_name("hellaswag.jsonl").write_bytes(DATA)
+    good = file.read_bytes()
+    file.write_bytes(b"<html>Welcome to the network of the hotel</html>")
+    with pytest.raises(
+        ConnectionError, match=rf"not give the file of the task {task}.*{task}=path"
+    ):
+        find_task_file(task)
+    file.write_bytes(good)
+    assert find_task_file(task).stat().st_size in (3, len(DATA))
 
 
 def test_a_missing_file_is_named(web: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:

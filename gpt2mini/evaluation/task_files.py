@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,14 +91,14 @@ def download_task_file(task: str, source: Source, path: Path) -> Path:
             f"the task {task} could not be downloaded from {source.address} ({error}); download it "
             f"elsewhere and give {task}=path"
         ) from error
-    data = unpack(downloaded)
-    found = hashlib.sha256(data).hexdigest()
-    if source.sha256 and found != source.sha256:
+    try:
+        data = verified(unpack(downloaded), source)
+    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
         downloaded.unlink()
         raise ConnectionError(
-            f"{source.address} has the sha256 {found}; expected {source.sha256}: try again, or "
+            f"{source.address} did not give the file of the task {task} ({error}): try again, or "
             f"give {task}=path"
-        )
+        ) from error
     write_aside(path, lambda aside: aside.write_bytes(last_part(data, source.last)))
     downloaded.unlink(missing_ok=True)
     logger.info("%s: %s", task, path)
@@ -107,6 +108,16 @@ def download_task_file(task: str, source: Source, path: Path) -> Path:
 def last_part(data: bytes, size: int) -> bytes:
     """The last `size` bytes, from the first complete UTF-8 character on; 0: all."""
     return data[-size:].lstrip(bytes(range(0x80, 0xC0))) if size else data
+
+
+def verified(data: bytes, source: Source) -> bytes:
+    """The data of a task. Raises ValueError for other data, such as a page to log in."""
+    found = hashlib.sha256(data).hexdigest()
+    if source.sha256 and found != source.sha256:
+        raise ValueError(f"it has the sha256 {found}; expected {source.sha256}")
+    if source.address.endswith(".jsonl") and not data.startswith(b"{"):
+        raise ValueError(f"it begins with {data[:20]!r}; expected JSON lines")
+    return data
 
 
 def unpack(file: Path) -> bytes:
