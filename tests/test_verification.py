@@ -356,6 +356,15 @@ def test_the_command_ends_with_status_1_where_a_fact_fails(copy: Path, tmp_path:
     assert rows["parameters"]["source"].startswith("https://")
 
 
+def test_a_model_of_a_short_context_has_a_card_too(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    GPT2(GPT2Config(tokenizer.vocab_size, 3, 16, 2, 1)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert run("verify", tmp_path / "model", "--write-card").returncode == 0
+    done = run("verify", tmp_path / "model", "--out", tmp_path)
+    assert done.returncode == 0 and "pass  logits of" in done.stdout, done.stderr
+
+
 def test_the_command_writes_a_card_that_then_holds(copy: Path, tmp_path: Path) -> None:
     (copy / "card.json").unlink()
     assert "no card.json" in run("verify", copy, "--out", tmp_path).stderr

@@ -107,10 +107,10 @@ def make_facts(installation: Installation) -> list[Fact]:
 def likeliest_logits(model: GPT2, tokenizer: Tokenizer, text: str) -> Logits:
     """Of the likeliest tokens at some positions; their values are to be measured."""
     logits = logits_of(model, tokenizer.encode(text))
+    last = logits.shape[0] - 1
     places = [
         [position, token, 0.0]
-        for position in POSITIONS
-        if position < logits.shape[0]
+        for position in sorted({min(position, last) for position in POSITIONS})
         for token in logits[position].topk(LIKELIEST).indices.tolist()
     ]
     return Logits(text=text, expected=places, tolerance=LOGIT_TOLERANCE)
