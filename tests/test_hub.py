@@ -660,6 +660,15 @@ def test_push_refuses_a_folder_that_is_no_model(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: ") and "no config.json" in done.stderr
 
 
+def test_push_asks_nobody_about_what_is_no_folder(
+    word_folder: Path, socket_attempts: list[str]
+) -> None:
+    for given in ("gpt2-nano", word_folder / "model.safetensors"):
+        done = run("push", given, "someone/tiny")
+        assert done.returncode == 1 and f"{given} is no folder: give that of" in done.stderr
+    assert not socket_attempts
+
+
 def test_push_without_a_login_says_how_to_log_in(
     tiny_model: GPT2, web: Loopback, tmp_path: Path
 ) -> None:

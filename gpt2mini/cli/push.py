@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tyro.conf import Positional
 
 from gpt2mini.checkpoints import load_model
+from gpt2mini.files import local_path
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,17 @@ def run(flags: Flags) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    load_model(flags.folder)
+    folder = local_path(flags.folder)
+    if not folder.is_dir():  # before a repository is made for nothing
+        raise NotADirectoryError(
+            f"{flags.folder} is no folder: give that of a model, as gpt2mini convert or download "
+            "--to writes it"
+        )
+    load_model(folder)
     api = HfApi()
     try:
         api.create_repo(flags.repository, private=flags.private, exist_ok=True)
-        print(api.upload_folder(repo_id=flags.repository, folder_path=flags.folder))
+        print(api.upload_folder(repo_id=flags.repository, folder_path=folder))
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
         raise ConnectionError(
             f"{flags.repository} does not accept the files: {error}. To say who you are: "
