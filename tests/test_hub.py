@@ -172,6 +172,26 @@ def test_another_kind_of_model_is_refused_before_its_weights_are_downloaded(
     assert not web.downloads_of("safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "adapter_config.json",
+            "someone/other holds an adapter (adapter_config.json), not a whole",
+        ),
+        ("README.md", "someone/other has no config.json, so it is no GPT-2 that loads; found ['RE"),
+    ],
+)
+def test_a_repository_without_a_model_is_called_so(
+    web: Loopback, tmp_path: Path, name: str, message: str
+) -> None:
+    (web.root / "someone" / "other").mkdir(parents=True)
+    (web.root / "someone" / "other" / name).write_text("{}")
+    process = start(SUM.format(name="someone/other"), environment(web, tmp_path / "cache"))
+    _, err = process.communicate(timeout=HANGS)
+    assert f"CheckpointError: {message}" in err
+
+
 def test_a_repository_that_does_not_exist_is_no_model(web: Loopback, tmp_path: Path) -> None:
     process = start(SUM.format(name="someone/nothing"), environment(web, tmp_path / "cache"))
     _, err = process.communicate(timeout=HANGS)

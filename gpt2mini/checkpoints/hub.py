@@ -153,6 +153,8 @@ def download(repository: str, available: list[str], weights: bool) -> Path:
     """Fetch what is read of a repository's files: what is small, then one form of its weights."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
+    if CONFIG not in available:
+        raise CheckpointError(why_no_model(repository, available))
     # The config first: whoever names some other model should not wait for gigabytes of it.
     read_config(Path(hf_hub_download(repository, CONFIG)).parent)
     files = [name for name in (*CONFIG_FILES, *TOKENIZER_FILES, CARD) if name in available]
@@ -168,6 +170,18 @@ def download(repository: str, available: list[str], weights: bool) -> Path:
         if form.endswith(".index.json"):
             files += shards(Path(hf_hub_download(repository, form)))
     return Path(snapshot_download(repository, allow_patterns=files))
+
+
+def why_no_model(repository: str, available: list[str]) -> str:
+    """What is said of a repository without config.json."""
+    if ADAPTER_FILES[0] in available:
+        return (
+            f"{repository} holds an adapter ({ADAPTER_FILES[0]}), not a whole model: fetch it with "
+            f"`hf download {repository} --local-dir FOLDER`, load the model that it was trained "
+            "on, then add it with load_adapter(model, FOLDER); in the command --model BASE "
+            "--adapter FOLDER"
+        )
+    return f"{repository} has no {CONFIG}, so it is no GPT-2 that loads; found {sorted(available)}"
 
 
 @contextmanager
