@@ -29,7 +29,7 @@ from gpt2mini.checks import (
 )
 from gpt2mini.config import GPT2Config
 from gpt2mini.masking import build_attn_mask, count_positions, segment_ids
-from gpt2mini.modes import accepts_argument
+from gpt2mini.modes import accepts_argument, has_hooks, has_hooks_inside, uncompiled
 
 
 class MultiHeadAttention(nn.Module):
@@ -140,11 +140,12 @@ def call_layer(
     cache: LayerCache | None,
     last_only: bool,
 ) -> Float[Tensor, "batch outputs emb"]:
-    """Call a block, or an attention. One of your own need not know `last_only`: it computes all
-    outputs, and the last is kept."""
+    """Call a block, or an attention. One of your own need not know `last_only`, and hooks see what
+    they see in any other call: then it computes all outputs, and the last is kept."""
     if not last_only:
         return layer(x, attn_mask, cache)
-    shortcut = {"last_only": True} if accepts_argument(layer.forward, "last_only") else {}
+    knows_it = accepts_argument(layer.forward, "last_only") and not has_hooks_inside(layer)
+    shortcut = {"last_only": True} if knows_it else {}
     return layer(x, attn_mask, cache, **shortcut)[:, -1:]
 
 
@@ -277,7 +278,8 @@ class GPT2(nn.Module):
         inputs_embeds: vectors in place of `tok_emb(token_ids)` (token_ids is None then): soft
             prompts, gradients with respect to the input. Positions are added as usual.
         last_only: the output at the last token alone, (batch, 1, emb); the last block computes no
-            other. Texts of several lengths have to be padded on the left (`masking.align_right`).
+            other, unless there are hooks in it. Texts of several lengths have to be padded on the
+            left (`masking.align_right`).
         stream, first_block: continue from this residual stream, as it enters block number
             `first_block` (token_ids is None then).
         n_blocks: stop after so many blocks; None: after the last. A cache goes with all blocks.
@@ -366,6 +368,14 @@ class GPT2(nn.Module):
 
 def accepts_shortcut(model: GPT2, name: str) -> bool:
     """Whether the model takes an argument such as `last_only` as far as `residual_stream`. A
-    `forward` or `hidden_states` of your own need not know it: then the model computes all."""
+    `forward` or `hidden_states` of your own need not know it: then the model computes all. So it
+    does instead of `last_only` for hooks behind the blocks, which may look at any token."""
     methods = (model.forward, model.hidden_states, model.residual_stream)
+    if name == "last_only" and has_hooks_behind_blocks(model):
+        return False
     return all(accepts_argument(method, name) for method in methods)
+
+
+def has_hooks_behind_blocks(model: GPT2) -> bool:
+    layers = (model.final_norm, model.out_head)
+    return has_hooks(uncompiled(model)) or any(map(has_hooks_inside, layers))

@@ -57,9 +57,10 @@ def uncompiled(model: Model) -> Model:
 
 
 def accepts_argument(function: Callable, name: str) -> bool:
-    """Whether a function has a parameter of that name, or takes any (**kwargs)."""
+    """Whether a function has a parameter of that name, or takes any (**kwargs). Inside a compiled
+    graph, where a signature cannot be read: no."""
     if torch.compiler.is_compiling():
-        return True  # a signature cannot be read inside a compiled graph
+        return False
     parameters = inspect.signature(function).parameters
     kinds = {parameter.kind for parameter in parameters.values()}
     return name in parameters or inspect.Parameter.VAR_KEYWORD in kinds
@@ -68,3 +69,8 @@ def accepts_argument(function: Callable, name: str) -> bool:
 def has_hooks(module: nn.Module) -> bool:
     """Whether the module has forward hooks or forward pre-hooks of its own."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def has_hooks_inside(module: nn.Module) -> bool:
+    """Whether the module, or any inside it, has such hooks."""
+    return any(map(has_hooks, module.modules()))

@@ -24,7 +24,7 @@ from gpt2mini.cache import LayerCache
 from gpt2mini.config import GPT2Config
 from gpt2mini.masking import build_attn_mask
 from gpt2mini.model import GPT2, MLP, MultiHeadAttention, TiedHead, TransformerBlock, call_layer
-from gpt2mini.modes import evaluating, has_hooks
+from gpt2mini.modes import evaluating, has_hooks, has_hooks_inside
 from gpt2mini.quantized_layers import (
     FORMATS,
     quantized_copy,
@@ -225,7 +225,7 @@ def can_be_fused(block: nn.Module) -> TypeGuard[TransformerBlock]:
         and are_alike(block.attn.query, block.attn.key, block.attn.value)
         and all(type(x) is nn.Linear for x in (block.attn.attn_out, block.mlp.mlp_in))
         and type(block.mlp.mlp_out) is nn.Linear
-        and not any(map(has_hooks, block.modules()))
+        and not has_hooks_inside(block)
     )
 
 

@@ -24,6 +24,7 @@ from gpt2mini.classification.frozen import (
     FrozenStream,
     LabeledBatches,
     PlainTexts,
+    batch_logits,
     evaluate_classes,
     last_token_step,
 )
@@ -630,6 +631,29 @@ def test_hooks_and_classes_of_your_own_have_their_say_in_the_last_block(
     ids = random_ids(2, 9)
     assert_close(last_token_logits(classifier, ids), classifier(ids)[:, -1])
     assert not torch.equal(class_logits(classifier, ragged(3)), before)
+
+
+def change_first(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    """What one does with a hook on the first token; to all others the part does what it did."""
+    return torch.cat([output[:, :1] + 5 * torch.arange(output.shape[-1]), output[:, 1:]], dim=1)
+
+
+LAST_BLOCK = ["trf_blocks.2", "trf_blocks.2.attn", "trf_blocks.2.mlp.mlp_out"]
+
+
+@pytest.mark.parametrize("part", [*LAST_BLOCK, "final_norm", "out_head", ""])
+def test_a_hook_on_the_first_token_never_sees_the_last_in_its_place(
+    part: str, classifier: GPT2
+) -> None:
+    for layer in (classifier.tok_emb, classifier.pos_emb, classifier.trf_blocks[0]):
+        layer.requires_grad_(False)
+    classifier.get_submodule(part).register_forward_hook(change_first)
+    ids = random_ids(2, 9)
+    frozen_stream = FrozenStream(classifier, list(ids), [0, 1], "fp32")
+    with torch.no_grad():
+        expected = classifier(ids)[:, -1]
+        assert_close(last_token_logits(classifier, ids), expected)
+        assert_close(batch_logits(classifier, frozen_stream.batch([0, 1])), expected)
 
 
 def test_no_texts_are_refused(classifier: GPT2) -> None:

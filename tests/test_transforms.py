@@ -23,12 +23,13 @@ from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from gpt2mini import GPT2
+from gpt2mini import GPT2, generate
 from gpt2mini.cache import KeyValueCache
 from gpt2mini.checks import holds
+from gpt2mini.classification import last_token_logits
 from gpt2mini.data.text import Batch
 from gpt2mini.losses import chunked_next_token_loss, last_token_loss, next_token_loss
-from gpt2mini.model import TiedHead
+from gpt2mini.model import MultiHeadAttention, TiedHead, TransformerBlock
 from gpt2mini.training import Settings, train
 from gpt2mini.training.checkpoints import RunCheckpoints
 from gpt2mini.training.memory import compiled_blocks
@@ -277,6 +278,41 @@ def test_compiled_blocks_of_six_lengths_have_no_break(tiny_model: GPT2) -> None:
 
 
 # ---- inputs in place of token ids
+
+
+class PlainAttention(MultiHeadAttention):
+    def forward(  # type: ignore[override]  # by somebody who knows nothing of `last_only`
+        self, x: Tensor, attn_mask: Any = None, cache: Any = None
+    ) -> Tensor:
+        return super().forward(x, attn_mask, cache)
+
+
+class PlainBlock(TransformerBlock):
+    def forward(  # type: ignore[override]  # the same
+        self, x: Tensor, attn_mask: Any = None, cache: Any = None
+    ) -> Tensor:
+        return super().forward(x, attn_mask, cache)
+
+
+@pytest.mark.parametrize("part", ["block", "attention"])
+@pytest.mark.parametrize("compile", ["model", "blocks"])
+def test_compiled_parts_of_your_own_generate_and_classify(
+    part: str, compile: str, own_model: GPT2
+) -> None:
+    last = own_model.trf_blocks[-1]
+    if part == "block":
+        last.__class__ = PlainBlock
+    else:
+        last.get_submodule("attn").__class__ = PlainAttention
+    ids, model = random_ids(2, 9), own_model
+    expected = generate(model, ids, 4, temperature=0).token_ids
+    if compile == "model":
+        model = torch.compile(own_model, backend="eager")  # type: ignore[assignment]
+    else:
+        last.compile(backend="eager")
+    assert torch.equal(generate(model, ids, 4, temperature=0).token_ids, expected)
+    with torch.no_grad():
+        assert_close(last_token_logits(model, ids), model(ids)[:, -1])
 
 
 def of_vectors(model: GPT2) -> Call:

@@ -142,8 +142,10 @@ def batch_logits(model: GPT2, batch: StreamBatch | LabeledBatch) -> Float[Tensor
     """The head's logits at each text's last token."""
     if not isinstance(batch, StreamBatch):
         return last_token_logits(model, batch.token_ids, batch.attention_mask)
-    stream = {"stream": batch.stream, "first_block": batch.first_block}
-    return model(None, batch.attention_mask, **stream, last_only=True)[:, 0]
+    shortcuts = {"stream": batch.stream, "first_block": batch.first_block}
+    if accepts_shortcut(model, "last_only"):
+        shortcuts["last_only"] = True
+    return model(None, batch.attention_mask, **shortcuts)[:, -1]
 
 
 def texts_to_train_on(
