@@ -40,7 +40,8 @@ def decoding_kernels(model: nn.Module, rows: int) -> AbstractContextManager:
 
 
 def is_small(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    return x.numel() <= 32 * x.shape[-1] and x.dtype == weight.dtype == torch.float32
+    in_float32 = x.dtype == weight.dtype == torch.float32
+    return in_float32 and x.numel() <= 32 * x.shape[-1] and weight.ndim == 2
 
 
 def linear_by_columns(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -44,3 +44,9 @@ def test_a_product_with_gradients_is_a_linear_layer_too() -> None:
         layer(x).square().sum().backward()
     for found, one in zip((x.grad, layer.weight.grad, layer.bias.grad), expected, strict=True):
         torch.testing.assert_close(found, one)
+
+
+def test_a_product_with_a_vector_is_torchs_own() -> None:
+    x, vector = torch.randn(2, 5, 7), torch.randn(7)
+    with FewRowsLinear():
+        assert torch.equal(nn.functional.linear(x, vector), x @ vector)
