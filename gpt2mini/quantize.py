@@ -35,8 +35,7 @@ from gpt2mini.quantized_layers import (
 
 
 class QuantizedBlock(nn.Module):
-    """A `TransformerBlock` as one function, for inference: query, key and value are one product,
-    and its layers are called as functions. Hooks on the block are called, on its layers not.
+    """A `TransformerBlock` for inference, in which query, key and value are one product.
 
     The one second form of the architecture. `quantize_model` uses it only where it gives what the
     block gives that it replaces.
@@ -57,13 +56,6 @@ class QuantizedBlock(nn.Module):
         self.attn_out = quantized_copy(attn.attn_out, weights)
         self.mlp_in = quantized_copy(mlp.mlp_in, weights)
         self.mlp_out = quantized_copy(mlp.mlp_out, weights)
-        # Calling a module takes as long as a LayerNorm of one row, so the functions are kept.
-        self.attention_functions = (
-            self.norm1.forward,
-            self.query_key_value.of_rows,
-            self.attn_out.of_rows,
-        )
-        self.mlp_functions = (self.norm2.forward, self.mlp_in.of_rows, self.mlp_out.of_rows)
 
     def forward(
         self,
@@ -73,25 +65,22 @@ class QuantizedBlock(nn.Module):
         last_only: bool = False,
     ) -> Float[Tensor, "batch outputs emb"]:
         refuse_training(self, x)
-        norm1, query_key_value, attn_out = self.attention_functions
-        norm2, mlp_in, mlp_out = self.mlp_functions
-        batch, tokens, emb = x.shape
-        rows = x.reshape(-1, emb)  # (batch * tokens, emb)
-        projected = query_key_value(norm1(rows)).view(batch, tokens, 3, self.n_heads, -1)
+        projected = self.query_key_value(self.norm1(x))  # (batch, tokens, 3 * emb)
+        projected = projected.unflatten(2, (3, self.n_heads, -1))
         query, key, value = projected.permute(2, 0, 3, 1, 4)  # (batch, heads, tokens, head_dim)
         if cache is not None:
             key, value = cache.append(key, value)  # (batch, heads, total, head_dim)
         if last_only:
-            rows, query = x[:, -1], query[:, :, -1:]
+            x, query = x[:, -1:], query[:, :, -1:]
             attn_mask = None if attn_mask is None else attn_mask[..., -1:, :]
         # A plain bool, as in `MultiHeadAttention`.
         is_causal = True if attn_mask is None and query.shape[2] == key.shape[2] else False  # noqa: SIM210
         context = F.scaled_dot_product_attention(  # (batch, heads, tokens, head_dim)
             query, key, value, attn_mask=attn_mask, is_causal=is_causal
         )
-        rows = rows + attn_out(context.transpose(1, 2).reshape(-1, emb))
-        rows = rows + mlp_out(F.gelu(mlp_in(norm2(rows)), approximate=self.gelu))
-        return rows.view(batch, -1, emb)
+        x = x + self.attn_out(context.transpose(1, 2).flatten(2))
+        hidden = F.gelu(self.mlp_in(self.norm2(x)), approximate=self.gelu)
+        return x + self.mlp_out(hidden)  # (batch, tokens, emb)
 
 
 class QuantizedHead(nn.Module):
@@ -128,7 +117,8 @@ def quantize_model(model: GPT2, weights: str = "int8") -> GPT2:
 
     The model is frozen and in eval mode afterwards, on the device where it is: move it there
     before. A head of your own (a classifier's, for instance) and layers with forward hooks stay
-    as they are. Returns the model.
+    as they are. Forward hooks stay in force, and so do their handles; they are also called while
+    blocks are compared. Returns the model.
     Raises ValueError, and leaves the model as it was, for a format it does not know, adapters, a
     model quantized already, or a block whose output differs when its layers are quantized.
     """
@@ -171,7 +161,7 @@ def quantized_block(
     """
     # In half precision the rounding of the stream would hide what a block adds.
     is_exact = all(parameter.dtype == torch.float32 for parameter in block.parameters())
-    exact = block if is_exact else deepcopy(block).float()
+    exact = block if is_exact else copy_with_hooks(block).float()
     outputs = partial(outputs_of, stream=stream.float(), config=model.config)
     expected = outputs(with_rounded_weights(exact, weights))
     if can_be_fused(exact):
@@ -191,9 +181,17 @@ def quantized_block(
     return with_quantized_layers(block, weights)
 
 
+def copy_with_hooks(block: nn.Module) -> nn.Module:
+    """A deep copy that shares the forward hooks: a copy of a hook would write to a copy of its
+    owner, and a handle would remove the hook from the block alone."""
+    owned = [(module, name) for module in block.modules() for name in vars(module)]
+    hooks = [vars(module)[name] for module, name in owned if name.startswith("_forward_")]
+    return deepcopy(block, {id(one): one for one in hooks})
+
+
 def with_quantized_layers(block: nn.Module, weights: str) -> nn.Module:
     """A copy in which the plain linear layers without hooks are quantized."""
-    copy = deepcopy(block)
+    copy = copy_with_hooks(block)
     for path, layer in plain_linear_layers(block):
         copy.set_submodule(path, quantized_copy(layer, weights))
     return copy
@@ -201,7 +199,7 @@ def with_quantized_layers(block: nn.Module, weights: str) -> nn.Module:
 
 def with_rounded_weights(block: nn.Module, weights: str) -> nn.Module:
     """A copy whose layers stay as they are, with the weights that the quantized ones will have."""
-    copy = deepcopy(block)
+    copy = copy_with_hooks(block)
     for path, layer in plain_linear_layers(block):
         rounded = quantized_copy(layer, weights).dequantized()
         copy.get_parameter(f"{path}.weight").copy_(rounded)
@@ -239,20 +237,20 @@ def are_alike(query: nn.Module, key: nn.Module, value: nn.Module) -> bool:
 def outputs_of(block: nn.Module, stream: Tensor, config: GPT2Config) -> list[Tensor]:
     """What a block adds to hidden states, and what its attention gathers: for all tokens at once;
     for three quarters of them and then the rest with a cache (the kernels differ for few rows and
-    many); and for the last of a text that fills the context."""
+    many; of one token there is no rest); and for the last of a text that fills the context."""
     batch, tokens, _ = stream.shape
     past = 3 * tokens // 4
     shape = (batch, config.n_heads, tokens, config.head_dim)
     cache = LayerCache(shape, stream.device, stream.dtype)
     mask = build_attn_mask(stream[:, past:, 0], None, past)  # (1, 1, tokens - past, tokens)
+    calls = [(stream[:, :past], None), (stream[:, past:], mask)]
     generator = torch.Generator().manual_seed(0)
     order = torch.randint(batch * tokens, (1, config.context_length), generator=generator)
     text = stream.flatten(0, 1)[order.to(stream.device)]  # (1, context_length, emb)
     with AttentionOutputs() as contexts:
         added = [
             block(stream, None, None) - stream,
-            block(stream[:, :past], None, cache) - stream[:, :past],
-            block(stream[:, past:], mask, cache) - stream[:, past:],
+            *(block(part, mask, cache) - part for part, mask in calls if part.shape[1]),
             call_layer(block, text, None, None, last_only=True) - text[:, -1:],
         ]
     return [*added, *contexts.outputs]
@@ -299,6 +297,7 @@ def with_weight(head: TiedHead | nn.Linear, weight: Tensor) -> nn.Module:
     """A head of the same class with another weight, (vocab, emb)."""
     if isinstance(head, TiedHead):
         return type(head)(nn.Embedding.from_pretrained(weight))
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    # Without memory: a layer that is filled at once would draw random numbers.
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     return linear

@@ -15,7 +15,7 @@ Their speeds: `tests/benchmarks/decoding.py`.
 from functools import cache
 
 import torch
-from jaxtyping import BFloat16, Float, Int8, UInt8
+from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -77,7 +77,7 @@ class Int8Linear(QuantizedLinear):
         on_cpu, few = rows.device.type == "cpu", len(rows) <= FEW_ROWS["int8"]
         # The kernel reads in steps and would read past the end of a matrix of other widths.
         if INT8_KERNEL and on_cpu and few and self.in_features % 32 == 0:
-            return INT8_KERNEL(rows.bfloat16(), self.integers, self.scales)
+            return INT8_KERNEL(rows.bfloat16(), self.integers, self.scales.bfloat16())
         if rows.dtype == torch.float16:  # which holds no sum of products with integers
             return F.linear(rows, self.dequantized().half())
         return F.linear(rows, self.integers.to(rows.dtype)) * self.scales.to(rows.dtype)
@@ -95,7 +95,7 @@ class Int4Linear(QuantizedLinear):
     """
 
     packed: UInt8[Tensor, "blocks columns half"]
-    scales: BFloat16[Tensor, "groups rows 2"]  # of each group: the scale and the middle
+    scales: Float[Tensor, "groups rows 2"]  # of each group: the scale and the middle
 
     def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None) -> None:
         super().__init__(weight, bias)
@@ -117,7 +117,8 @@ class Int4Linear(QuantizedLinear):
         in_its_order = 2 * self.packed.shape[2] == int4_block()
         if on_cpu and few and in_its_order and self.in_features % GROUP == 0:
             packed = self.packed.view(-1, self.in_features // 2)
-            product = INT4_KERNEL(rows.bfloat16(), packed, GROUP, self.scales)  # type: ignore[misc]
+            scales = self.scales.bfloat16()  # again, where `model.float()` has changed them
+            product = INT4_KERNEL(rows.bfloat16(), packed, GROUP, scales)  # type: ignore[misc]
             return product[:, : self.out_features]
         return F.linear(rows, self.dequantized().to(rows.dtype))
 

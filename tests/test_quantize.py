@@ -377,12 +377,81 @@ def test_a_query_of_ones_own_is_left_alone(own_model: GPT2) -> None:
     assert generate(own_model, ids, 4, temperature=0).token_ids.shape == (1, 10)
 
 
+class Recorder:
+    """A hook that belongs to something, as most do."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def note(self, module: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
+        self.seen.append(output)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("part", ["trf_blocks.0", "trf_blocks.0.mlp.mlp_out"])
+def test_hooks_and_their_handles_stay_in_force(
+    own_model: GPT2, part: str, dtype: torch.dtype
+) -> None:
+    recorder, ids = Recorder(), random_ids(1, 6)
+    handle = own_model.to(dtype).get_submodule(part).register_forward_hook(recorder.note)
+    own_model(ids)  # an output with gradients, which cannot be copied
+    own_model.quantize()
+    recorder.seen.clear()
+    own_model(ids)
+    assert [output.shape for output in recorder.seen] == [(1, 6, TINY.emb_dim)]
+    handle.remove()
+    own_model(ids)
+    assert len(recorder.seen) == 1
+
+
+def test_a_steering_hook_can_be_removed(own_model: GPT2) -> None:
+    plain, ids = deepcopy(own_model).quantize(), random_ids(1, 6)
+    hook = own_model.trf_blocks[1].register_forward_hook(lambda *call: call[2] + 5)
+    steered = own_model.quantize()(ids)
+    hook.remove()
+    assert (own_model(ids) - plain(ids)).norm() < 0.05 * (steered - plain(ids)).norm()
+
+
+@pytest.mark.parametrize("name", ["norm1", "norm2", "mlp_in", "mlp_out", "attn_out"])
+def test_layers_of_a_quantized_block_can_be_replaced_and_hooked(own_model: GPT2, name: str) -> None:
+    model, ids = own_model.quantize(), random_ids(1, 6)
+    before, layer = model(ids), model.trf_blocks[0].get_submodule(name)
+    model.trf_blocks[0].add_module(name, nn.Sequential(layer, nn.Threshold(0.0, 3.0)))
+    replaced = model(ids)
+    model.trf_blocks[0].add_module(name, layer)
+    assert torch.equal(model(ids), before)
+    recorder = Recorder()
+    layer.register_forward_hook(recorder.note)
+    layer.register_forward_hook(lambda *call: F.threshold(call[2], 0.0, 3.0))
+    assert torch.equal(model(ids), replaced) and not torch.allclose(replaced, before)
+    assert [output.shape[:2] for output in recorder.seen] == [(1, 6)]
+
+
+@each_format
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_a_quantized_model_can_change_its_dtype(
+    own_model: GPT2, weights: str, dtype: torch.dtype
+) -> None:
+    model, ids = own_model.quantize(weights), random_ids(1, 6)
+    before = model(ids)
+    after = model.to(dtype)(ids)
+    assert after.dtype == dtype
+    assert (after.float() - before).norm() < 0.05 * before.norm()
+
+
+@each_format
+def test_a_context_of_one_token_can_be_quantized(weights: str) -> None:
+    model = GPT2(replace(TINY, context_length=1)).quantize(weights)
+    assert {type(block) for block in model.trf_blocks} == {QuantizedBlock}
+
+
 def test_an_untied_head_is_quantized_too(own_model: GPT2) -> None:
     own_model.out_head = nn.Linear(TINY.emb_dim, TINY.vocab_size, bias=False)
     ids = random_ids(1, 5)
     with torch.no_grad():
-        before = own_model(ids)
+        before, state = own_model(ids), torch.random.get_rng_state()
         assert (own_model.quantize()(ids) - before).norm() < 0.1 * before.norm()
+    assert torch.equal(torch.random.get_rng_state(), state)
     assert isinstance(own_model.out_head, quantize.QuantizedHead)
 
 
