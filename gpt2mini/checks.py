@@ -153,6 +153,15 @@ def check_cache(config: GPT2Config, batch: int, tokens: int, cache: "KeyValueCac
             f"the cache is for {len(cache.layers)} blocks, the model has {config.n_layers}: "
             "make it with KeyValueCache(model.config, ...)"
         )
+    lengths = [layer.length for layer in cache.layers]
+    if cache.segment_ids is not None:
+        lengths.append(cache.segment_ids.shape[1])
+    if any(length != past for length in lengths):
+        raise ValueError(
+            f"the cache holds {past} tokens of one block and {min(lengths)} to {max(lengths)} of "
+            "all: an earlier call broke off on its way through the blocks, or a block does not "
+            "call cache.append; read the text again into a new KeyValueCache"
+        )
     if batch != cache.batch_size or past + tokens > cache.max_tokens:
         raise ValueError(
             f"the cache is for {cache.batch_size} rows of at most {cache.max_tokens} tokens and "

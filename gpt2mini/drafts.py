@@ -20,7 +20,7 @@ from gpt2mini.model import GPT2
 from gpt2mini.modes import evaluating
 from gpt2mini.reader import Reader
 from gpt2mini.responses import DraftCounts
-from gpt2mini.sampling import whole_number
+from gpt2mini.sampling import FORBIDDEN, whole_number
 from gpt2mini.token_rules import TokenRules
 
 
@@ -60,19 +60,24 @@ class ModelDrafter:
     def draft(
         self, text: Int[Tensor, "rows tokens"], is_real: Bool[Tensor, "rows tokens"], most: int
     ) -> Draft:
-        start, distributions = text.shape[1], []
-        for _ in range(most):
-            logits = self.reader.read(text, is_real, self.unread)[:, -1]  # (rows, vocab)
+        # The window moves at the start alone: what may be taken back has to lie within it.
+        most = min(most, max(1, self.reader.context // 2))
+        start, distributions, is_drafted = text.shape[1], [], []
+        goes_on = torch.ones(len(text), dtype=torch.bool, device=text.device)
+        for left in reversed(range(most)):
+            logits = self.reader.read(text, is_real, self.unread, room=left)[:, -1]  # (rows, vocab)
             allowed = self.rules.apply(logits, text, is_real)  # (rows, vocab)
+            # The text may have ended in the draft, or go on otherwise: that no token is left is no
+            # error yet, but the end of this row's draft.
+            goes_on = goes_on & (allowed.amax(dim=1) != FORBIDDEN)
+            allowed = allowed.masked_fill(~goes_on[:, None], 0)
             distributions.append(self.rules.probabilities(allowed))
+            is_drafted.append(goes_on)
             text = torch.cat([text, self.rules.draw(allowed)[0][:, None]], dim=1)
             is_real = F.pad(is_real, (0, 1), value=True)
             self.unread = 1
-        token_ids = text[:, start:]  # (rows, most)
         return Draft(
-            token_ids,
-            torch.ones_like(token_ids, dtype=torch.bool),
-            torch.stack(distributions, dim=1),
+            text[:, start:], torch.stack(is_drafted, dim=1), torch.stack(distributions, dim=1)
         )
 
     def advance(self, drafted: int, kept: int) -> None:

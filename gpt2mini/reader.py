@@ -35,16 +35,17 @@ class Reader:
         text: Int[Tensor, "rows tokens"],
         is_real: Bool[Tensor, "rows tokens"],
         new: int = 1,
+        room: int = 0,
     ) -> Float[Tensor, "rows outputs vocab"]:
         """The logits after each of the last `new` columns, which this reader has not yet read and
         which have no padding. The first time it reads all of the text, and gives the logits after
-        the last column."""
+        the last column. room: if need be it slides now, so that it need not for so many more."""
         if self.cache is None:
             if self.slide:
-                text, is_real = self.windows(text, is_real, longest=self.context)
+                text, is_real = self.windows(text, is_real, self.context - room, room)
             return self.prefill(text, is_real, self.copies)[:, None].float()  # (rows, 1, vocab)
-        if self.cache.length + new > self.cache.max_tokens:  # only when sliding
-            text, is_real = self.windows(text, is_real, max(1, self.context // 2))
+        if self.cache.length + new + room > self.cache.max_tokens:  # only when sliding
+            text, is_real = self.windows(text, is_real, max(1, self.context // 2), room)
             return self.prefill(text, is_real)[:, None].float()  # (rows, 1, vocab)
         with self.kernels(new):
             return self.model(text[:, -new:], cache=self.cache).float()  # (rows, new, vocab)
@@ -54,17 +55,21 @@ class Reader:
         return self.context - int((is_real.sum(dim=1) - self.forgotten).max())
 
     def windows(
-        self, text: Int[Tensor, "rows tokens"], is_real: Bool[Tensor, "rows tokens"], longest: int
+        self,
+        text: Int[Tensor, "rows tokens"],
+        is_real: Bool[Tensor, "rows tokens"],
+        longest: int,
+        room: int = 0,
     ) -> tuple[Int[Tensor, "rows columns"], Bool[Tensor, "rows columns"]]:
         """The tokens of each row that the model reads: its window and all later tokens, or, where
-        they exceed the context, the last `longest` of them.
+        they and `room` more exceed the context, the last `longest` of them.
 
         Only real tokens count, as if each row were alone. All rows end in the last column, so the
         cache is full exactly when the longest window fills the context.
         """
         length = is_real.sum(dim=1)  # (rows)
         window = length - self.forgotten  # (rows)
-        window = torch.where(window > self.context, longest, window)
+        window = torch.where(window + room > self.context, longest, window)
         self.forgotten = length - window
         rows = zip(text, is_real, window.tolist(), strict=True)
         text, is_real = pad_left([ids[real][-columns:] for ids, real, columns in rows])

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from gpt2mini.drafts import Draft, Drafter, Drafting
 from gpt2mini.reader import Reader
 from gpt2mini.responses import NewTokens
-from gpt2mini.sampling import check_logits, sample_from
+from gpt2mini.sampling import check_logits
 from gpt2mini.token_rules import TokenRules
 
 
@@ -67,7 +67,9 @@ def speculative_steps(
         is_real = F.pad(is_real, (0, drafted), value=True)
         logits = reader.read(text, is_real, 1 + drafted)  # (rows, new, vocab)
         allowed = apply_rules(draft, logits, text, is_real, rules, active, tokens_left)
-        allowed = allowed.masked_fill(~active[:, None, None], 0)  # as in `plain_steps`
+        has_ended = F.pad(torch.isin(draft.token_ids, stops).cumsum(dim=1) > 0, (1, 0))
+        has_ended = has_ended | ~active[:, None]  # (rows, new)
+        allowed = allowed.masked_fill(has_ended[..., None], 0)  # as in `plain_steps`
         checked = check_draft(draft, logits, allowed, rules, active)
         kept = int(checked.accepted[active].min())  # columns of the draft
         drafting.counts.drafted += int(draft.is_drafted[active].sum())
@@ -134,7 +136,7 @@ def check_draft(
     drafted, guessed = draft.token_ids.shape[1], draft.token_ids[..., None].long()
     p_of_guess = p[:, :drafted].gather(2, guessed)[..., 0]  # (rows, drafted)
     q_of_guess = q.gather(2, guessed)[..., 0]  # (rows, drafted)
-    uniform = torch.rand(q_of_guess.shape, generator=rules.generator, device=q.device)
+    uniform = rules.uniform_like(q_of_guess)
     is_accepted = draft.is_drafted & (uniform * q_of_guess < p_of_guess)
     accepted = is_accepted.long().cumprod(dim=1).sum(dim=1)  # (rows)
 
@@ -143,7 +145,7 @@ def check_draft(
     # After the last drafted token q is 0: then the token is drawn from p.
     left = (p - F.pad(q, (0, 0, 0, 1))).clamp(min=0)[rows, accepted]  # (rows, vocab)
     left = torch.where(left.sum(dim=1, keepdim=True) > 0, left, p[rows, accepted])
-    following = sample_from(left, rules.generator).to(draft.token_ids.dtype)  # (rows)
+    following = rules.draw_from(left).to(draft.token_ids.dtype)  # (rows)
     token_ids = F.pad(draft.token_ids, (0, 1)).scatter(1, accepted[:, None], following[:, None])
     new = token_ids[..., None].long()
     return Checked(

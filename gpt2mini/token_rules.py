@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gpt2mini.sampling import FORBIDDEN, Sampling, draw, probabilities
+from gpt2mini.sampling import FORBIDDEN, Sampling, draw, probabilities, sample_from
 from gpt2mini.valid_utf8 import TextStates
 
 
@@ -42,3 +42,15 @@ class TokenRules:
     def probabilities(self, logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
         """The distribution that `draw` draws from."""
         return probabilities(logits, self.sampling.temperature)
+
+    def draw_from(self, probabilities: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
+        """A token of each row. At temperature 0, where one has them all, no number is drawn."""
+        if self.sampling.temperature == 0:
+            return probabilities.argmax(dim=1)
+        return sample_from(probabilities, self.generator)
+
+    def uniform_like(self, x: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+        """Random numbers of 0 to 1; at temperature 0, where any will do, none are drawn."""
+        if self.sampling.temperature == 0:
+            return torch.full_like(x, 0.5)
+        return torch.rand(x.shape, generator=self.generator, device=x.device)

@@ -7,7 +7,7 @@ import torch
 from conftest import TINY, random_ids
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from gpt2mini import GPT2
@@ -205,3 +205,19 @@ def test_a_cache_of_another_dtype_is_refused(own_model: GPT2) -> None:
         own_model.bfloat16()(random_ids(2, 3), cache=cache)
     with torch.autocast("cpu", torch.bfloat16):  # which converts what attention reads
         own_model.float()(random_ids(2, 3), cache=cache)
+
+
+@pytest.mark.parametrize("part", ["trf_blocks.0", "trf_blocks.1", "trf_blocks.2.norm1"])
+@torch.no_grad()
+def test_a_cache_that_a_call_has_filled_in_part_is_refused(own_model: GPT2, part: str) -> None:
+    def interrupt(module: nn.Module, arguments: tuple) -> None:
+        raise KeyboardInterrupt
+
+    ids, mask = random_ids(2, 5), torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    cache = KeyValueCache(own_model.config, 2, 20)
+    own_model(ids, mask, cache=cache)
+    hook = own_model.get_submodule(part).register_forward_pre_hook(interrupt)
+    with hook, pytest.raises(KeyboardInterrupt):
+        own_model(ids[:, :1], cache=cache)
+    with pytest.raises(ValueError, match=r"an earlier call broke off.*a new KeyValueCache"):
+        own_model(ids[:, :1], cache=cache)

@@ -100,6 +100,36 @@ def test_windows_slide_at_the_same_tokens(rows: int, context: int) -> None:
     )
 
 
+@pytest.mark.parametrize(("context", "draft_tokens"), [(1, 3), (2, 2), (8, 8), (32, 30)])
+def test_the_window_of_a_small_draft_slides(model: GPT2, context: int, draft_tokens: int) -> None:
+    draft = disturbed(make_model(context_length=context), 1.0)
+    ids, mask = ragged_prompts()
+    plain = generate(model, ids, 60, mask, temperature=0)
+    found = generate(model, ids, 60, mask, temperature=0, draft=draft, draft_tokens=draft_tokens)
+    assert_same(found, plain)
+
+
+@pytest.mark.parametrize("kind", ["draft", "the model itself", "lookup"])
+def test_a_draft_may_run_out_of_tokens(model: GPT2, draft: GPT2, kind: str) -> None:
+    """Each token may come once and few may at all, so a draft that goes on after the stop token,
+    or where the model would have gone another way, has none left."""
+    request: dict[str, Any] = {"no_repeat_ngram_size": 1, "stop_ids": [3], "temperature": 0}
+    request["forbidden_ids"] = [0, *range(6, 211)]
+    guesses = {"draft": {"draft": draft}, "the model itself": {"draft": model}}
+    for prompt in ([[20, 21], [30, 31]], [[1, 20], [2, 30]], [[1, 2], [30, 31]]):
+        plain = generate(model, prompt, 4, **request)
+        assert_same(
+            generate(model, prompt, 4, **request, **guesses.get(kind, {"lookup": 1})), plain
+        )
+
+
+def test_greedy_drafts_draw_no_random_numbers(model: GPT2, draft: GPT2) -> None:
+    state = torch.random.get_rng_state()
+    for guesses in ({"draft": draft}, {"lookup": 2}):
+        generate(model, [1, 2, 1, 2], 10, temperature=0, **guesses)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_the_last_token_of_the_context_is_reached(model: GPT2, draft: GPT2) -> None:
     ids = torch.arange(40)[None]
     new = model.config.context_length - 40
