@@ -80,9 +80,9 @@ def pad_right(
 ) -> tuple[Shaped[Tensor, "batch tokens *rest"], Bool[Tensor, "batch tokens"]]:
     """Stack rows, padded with zeros to the longest; and a mask of the real tokens, from the
     lengths."""
-    lengths = torch.tensor([len(row) for row in rows])
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+    lengths = torch.tensor([len(row) for row in rows], device=padded.device)
+    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
 
 
 def pad_left(

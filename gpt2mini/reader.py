@@ -72,8 +72,7 @@ class Reader:
         window = torch.where(window + room > self.context, longest, window)
         self.forgotten = length - window
         rows = zip(text, is_real, window.tolist(), strict=True)
-        text, is_real = pad_left([ids[real][-columns:] for ids, real, columns in rows])
-        return text, is_real.to(text.device)
+        return pad_left([ids[real][-columns:] for ids, real, columns in rows])
 
     def prefill(
         self,

@@ -117,7 +117,9 @@ def first_blocks(model: GPT2, n_layers: int) -> GPT2:
     if not 1 <= n_layers <= deepest:
         raise ValueError(f"n_layers must be from 1 to {deepest}, not {n_layers}")
     shallow = copy(model)
-    shallow._modules = dict(model._modules)  # a copy shares the dictionary
+    for name, value in vars(model).items():  # a copy shares the dictionaries: of parts, of hooks
+        if isinstance(value, dict):
+            vars(shallow)[name] = copy(value)
     shallow.config = replace(model.config, n_layers=n_layers)
     shallow.trf_blocks = model.trf_blocks[:n_layers]
     return shallow

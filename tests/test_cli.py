@@ -39,8 +39,10 @@ def test_generate_continues_the_prompt() -> None:
 
 
 def test_generate_reads_a_prompt_from_stdin_and_talks() -> None:
-    done = run("generate", "--prompt", "-", "--max-new-tokens", "3", stdin="Once upon a time")
+    command = ["generate", "--prompt", "-", "--max-new-tokens", "3", "--temperature", "0"]
+    done = run(*command, stdin="Once upon a time")
     assert done.stdout.startswith("Once upon a time"), done.stderr
+    assert run(*command, stdin="Once upon a time\n").stdout == done.stdout  # a file's last line
     done = run("generate", "--interactive", "--max-new-tokens", "3", stdin="Hello\nGood day\n\n")
     assert "Hello" in done.stdout and "Good day" in done.stdout
 
@@ -64,6 +66,7 @@ def test_generate_shows_the_end_of_a_long_prompt_in_a_terminal(terminal: bool) -
         output.isatty.return_value = terminal
         shown = shortened(prompt)
         assert shortened("The ship") == "The ship"
+        assert shortened("的" * 900) == ("[...] " + "的" * SHOWN if terminal else "的" * 900)
     assert shown == ("[...] " + prompt[-SHOWN:].partition(" ")[2] if terminal else prompt)
 
 

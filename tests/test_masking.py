@@ -1,5 +1,6 @@
 """The padding contract: padding of any ids on any side changes nothing; bad input is refused."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from torch.testing import assert_close
 
 from gpt2mini import GPT2
 from gpt2mini.cache import KeyValueCache
-from gpt2mini.masking import build_attn_mask
+from gpt2mini.masking import build_attn_mask, pad_left, pad_right
 
 PRECISION = 1e-5  # float32, logits of the size of 1; padded and unpadded sums differ in order only
 LONGEST = 12  # tokens in a row, padding counted
@@ -265,3 +266,9 @@ def test_positions_beyond_the_context_are_refused(tiny_model: GPT2) -> None:
 def test_an_additive_mask_is_refused_instead_of_inverted(tiny_model: GPT2) -> None:
     with pytest.raises(ValueError, match=r"integers or booleans .* not torch.float32"):
         tiny_model(random_ids(1, 4), attention_mask=torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("pad", [pad_left, pad_right])
+def test_padded_rows_and_their_mask_are_on_one_device(pad: Callable) -> None:
+    rows = [torch.ones(3, device="meta"), torch.ones(5, device="meta")]
+    assert {tensor.device.type for tensor in pad(rows)} == {"meta"}

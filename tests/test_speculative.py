@@ -274,6 +274,13 @@ def test_text_is_streamed_as_without_a_draft_and_the_drafts_are_counted() -> Non
     assert complete(talker, tokenizer, "The cat", 50, temperature=0, lookup=2) == plain
 
 
+def test_the_first_blocks_and_the_model_have_hooks_of_their_own(model: GPT2) -> None:
+    deep, called = deepcopy(model), []
+    first_blocks(deep, 1).register_forward_hook(lambda *call: called.append(call))
+    deep(torch.tensor([[1, 2]]))
+    assert not called
+
+
 def test_the_first_blocks_are_a_draft(model: GPT2, tokenizer: Tokenizer) -> None:
     early = first_blocks(model, 2)
     ids, mask = ragged_prompts()

@@ -45,8 +45,8 @@ class Flags:
     model: str = "gpt2-nano"  # a model's folder or name
     adapter: str | None = None  # folder of an adapter that was trained on --model
     quantize: Literal["int8", "int4", "fp16", "bf16"] | None = None  # in fewer bits: faster
-    # text to continue, "The old man looked at" without it; may be given repeatedly; - reads stdin;
-    # an empty one begins a text
+    # text to continue, "The old man looked at" without it; may be given repeatedly; - reads stdin,
+    # without its last line break; an empty one begins a text
     prompt: UseAppendAction[tuple[str, ...]] = ()
     allow_special: bool = False  # special tokens in prompts, as <|user|>, are tokens and not text
     interactive: bool = False  # ask for prompts, one after another
@@ -107,7 +107,7 @@ def heading(prompt: int, prompts: int, sample: int, samples: int) -> str:
 
 def read_stdin() -> str:
     try:
-        return sys.stdin.read()
+        return sys.stdin.read().removesuffix("\n")  # which editors put at the end of a file
     except UnicodeDecodeError as error:
         raise ValueError(
             f"the prompt on standard input is not {sys.stdin.encoding} text ({error}): save it in "
@@ -120,7 +120,8 @@ def shortened(prompt: str) -> str:
     program gets all of it."""
     if len(prompt) <= SHOWN or not sys.stdout.isatty():
         return prompt
-    return "[...] " + prompt[-SHOWN:].partition(" ")[2]
+    end = prompt[-SHOWN:]
+    return "[...] " + (end.partition(" ")[2] or end)  # from the next word on, if there is one
 
 
 def talk(writer: Writer) -> None:
