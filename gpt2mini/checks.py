@@ -65,13 +65,23 @@ def check_start(
 
 
 def check_blocks(
-    blocks: int, first_block: int, n_blocks: int, cache: "KeyValueCache | None"
+    config: GPT2Config,
+    blocks: int,
+    first_block: int,
+    n_blocks: int,
+    cache: "KeyValueCache | None",
 ) -> None:
     """Which of so many blocks compute: from number `first_block` on, up to `n_blocks` of them."""
     if not 0 <= first_block <= n_blocks <= blocks:
         raise ValueError(
             f"first_block ({first_block}) and n_blocks ({n_blocks}) must lie in this order between "
             f"0 and the number of blocks, {blocks}"
+        )
+    if cache is not None and blocks != config.n_layers:
+        raise ValueError(
+            f"the model has {blocks} blocks and a config of n_layers={config.n_layers}, by which a "
+            f"cache is made: model.config = dataclasses.replace(model.config, n_layers={blocks}); "
+            "surgery.first_blocks and surgery.grow_depth change both"
         )
     if cache is not None and (first_block > 0 or n_blocks < blocks):
         raise ValueError(

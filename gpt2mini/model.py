@@ -289,7 +289,7 @@ class GPT2(nn.Module):
         """
         start = check_start(self.config, token_ids, inputs_embeds, stream)
         n_blocks = len(self.trf_blocks) if n_blocks is None else n_blocks
-        check_blocks(len(self.trf_blocks), first_block, n_blocks, cache)
+        check_blocks(self.config, len(self.trf_blocks), first_block, n_blocks, cache)
         # of which the shape (batch, tokens) and the device count
         like = start if stream is None and inputs_embeds is None else start[..., 0]
         attn_mask, position_ids = self.mask_and_positions(like, attention_mask, position_ids, cache)

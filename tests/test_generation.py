@@ -1,5 +1,7 @@
 """Generation: cache, ragged batches, stopping, sampling and streaming keep their promises."""
 
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -610,3 +612,14 @@ def test_ids_that_the_tokenizer_lacks_are_never_generated(tokenizer: Tokenizer) 
         padded = make_model(size + 64)
         for seed in range(3):
             complete(padded, ours, "The", 20, generator=seed)  # used to break off in the middle
+
+
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_blocks_that_the_config_does_not_count_are_refused_until_it_does(blocks: int) -> None:
+    model = make_model()
+    model.trf_blocks = nn.ModuleList([*model.trf_blocks, deepcopy(model.trf_blocks[0])][:blocks])
+    with pytest.raises(ValueError, match=rf"{blocks} blocks and a config of n_layers=3.*replace"):
+        generate(model, [1, 2], 3, temperature=0)
+    model.config = replace(model.config, n_layers=blocks)
+    found = generate(model, [1, 2], 3, temperature=0).token_ids[0]
+    assert torch.equal(found, greedy_without_cache(model, torch.tensor([1, 2]), 3))

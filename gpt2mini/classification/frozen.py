@@ -35,7 +35,7 @@ def frozen_blocks(model: GPT2) -> int:
     for i, block in enumerate(model.trf_blocks):
         if any(p.requires_grad for p in block.parameters()):
             return i
-    return model.config.n_layers
+    return len(model.trf_blocks)
 
 
 @dataclass(frozen=True)

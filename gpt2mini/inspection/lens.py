@@ -88,7 +88,7 @@ def read_stream(
         any_ids = torch.zeros(stream.shape[:2], dtype=torch.long, device=stream.device)
         with model.final_norm.register_forward_pre_hook(lambda norm, arguments: stream):
             return model(any_ids, attention_mask)
-    return model(None, attention_mask, stream=stream, first_block=model.config.n_layers)
+    return model(None, attention_mask, stream=stream, first_block=len(model.trf_blocks))
 
 
 # ---- embeddings
