@@ -236,8 +236,8 @@ def are_alike(query: nn.Module, key: nn.Module, value: nn.Module) -> bool:
 
 def outputs_of(block: nn.Module, stream: Tensor, config: GPT2Config) -> list[Tensor]:
     """What a block adds to hidden states, and what its attention gathers: for all tokens at once;
-    for three quarters of them and then the rest with a cache (the kernels differ for few rows and
-    many; of one token there is no rest); and for the last of a text that fills the context."""
+    for three quarters of them, if that is any, and then the rest with a cache (the kernels differ
+    for few rows and many); and for the last of a text that fills the context."""
     batch, tokens, _ = stream.shape
     past = 3 * tokens // 4
     shape = (batch, config.n_heads, tokens, config.head_dim)
