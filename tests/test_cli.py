@@ -126,6 +126,12 @@ def test_a_path_after_an_equals_sign_may_begin_at_home(
     assert done.returncode == 0 and (tmp_path / "out" / "summary.json").is_file(), done.stderr
 
 
+def test_a_text_with_such_a_path_stays_as_it_is(word_folder: Path) -> None:
+    arguments = ["--prompt", "export PATH=~/bin", "--max-new-tokens", "1"]
+    done = run("generate", "--model", word_folder, *arguments)
+    assert done.returncode == 0 and "export PATH=~/bin" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -93,9 +93,9 @@ def run_job(name: str, arguments: Sequence[str]) -> None:
 
 def with_home(argument: str) -> str:
     """--out=~/runs with the home folder in place of `~`: bash replaces it only at the beginning of
-    a word."""
+    a word. A text with spaces, as in --text "export PATH=~/bin", stays as it is."""
     head, equals, path = argument.partition("=~")
-    is_path = equals and (not path or path[0] in "/\\")
+    is_path = equals and len(head.split()) == 1 and (not path or path[0] in "/\\")
     return f"{head}={local_path('~' + path)}" if is_path else argument
 
 
