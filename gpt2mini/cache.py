@@ -32,7 +32,8 @@ class LayerCache:
     ) -> tuple[
         Float[Tensor, "batch heads total head_dim"], Float[Tensor, "batch heads total head_dim"]
     ]:
-        """Store the new tokens' keys and values; return those of all tokens so far.
+        """Store the new tokens' keys and values; return those of all tokens so far. An attention of
+        your own may have fewer heads for them than for its queries, or wider ones.
         Raises ValueError if they have another dtype than the cache, outside of autocast.
         """
         if keys.dtype != self.keys.dtype and not torch.is_autocast_enabled(keys.device.type):
@@ -40,6 +41,8 @@ class LayerCache:
                 f"the cache holds {self.keys.dtype}, attention computes in {keys.dtype}: make it "
                 f"with KeyValueCache(..., dtype={keys.dtype})"
             )
+        if self.length == 0:
+            self.keys, self.values = resized(self.keys, keys), resized(self.values, values)
         start, self.length = self.length, self.length + keys.shape[2]
         if keys.requires_grad or self.keys.requires_grad:
             # Backward needs what earlier calls have read: copy the buffers, do not write to them.
@@ -50,6 +53,14 @@ class LayerCache:
             self.keys[:, :, start : self.length] = keys
             self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+def resized(
+    buffer: Float[Tensor, "batch _ max_tokens _"], like: Float[Tensor, "batch heads _ head_dim"]
+) -> Float[Tensor, "batch heads max_tokens head_dim"]:
+    """The empty buffer, or one with as many heads, of the same width, as `like`."""
+    shape = (buffer.shape[0], like.shape[1], buffer.shape[2], like.shape[3])
+    return buffer if buffer.shape == shape else buffer.new_empty(shape)
 
 
 class KeyValueCache:

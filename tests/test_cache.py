@@ -8,10 +8,12 @@ from conftest import TINY, random_ids
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
-from gpt2mini import GPT2
-from gpt2mini.cache import KeyValueCache
+from gpt2mini import GPT2, GPT2Config
+from gpt2mini.cache import KeyValueCache, LayerCache
+from gpt2mini.generation import generate
 
 PRECISION = 1e-5  # float32, logits of the size of 1; cached and uncached sums differ in order only
 
@@ -50,6 +52,49 @@ def test_cached_equals_uncached_one_token_at_a_time(tiny_model: GPT2) -> None:
     cache = KeyValueCache(TINY, 2, TINY.context_length)
     logits = torch.cat([tiny_model(token, cache=cache) for token in ids.split(1, 1)], dim=1)
     assert_close(logits, tiny_model(ids), atol=PRECISION, rtol=0)
+
+
+class GroupedQueryAttention(nn.Module):
+    """Two heads of keys and values for four of queries (Ainslie et al. 2023)."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        emb, self.head_dim = config.emb_dim, config.head_dim
+        self.query, self.attn_out = nn.Linear(emb, emb), nn.Linear(emb, emb)
+        self.key, self.value = nn.Linear(emb, emb // 2), nn.Linear(emb, emb // 2)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        layers = (self.query, self.key, self.value)
+        query, key, value = (self.split_heads(layer(x)) for layer in layers)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        is_causal = attn_mask is None and query.shape[2] == key.shape[2]
+        context = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=True
+        )
+        return self.attn_out(context.transpose(1, 2).flatten(2))
+
+
+def test_keys_and_values_may_have_fewer_heads() -> None:
+    torch.manual_seed(0)
+    model = GPT2(replace(TINY, emb_dim=32, n_heads=4)).eval()
+    for block in model.trf_blocks:
+        block.attn = GroupedQueryAttention(model.config)
+    ids = random_ids(2, 5)
+    cache = KeyValueCache(model.config, 2, 5)
+    logits = torch.cat([model(chunk, cache=cache) for chunk in ids.split([3, 1, 1], 1)], dim=1)
+    assert_close(logits, model(ids), atol=PRECISION, rtol=0)
+    assert cache.layers[0].keys.shape == (2, 2, 5, 8)
+    text = ids
+    for _ in range(4):
+        text = torch.cat([text, model(text)[:, -1:].argmax(dim=2)], dim=1)
+    found = generate(model, ids, 4, temperature=0, num_samples=2)
+    assert found.token_ids.tolist() == text.repeat_interleave(2, dim=0).tolist()
 
 
 @given(sizes=chunk_sizes, spans=row_spans, mask_covers_all=st.booleans(), seed=seeds)
