@@ -35,7 +35,7 @@ from gpt2mini.training import Settings, adamw, cosine, muon_and_adamw, next_toke
 from gpt2mini.training.batches import remaining_batches
 from gpt2mini.training.checkpoints import PROGRESS, RunCheckpoints
 from gpt2mini.training.fingerprint import fingerprint
-from gpt2mini.training.metrics import MetricsLog, rows_until
+from gpt2mini.training.metrics import Figures, MetricsLog, rows_until
 from gpt2mini.training.signals import TrainingStopped
 from gpt2mini.training.state_tensors import IndexUnpickler
 
@@ -924,6 +924,19 @@ def test_a_bad_step_is_skipped_if_asked(value: float, caplog: pytest.LogCaptureF
     assert all(torch.isfinite(weight).all() for weight in run.weights().values())
     with pytest.raises(ValueError, match="on_bad_step must be 'stop' or 'skip', not 'ignore'"):
         run.train(on_bad_step="ignore")
+
+
+def test_a_step_that_is_skipped_does_not_count_in_the_figures() -> None:
+    figures, bad = Figures(), loss_with(math.nan, call=17)
+
+    def with_figure(model: GPT2, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, count = bad(model, batch)
+        figures.add(loss_again=loss)
+        return loss, count
+
+    run = Run()
+    rows = run.train(loss_function=with_figure, on_bad_step="skip", figures=figures, log_every=3)
+    assert all(math.isfinite(row["loss_again"]) for row in rows)
 
 
 def test_half_precision_is_scaled_and_resumes(tmp_path: Path) -> None:

@@ -191,6 +191,8 @@ class Run:
         where = f"step {self.progress.step}, {batches}"
         if self.settings.on_bad_step == "skip" and self.bad_steps < MAX_BAD_STEPS:
             logger.warning("skipped %s: %s", where, problem)
+            if "figures" in self.stateful:  # it does not count in what is logged either
+                self.stateful["figures"].load_state_dict(self.figures_before)
             return False
         self.model.zero_grad()  # leave no NaN behind
         before = f", as in the {self.bad_steps - 1} steps before it" if self.bad_steps > 1 else ""
@@ -329,6 +331,8 @@ class Run:
         """Of random generators, batches and the like, before a step or an evaluation that may
         fail."""
         self.states_before = states_of(self.stateful) if self.checkpoints is not None else {}
+        if "figures" in self.stateful:
+            self.figures_before = self.stateful["figures"].state_dict()
 
     def save(self, states: dict[str, Any] | None = None) -> Path:
         """Write a checkpoint, unless this step has one. states: those of `remember_states`; by
