@@ -1151,6 +1151,22 @@ def test_bad_settings_are_named(wrong: dict) -> None:
         PPOSettings(**wrong)
 
 
+def test_a_critic_learns_beside_a_policy_that_is_frozen_in_half_precision(
+    text_model: GPT2,
+) -> None:
+    """Adapters do, and are float32 as well."""
+    policy = GPT2(text_model.config).bfloat16()
+    add_lora(policy, rank=2, targets=("query",))
+    critic = ActorCritic(policy)
+    optimizer = adamw(critic, lr=0.1)
+    ids = torch.tensor([[1, 2, 3]])
+    for _ in range(2):
+        _, values = critic(ids, torch.ones_like(ids).bool(), ids > 1)
+        values.sum().backward()
+        optimizer.step()
+    assert float(values.detach()[0, 1]) != 0
+
+
 def test_a_policy_needs_a_language_head(text_model: GPT2) -> None:
     text_model.out_head = torch.nn.Linear(text_model.config.emb_dim, 2)
     with pytest.raises(ValueError, match="the output head has 2 outputs"):

@@ -78,7 +78,9 @@ class ActorCritic(nn.Module):
             check_reward_head(value_model)
             return
         like = policy.tok_emb.weight
-        self.value_head = nn.Linear(policy.config.emb_dim, 1, device=like.device, dtype=like.dtype)
+        # It learns, as adapters do, also where the policy is frozen in fewer bits.
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        self.value_head = nn.Linear(policy.config.emb_dim, 1, device=like.device, dtype=dtype)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
@@ -95,6 +97,7 @@ class ActorCritic(nn.Module):
         if self.value_model is None:
             if head is not self.policy.out_head:  # these are logits
                 hidden = self.policy.hidden_states(token_ids, attention_mask)
+            hidden = hidden.to(self.value_head.weight.dtype)
             outputs = self.value_head(hidden.flatten(0, 1))  # (batch * tokens, 1): no view, of
             outputs = outputs.view(*hidden.shape[:2], 1)  # which FSDP2 warns
         else:
