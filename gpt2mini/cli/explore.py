@@ -31,7 +31,8 @@ class Flags:
     model: str = "gpt2-nano"  # a model's folder or name
     adapter: str | None = None  # folder of an adapter that was trained on --model
     other: str | None = None  # a model of the same shape, or an adapter on --model, to compare with
-    text: str = "The old keeper lit the lamp. Then the old keeper"  # what it reads; - reads stdin
+    # what it reads; - reads stdin, without its last line break
+    text: str = "The old keeper lit the lamp. Then the old keeper"
     # whether the model runs in the page, and with which weights; auto: int8 below 50M parameters
     live: Literal["auto", "int8", "fp16", "off"] = "auto"
     name: str | None = None  # what the page calls the model; by default the end of its path

@@ -107,7 +107,7 @@ def heading(prompt: int, prompts: int, sample: int, samples: int) -> str:
 
 def read_stdin() -> str:
     try:
-        return sys.stdin.read().removesuffix("\n")  # which editors put at the end of a file
+        return sys.stdin.read().removesuffix("\n")  # which editors and `echo` put at the end
     except UnicodeDecodeError as error:
         raise ValueError(
             f"the prompt on standard input is not {sys.stdin.encoding} text ({error}): save it in "
