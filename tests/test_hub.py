@@ -577,7 +577,7 @@ def test_download_leaves_the_old_model_or_the_new_one(
     assert contents(tmp_path / "here") == before
 
 
-def test_download_leaves_nothing_of_the_model_that_lay_there(
+def test_download_does_not_mix_two_models(
     word_folder: Path, own_model: GPT2, tmp_path: Path
 ) -> None:
     own_model.save_pretrained(tmp_path / "old")
@@ -591,6 +591,13 @@ def test_download_leaves_nothing_of_the_model_that_lay_there(
     torch.save(weights, tmp_path / "new" / "pytorch_model.bin")
     (tmp_path / "new" / "additional_chat_templates").mkdir()
     (tmp_path / "new" / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    before, others = contents(tmp_path / "old"), ["model.safetensors", "adapter_config.json"]
+    done = run("download", tmp_path / "new", "--to", tmp_path / "old")
+    assert done.returncode == 1 and "holds files of another model" in done.stderr
+    assert all(name in done.stderr for name in others) and "notes.txt" not in done.stderr
+    assert contents(tmp_path / "old") == before
+    for name in before.keys() - {"notes.txt"}:
+        (tmp_path / "old" / name).unlink()
     done = run("download", tmp_path / "new", "--to", tmp_path / "old")
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "old") == contents(tmp_path / "new") | {"notes.txt": b"mine"}

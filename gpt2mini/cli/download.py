@@ -34,16 +34,18 @@ def run(flags: Flags) -> None:
 
 
 def copy_model(folder: Path, target: Path) -> None:
-    """Copy the files of a model: all of them or none. Those of another model that lay in the target
-    are removed, for they would be read together with the new ones, or instead."""
+    """Copy the files of a model: all of them or none. Raises FileExistsError if the target has
+    files of another model, which would be read together with these, or instead."""
     files = [file for file in folder.iterdir() if file.is_file() and file.name[0] != "."]
     copies: dict[Path, Write] = {
         target / file.relative_to(folder): partial(shutil.copyfile, file)
         for file in {*files, *files_that_are_read(folder)}
     }
+    if others := [path.name for path in files_that_are_read(target) if path not in copies]:
+        raise FileExistsError(
+            f"{target} holds files of another model, which would be read too: {', '.join(others)}. "
+            "Choose another folder, or take them out"
+        )
     for parent in {path.parent for path in copies}:
         parent.mkdir(exist_ok=True)
     write_together(copies)
-    for path in files_that_are_read(target):
-        if path not in copies:
-            path.unlink(missing_ok=True)
