@@ -24,7 +24,7 @@ FIGURES = {
     "grpo": ["reward", "kl", "entropy", "clip_fraction", "response_length"],
 }
 REWARD, DPO, PPO, GRPO = (f"--method {method}" for method in FIGURES)
-# of the run's flags, those of methods that learn from pairs, which are held out too
+# the run's flags about validation: only methods that learn from pairs have one
 VALIDATION = dict.fromkeys(["evaluate_every", "patience"], (REWARD, DPO))
 
 

@@ -64,9 +64,8 @@ class Flags:
     steps: options.Count = 40  # optimizer steps
     batch_size: options.Count = 4  # windows per micro-batch
     accumulate: options.Count = 1  # micro-batches per step
-    sequence_length: options.OptionalCount = (
-        None  # tokens per window, also in validation; None: the context
-    )
+    # tokens per window, also in validation; None: the context
+    sequence_length: options.OptionalCount = None
     lr: options.Positive = 0.02  # peak rate of Muon, for the matrices of the blocks
     adamw_lr: options.Positive = 0.003  # peak rate of AdamW, for all the rest
     weight_decay: options.NotNegative = 0.01  # of matrices
@@ -120,13 +119,7 @@ def run(flags: Flags) -> None:
 
     rows = job.train(
         model,
-        TokenBatches(
-            split.corpus.tokens,
-            split.training,
-            flags.batch_size,
-            length,
-            job.seed,
-        ),
+        TokenBatches(split.corpus.tokens, split.training, flags.batch_size, length, job.seed),
         muon_and_adamw(model, flags.lr, flags.adamw_lr, flags.weight_decay),
         flags.steps,
         evaluate=validate,

@@ -32,6 +32,7 @@ from gpt2mini.training.memory import (
     compiled_blocks,
     recompute_activations,
 )
+from gpt2mini.training.optimizers import optimized_parameters, parameter_groups
 from gpt2mini.training.run import Run, StepResult
 from gpt2mini.training.settings import Settings
 
@@ -79,6 +80,9 @@ def train(
     scaler = gradient_scaler(next(model.parameters()).device, settings.precision)
     loss_of = with_averaged_gradients(model, loss_function)
     run = Run(model, batches, optimizers, scaler, settings, evaluate, figures, out, save)
+    # Not all of the model's: in fp16, gradients that no optimizer holds are never unscaled.
+    held = optimized_parameters(optimizers)
+    optimized = [parameter for parameter in model.parameters() if parameter in held]
     with run.begun(resume, overwrite), mode(model, training=True), prepared(model, settings):
         model.zero_grad()
         for micro_batches in run.steps():
@@ -90,8 +94,7 @@ def train(
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             count = result.count / get_world_size()  # gradients are already means over the ranks
-            learning = optimized_parameters(model, optimizers)
-            result.grad_norm = divide_and_clip(learning, count, settings.max_grad_norm)
+            result.grad_norm = divide_and_clip(optimized, count, settings.max_grad_norm)
 
             if run.accepts(result):
                 for optimizer in optimizers:
@@ -105,17 +108,8 @@ def train(
 def set_learning_rates(optimizers: Iterable[Optimizer], lr_multiplier: float) -> None:
     """Set each parameter group's learning rate to its peak, the one it was made with, times
     `lr_multiplier`."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("peak_lr", group["lr"]) * lr_multiplier
-
-
-def optimized_parameters(model: nn.Module, optimizers: Iterable[Optimizer]) -> list[nn.Parameter]:
-    """What the optimizers change. The gradients of other parameters count for nothing, and in fp16
-    they are still scaled."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    optimized = {parameter for group in groups for parameter in group["params"]}
-    return [parameter for parameter in model.parameters() if parameter in optimized]
+    for group in parameter_groups(optimizers):
+        group["lr"] = group.setdefault("peak_lr", group["lr"]) * lr_multiplier
 
 
 def accumulate_gradients(

@@ -42,6 +42,16 @@ def adamw(
     return AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, fused=True)
 
 
+def parameter_groups(optimizers: Iterable[Optimizer]) -> list[dict[str, Any]]:
+    """The parameter groups of all optimizers."""
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+
+def optimized_parameters(optimizers: Iterable[Optimizer]) -> set[nn.Parameter]:
+    """The parameters that the optimizers hold."""
+    return {parameter for group in parameter_groups(optimizers) for parameter in group["params"]}
+
+
 def check_learning_precision(parameters: Iterable[nn.Parameter]) -> None:
     """Raise ValueError for parameters in fewer bits than float32.
 
@@ -195,15 +205,12 @@ class ChangesInGroups:
     optimizers count there (schedule-free ones, for example), not in the state of each parameter.
     Learning rates are the schedule's. For checkpoints, through `state_dict`."""
 
-    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
-        self.optimizers = list(optimizers)
-        self.at_start = [numbers_of(group) for group in self.groups()]
-
-    def groups(self) -> list[dict[str, Any]]:
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+    def __init__(self, optimizers: list[Optimizer]) -> None:
+        self.optimizers = optimizers  # not their groups: loading a state replaces those
+        self.at_start = [numbers_of(group) for group in parameter_groups(optimizers)]
 
     def state_dict(self) -> dict[str, list[dict[str, Any]]]:
-        pairs = zip(self.groups(), self.at_start, strict=True)
+        pairs = zip(parameter_groups(self.optimizers), self.at_start, strict=True)
         changed = [
             {name: n for name, n in numbers_of(group).items() if n != before.get(name)}
             for group, before in pairs
@@ -211,14 +218,16 @@ class ChangesInGroups:
         return {"changed": changed}
 
     def load_state_dict(self, state: dict[str, list[dict[str, Any]]]) -> None:
-        for group, changed in zip(self.groups(), state["changed"], strict=False):
+        groups = parameter_groups(self.optimizers)
+        for group, changed in zip(groups, state["changed"], strict=False):
             group.update(changed)
 
 
 def numbers_of(group: dict[str, Any]) -> dict[str, float]:
+    """The numbers in a parameter group, other than learning rates."""
     rates = ("lr", "peak_lr", "initial_lr")
-    is_number = {name: isinstance(value, int | float) for name, value in group.items()}
-    return {name: group[name] for name in group if is_number[name] and name not in rates}
+    numbers = {name: value for name, value in group.items() if isinstance(value, int | float)}
+    return {name: number for name, number in numbers.items() if name not in rates}
 
 
 def cosine(step: int, steps: int, warmup_steps: int, final_multiplier: float = 0.1) -> float:

@@ -3,13 +3,13 @@
 from torch import nn
 from torch.optim import Optimizer
 
-from gpt2mini.training.optimizers import check_learning_precision
+from gpt2mini.training.optimizers import check_learning_precision, optimized_parameters
 
 
 def check_can_be_trained(model: nn.Module, optimizers: list[Optimizer]) -> None:
     """Raise ValueError for what would be trained in vain, or could not be saved."""
     of_model = set(model.parameters())
-    optimized = {p for o in optimizers for group in o.param_groups for p in group["params"]}
+    optimized = optimized_parameters(optimizers)
     if optimized - of_model:
         raise ValueError(
             f"an optimizer has {len(optimized - of_model)} tensors that are not parameters of the "

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from gpt2mini.checkpoints.origin import Samples, equal_up_to_rounding
 from gpt2mini.device import best_precision
 from gpt2mini.training.checkpoints import Progress
+from gpt2mini.training.optimizers import parameter_groups
 from gpt2mini.training.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -32,14 +33,13 @@ def check_same_data(out: Path, own: dict[str, str], found: Progress) -> None:
 def check_same_base(out: Path, own: Samples, found: Progress) -> None:
     """Raise ValueError if frozen parameters are others than when the run was saved: what has been
     learned corrects those. own: see `samples_of_frozen`."""
-    then = found.frozen
-    both = [name for name in own if name in then]
-    different = [name for name in both if not equal_up_to_rounding(own[name], then[name], True)]
-    if different:
-        raise ValueError(
-            f"{out} was started from another model: {different[0]}, which is frozen, has "
-            f"{own[different[0]]} here and {then[different[0]]} there. Load the model it began with"
-        )
+    for name, here in own.items():
+        there = found.frozen.get(name, here)
+        if not equal_up_to_rounding(here, there, same_dtype=True):
+            raise ValueError(
+                f"{out} was started from another model: the frozen parameter {name} has the "
+                f"values {here}, and had {there}. Load the model that the run began with"
+            )
 
 
 def warn_of_other_settings(out: Path, own: dict[str, Any], found: Progress) -> None:
@@ -62,7 +62,7 @@ def settings_at(
 ) -> dict[str, Any]:
     """By name, what decides how much a step changes. step: counted from 1."""
     multiplier = settings.schedule(step - 1) if step else 0.0
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    groups = parameter_groups(optimizers)
     rates = [float(group.get("peak_lr", group["lr"])) * multiplier for group in groups]
     decays = [group.get("weight_decay", 0.0) for group in groups]
     is_clipped = math.isfinite(settings.max_grad_norm)  # JSON has no infinity
